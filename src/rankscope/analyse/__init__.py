@@ -1,0 +1,1 @@
+"""The analysis stage: what changed inside."""

@@ -1,0 +1,1 @@
+"""Sources, forms, prompts and tokens: everything about data that needs no torch."""

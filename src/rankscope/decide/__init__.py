@@ -1,0 +1,1 @@
+"""Choosing rates, and the verdict."""

@@ -1,0 +1,1 @@
+"""The evaluation stage: tasks to rows, one an item."""

@@ -1,0 +1,1 @@
+"""Spectra and attention as pure functions on tensors."""

@@ -1,0 +1,122 @@
+"""The declaration of every reported number: key, unit, direction, meaning, formula and source, each said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One reported number.
+
+    Attributes:
+        key: The spelling in records, JSON, tables and the report; a valid identifier.
+        unit: `fraction`, `nats`, `bits`, `count`, `none`, ...
+        better: Which end is better, where that can be said.
+        meaning: One line for a reader of the report.
+        formula: How it is computed.
+        source: Where the definition comes from.
+    """
+
+    key: str
+    unit: str
+    better: Direction
+    meaning: str
+    formula: str
+    source: str = ""
+
+
+_HARNESS = "conventions of lm-evaluation-harness"
+
+_ALL = (
+    # Learning and forgetting
+    Measure("accuracy", "fraction", "higher", "share of items answered right", "mean of is_correct", _HARNESS),
+    Measure(
+        "accuracy_per_byte", "fraction", "higher", "share of items right when options are compared per byte",
+        "argmax over options of log-likelihood / bytes of the option", _HARNESS,
+    ),
+    Measure(
+        "loss_nats_per_token", "nats", "lower", "how surprised the model is by each token of the text",
+        "sum of -ln p(token | before) over scored tokens / their number",
+    ),
+    Measure(
+        "bits_per_byte", "bits", "lower", "the same, comparable between tokenizers",
+        "sum of -log2 p / number of UTF-8 bytes", _HARNESS,
+    ),
+    Measure(
+        "gain", "fraction", "higher", "how much better the tuned model is in the domain it was trained on",
+        "accuracy tuned - accuracy base on in-domain items, paired by item",
+    ),
+    Measure(
+        "gain_nats", "nats", "higher", "how much less surprised the tuned model is by in-domain text",
+        "loss base - loss tuned, nats per token, same tokens",
+    ),
+    Measure(
+        "forgetting", "fraction", "lower", "how much accuracy was lost on what the model was not trained on",
+        "accuracy base - accuracy tuned, paired by item", "Biderman et al., arXiv 2405.09673",
+    ),
+    Measure(
+        "forgetting_nats", "nats", "lower", "how much more surprised the tuned model is by retention text",
+        "loss tuned - loss base, nats per token, same tokens", "Shuttleworth et al., arXiv 2410.21228",
+    ),
+    Measure("num_lost", "count", "lower", "items right before and wrong after", "count"),
+    Measure("num_gained", "count", "higher", "items wrong before and right after", "count"),
+    Measure(
+        "invalid_fraction", "fraction", "lower", "share of generations from which no answer can be read",
+        "mean of is_invalid",
+    ),
+    # Spectra of the update, per adapted matrix
+    Measure("update_norm", "none", "neither", "how far the matrix moved", "||dW||_F"),
+    Measure("update_norm_relative", "fraction", "neither", "the same, relative to the base", "||dW||_F / ||W0||_F"),
+    Measure(
+        "update_spectral_relative", "fraction", "neither", "the largest stretch of the update, relative to the base",
+        "||dW||_2 / ||W0||_2",
+    ),
+    Measure("stable_rank", "none", "neither", "how many directions carry the update", "sum s_i^2 / s_1^2"),
+    Measure("rank_utilisation", "fraction", "neither", "how much of the granted rank is used", "stable_rank / rank"),
+    Measure(
+        "effective_rank", "none", "neither", "how evenly the update spreads over directions",
+        "exp(-sum p_i ln p_i), p_i = s_i / sum s_j", "Roy and Vetterli, EUSIPCO 2007",
+    ),
+    Measure("energy_rank_90", "count", "neither", "directions that hold 90% of the update's energy",
+            "least k with sum_{i<=k} s_i^2 >= 0.90 sum s_i^2", "Biderman et al., arXiv 2405.09673"),
+    Measure("energy_rank_95", "count", "neither", "directions that hold 95% of the update's energy",
+            "least k with sum_{i<=k} s_i^2 >= 0.95 sum s_i^2"),
+    Measure("energy_rank_99", "count", "neither", "directions that hold 99% of the update's energy",
+            "least k with sum_{i<=k} s_i^2 >= 0.99 sum s_i^2"),
+    # Attention, per layer and head
+    Measure(
+        "attention_entropy", "fraction", "neither", "how widely a head looks: 0 one token, 1 all alike",
+        "mean over rows with two keys or more of H(row) / ln(keys it may see)",
+    ),
+    Measure(
+        "attention_divergence", "nats", "neither", "how far a head's pattern moved from the base's",
+        "mean over rows of the Jensen-Shannon divergence between base and tuned",
+    ),
+    Measure(
+        "attention_first_token", "fraction", "neither", "share of attention on the first position",
+        "mean over rows of the pattern's first column",
+    ),
+    Measure(
+        "attention_distance", "positions", "neither", "how far back a head looks",
+        "mean over rows of sum_k pattern_k (q - k)",
+    ),
+    Measure(
+        "head_similarity", "none", "neither", "how alike the heads of a layer are",
+        "mean over pairs of heads and rows of the cosine of their patterns",
+    ),
+)
+
+MEASURES: dict[str, Measure] = {measure.key: measure for measure in _ALL}
+
+
+def declared(key: str) -> Measure:
+    """The measure of a key.
+
+    Raises:
+        KeyError: Nothing of that name is declared here, so it may not be reported.
+    """
+    return MEASURES[key]

@@ -1,0 +1,238 @@
+"""What each stage writes: typed, versioned, last of all its files, and honest about failure."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from rankscope.measures import declared
+from rankscope.runs import RunSettings
+
+FORMAT_VERSION = 1
+
+Status = Literal["complete", "failed", "interrupted", "diverged"]
+
+
+def _only_declared(values: dict[str, Any]) -> dict[str, Any]:
+    for key in values:
+        declared(key)
+    return values
+
+
+# A number that does not apply is absent; a number that is not finite is kept as such.
+Values = Annotated[dict[str, float], AfterValidator(_only_declared)]
+
+
+class Frozen(BaseModel):
+    """A frozen value that survives a write and a read, non-finite numbers included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Failure(Frozen):
+    """Why a stage failed."""
+
+    type: str
+    message: str
+    traceback: str
+
+
+class Record(Frozen):
+    """What happened in one stage for one subject.
+
+    Attributes:
+        settings_hash: Of everything that the result depends on; another hash means the work is to be redone.
+        provenance: Code revision, packages, device (see provenance.py).
+        files: SHA-256 of every file the stage wrote, by name relative to the record's folder.
+    """
+
+    format_version: int = FORMAT_VERSION
+    kind: str
+    status: Status
+    error: Failure | None = None
+    settings_hash: str
+    provenance: dict[str, Any]
+    started_at: str
+    seconds: float
+    peak_memory_bytes: int | None = None
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if (self.status == "failed") != (self.error is not None):
+            raise ValueError("a failed record says why, and no other does")
+        return self
+
+
+class ValidationPoint(Frozen):
+    """The loss on validation examples after some steps of a run."""
+
+    step: int
+    loss_nats_per_token: float
+
+
+class TrainRecord(Record):
+    """What a training run did; the losses of every step are in steps.jsonl beside it."""
+
+    kind: Literal["train"] = "train"
+    run: RunSettings
+    num_trainable: int | None = None
+    num_parameters: int | None = None
+    num_steps: int = 0
+    num_tokens: int = 0
+    num_scored_tokens: int = 0
+    final_loss_nats_per_token: float | None = None
+    validations: tuple[ValidationPoint, ...] = ()
+    diverged_at_step: int | None = None
+
+
+class Subject(Frozen):
+    """Which model a record is about: a base, or the run that was trained from it."""
+
+    base: str
+    training_set: str | None = None
+    arm: str | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    run_id: str | None = None
+
+
+class EvaluateRecord(Record):
+    """A model's scores on one task; one row an item is in items.parquet beside it.
+
+    Attributes:
+        scored_by: `option_tree` or `separate_rows`, with the reason for a fallback in `note`.
+        num_truncated: Items whose prompt was cut from the left to fit the model's context.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    subject: Subject
+    task: str
+    scoring: Literal["multiple_choice", "generate", "loss"]
+    num_items: int = 0
+    num_truncated: int = 0
+    scored_by: str | None = None
+    note: str | None = None
+    values: Values = Field(default_factory=dict)
+
+
+class AnalyseRecord(Record):
+    """What was seen inside one model; arrays are in a .safetensors or .parquet file beside it."""
+
+    kind: Literal["analyse"] = "analyse"
+    subject: Subject
+    analysis: Literal["spectra", "attention"]
+    summary: Values = Field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+class RateChoice(Frozen):
+    """The learning rate chosen for one arm on one base and training set.
+
+    Attributes:
+        scores: By rate (as text), the mean validation score on the search seeds; None where the rate diverged.
+        losses: By rate, the mean validation loss, the first tie-break; None where it diverged.
+        learning_rate: None where every rate diverged or failed; `reason` says so.
+        at_edge: The best rate is the lowest or highest of two or more.
+        chosen_at: When, so that no test score can have come before.
+    """
+
+    base: str
+    training_set: str
+    arm: str
+    learning_rate: float | None
+    scores: dict[str, float | None]
+    losses: dict[str, float | None]
+    score_key: str
+    at_edge: Literal["lowest", "highest"] | None
+    reason: str
+    chosen_at: str
+
+
+class Rates(Frozen):
+    """decide/rates.json: every choice made so far."""
+
+    format_version: int = FORMAT_VERSION
+    choices: tuple[RateChoice, ...] = ()
+
+
+class Interval(Frozen):
+    """An estimate with its interval over items and seeds; `low` and `high` are None where none can be given."""
+
+    value: float
+    low: float | None
+    high: float | None
+    confidence: float
+    num_items: int
+    num_seeds: int
+
+
+class TaskComparison(Frozen):
+    """One arm against the base on one task, at the chosen rate, over seeds.
+
+    Attributes:
+        category: None for the whole task.
+        difference: Tuned less base (accuracy), or base less tuned (nats): higher is always better.
+        p_value: McNemar's exact test on items (first seed), None for losses; `p_holm` corrected over a family.
+    """
+
+    base: str
+    training_set: str
+    arm: str
+    learning_rate: float
+    task: str
+    category: str | None = None
+    relation: Literal["in_domain", "out_of_domain", "retention"]
+    unit: Literal["accuracy", "nats"]
+    base_value: float
+    tuned_value: float
+    difference: Interval
+    num_lost: int | None = None
+    num_gained: int | None = None
+    p_value: float | None = None
+    p_holm: float | None = None
+
+
+class ArmResult(Frozen):
+    """One arm's standing in a verdict; the base itself is one, with `arm` = `base`."""
+
+    arm: str
+    method: str
+    rank: int | None
+    learning_rate: float | None
+    num_trainable: int
+    gain: Interval | None
+    gain_nats: Interval | None
+    forgetting: Interval | None
+    forgetting_nats: Interval | None
+    eligible: Literal["yes", "no", "unknown"]
+    behind_best: Interval | None = None
+    reason: str = ""
+
+
+class Verdict(Frozen):
+    """The decision for one base and training set, with the rule in words and its numbers filled in."""
+
+    base: str
+    training_set: str
+    decision: Literal["recommended", "undecided"]
+    arm: str | None
+    learning_rate: float | None
+    gain: Interval | None
+    forgetting: Interval | None
+    gain_nats: Interval | None = None
+    forgetting_nats: Interval | None = None
+    rule: str
+    runner_up: str | None
+    needed: str | None
+    warnings: tuple[str, ...] = ()
+    arms: tuple[ArmResult, ...] = ()
+
+
+class DecideRecord(Record):
+    """decide/record.json: one verdict per base and training set, and the comparisons they rest on."""
+
+    kind: Literal["decide"] = "decide"
+    verdicts: tuple[Verdict, ...] = ()
+    comparisons: tuple[TaskComparison, ...] = ()

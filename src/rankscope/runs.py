@@ -1,0 +1,191 @@
+"""From a study to its runs: every arm at every rate and seed on every base and training set, settings resolved."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from rankscope.errors import UserError
+from rankscope.spec import Arm, Optimization, OptimizationFields, Study
+
+# A change of what training computes for the same settings must change this, so that old runs are not taken for new.
+TRAINING_VERSION = 1
+
+
+class Resolved(BaseModel):
+    """Frozen settings with no defaults left to look up; the base of what is written to run.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BaseSettings(Resolved):
+    """A base model, pinned: `fingerprint` changes when its files do."""
+
+    name: str
+    source: str
+    revision: str | None
+    fingerprint: str
+
+
+class TrainingData(Resolved):
+    """The tokenised training examples of one base and training set, pinned by a hash of their tokens."""
+
+    name: str
+    fingerprint: str
+    num_examples: int
+
+
+class ArmSettings(Resolved):
+    """One arm with its options resolved; `options` are PEFT's names and values (empty for full fine-tuning)."""
+
+    label: str
+    method: Literal["full", "lora"]
+    options: dict[str, Any]
+
+    @property
+    def rank(self) -> int | None:
+        """LoRA's rank, or None for a method without one."""
+        return self.options.get("r")
+
+
+class RunSettings(Resolved):
+    """One training run, fully resolved: what run.json holds and everything downstream reads."""
+
+    training_version: int = TRAINING_VERSION
+    base: BaseSettings
+    training_set: TrainingData
+    arm: ArmSettings
+    learning_rate: float
+    seed: int
+    num_steps: int
+    optimization: Optimization
+
+    @property
+    def settings_hash(self) -> str:
+        """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
+        return settings_hash(self.model_dump(mode="json"))
+
+    @property
+    def run_id(self) -> str:
+        """The run's folder name, unique in a study: base, training set, arm, rate, seed, hash."""
+        names = (self.base.name, self.training_set.name, self.arm.label)
+        return "-".join((*names, f"lr{self.learning_rate:g}", f"seed{self.seed}", self.settings_hash[:6]))
+
+    @property
+    def candidate(self) -> Candidate:
+        """The run without its seed."""
+        return Candidate(self.base.name, self.training_set.name, self.arm.label, self.learning_rate)
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """An arm at one learning rate, on one base and training set."""
+
+    base: str
+    training_set: str
+    arm: str
+    learning_rate: float
+
+
+def settings_hash(settings: Any) -> str:
+    """A SHA-256 over JSON with sorted keys, in hexadecimal."""
+    text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:
+    """The study's arms in its order, one for each rank, each with the entry of the study file it came from.
+
+    Raises:
+        UserError: Two arms have the same label.
+    """
+    arms = []
+    for arm in study.arms:
+        for rank in arm.rank or (None,):
+            arms.append((ArmSettings(label=_label(arm, rank), method=arm.method, options=_options(arm, rank)), arm))
+    labels = [settings.label for settings, _ in arms]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"two arms are called '{label}'", where="arms", mend="give one of them a `name`")
+    return arms
+
+
+def expand_runs(
+    study: Study, bases: Mapping[str, BaseSettings], training: Mapping[tuple[str, str], TrainingData]
+) -> list[RunSettings]:
+    """Every run that the study may need: all candidates with all seeds.
+
+    Args:
+        study: The study.
+        bases: By name, in the study's order.
+        training: By base and training set.
+    """
+    runs = []
+    for base in bases.values():
+        for name in study.train:
+            data = training[base.name, name]
+            for settings, arm in expand_arms(study):
+                optimization = resolve_optimization(study.optimization, arm)
+                for rate in arm.learning_rate:
+                    for seed in study.seeds:
+                        runs.append(
+                            RunSettings(
+                                base=base,
+                                training_set=data,
+                                arm=settings,
+                                learning_rate=rate,
+                                seed=seed,
+                                num_steps=num_steps(optimization, data.num_examples),
+                                optimization=optimization,
+                            )
+                        )
+    return runs
+
+
+def resolve_optimization(shared: Optimization, arm: OptimizationFields) -> Optimization:
+    """The shared settings with the arm's single fields laid over them; their neighbours stay."""
+    fields = OptimizationFields.model_fields
+    overrides = {name: value for name in fields if (value := getattr(arm, name)) is not None}
+    # An arm that states epochs means them, though the shared settings may count steps.
+    if "num_epochs" in overrides and "max_steps" not in overrides:
+        overrides["max_steps"] = None
+    return shared.model_copy(update=overrides)
+
+
+def num_steps(optimization: Optimization, num_examples: int) -> int:
+    """Optimizer steps of a run: max_steps, or epochs of ceil(examples / batch) steps, as the Trainer counts them."""
+    if optimization.max_steps is not None:
+        return optimization.max_steps
+    return max(1, math.ceil(optimization.num_epochs * math.ceil(num_examples / optimization.batch_size)))
+
+
+def _label(arm: Arm, rank: int | None) -> str:
+    if arm.name is not None:
+        return f"{arm.name}-r{rank}" if rank is not None and len(arm.rank or ()) > 1 else arm.name
+    parts = [arm.method]
+    if rank is not None:
+        parts.append(f"r{rank}")
+    if arm.use_rslora:
+        parts.append("rslora")
+    return "-".join(parts)
+
+
+def _options(arm: Arm, rank: int | None) -> dict[str, Any]:
+    """PEFT's options for the arm; alpha is twice the rank where nothing is said, so that ranks stay comparable."""
+    if rank is None:
+        return {}
+    alpha = "2r" if arm.lora_alpha is None else arm.lora_alpha
+    targets = "all-linear" if arm.target_modules is None else arm.target_modules
+    return {
+        "r": rank,
+        "lora_alpha": float(alpha[:-1]) * rank if isinstance(alpha, str) else float(alpha),
+        "lora_dropout": arm.lora_dropout or 0.0,
+        "use_rslora": bool(arm.use_rslora),
+        "target_modules": list(targets) if isinstance(targets, tuple) else targets,
+    }

@@ -1,0 +1,1 @@
+"""How a model's answers become numbers: likelihoods, generation, losses, answers."""

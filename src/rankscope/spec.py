@@ -1,0 +1,268 @@
+"""The one schema of a study file: every key, type, default, unit and limit.
+
+A study file is YAML and nothing else than what these classes say. Keys have Hugging Face's and PEFT's names; the
+documented short spellings (`rank` for `r`, `num_epochs` for `num_train_epochs`, `lr_scheduler` for
+`lr_scheduler_type`) mean the same. Reading a file, with the lines of its mistakes, is `study_file.py`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+# Names become folder names, so they are checked as such: no separators, no leading dot.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=80)]
+
+Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+Scoring = Literal["multiple_choice", "generate", "loss"]
+Kind = Literal["recall", "reasoning", "text"]
+Analysis = Literal["spectra", "attention"]
+
+
+def _listed(value: Any) -> Any:
+    """Accept `learning_rate: 1e-4` for `learning_rate: [1e-4]`."""
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+class Part(BaseModel):
+    """A frozen section of the study file that refuses unknown keys and names the nearest valid one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        aliases = {field.alias: name for name, field in cls.model_fields.items() if field.alias}
+        known = set(cls.model_fields) | set(aliases)
+        for key in data:
+            if key not in known:
+                close = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
+                mend = f"did you mean '{close[0]}'?" if close else f"valid keys are {', '.join(sorted(known))}"
+                raise PydanticCustomError("unknown_key", "unknown key '{key}'; {mend}", {"key": str(key), "mend": mend})
+        for alias, name in aliases.items():
+            if alias in data and name in data:
+                text = "'{key}' and '{other}' are two spellings of one setting; keep one"
+                raise PydanticCustomError("two_spellings", text, {"key": name, "other": alias})
+        return data
+
+
+class ModelSource(Part):
+    """A base model: a hub id, a folder, or `smallworld:base`, the model inside the package."""
+
+    source: str = Field(min_length=1, description="hub id, folder, or smallworld:base")
+    revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
+
+
+class Data(Part):
+    """Where rows come from: shared by training sets and tasks."""
+
+    source: str = Field(min_length=1, description="a file, a folder, a preset, or a hub id")
+    subset: str | None = Field(None, description="the hub data set's configuration name")
+    revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
+    split: str | None = Field(None, description="the split to read, where the source has several")
+    max_examples: Positive | None = Field(None, description="take the first so many rows")
+    columns: dict[str, str] | None = Field(None, description="what a column is, where it is not found: {question: q}")
+
+
+class Validation(Part):
+    """The rows on which learning rates are chosen: a seeded part of the training set, or a source of their own."""
+
+    source: str | None = Field(None, description="a source of its own, for example other wordings of what was taught")
+    subset: str | None = Field(None, description="the hub data set's configuration name")
+    revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
+    split: str | None = Field(None, description="the split to read")
+    fraction: Fraction = Field(0.1, description="the part of the training set held out where no source is given")
+    max_examples: Positive = Field(200, description="at most so many rows")
+    scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")
+    max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
+
+
+class TrainingSet(Data):
+    """A data set that runs are trained on."""
+
+    validation: Validation = Field(default_factory=Validation, description="where learning rates are chosen")
+
+
+class Task(Data):
+    """Data, prompt and scoring by which a model is judged."""
+
+    in_domain_for: tuple[str, ...] = Field((), description="the training sets whose domain this is")
+    role: Literal["retention"] | None = Field(None, description="retention: what the base could do before")
+    scoring: Scoring | None = Field(None, description="how items are scored; from preset or form where not stated")
+    kind: Kind | None = Field(None, description="what the task asks for; from the preset where not stated")
+    max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
+
+
+class OptimizationFields(Part):
+    """How runs are optimised, with TrainingArguments' names; the part that an arm may override."""
+
+    num_epochs: float | None = Field(None, gt=0.0, alias="num_train_epochs", description="passes over the training set")
+    max_steps: Positive | None = Field(None, description="optimizer steps; outranks num_train_epochs")
+    batch_size: Positive | None = Field(None, description="examples in an optimizer step, over all accumulation")
+    max_length: Positive | None = Field(None, description="longest example, in tokens; longer ones are cut and counted")
+    lr_scheduler: Scheduler | None = Field(None, alias="lr_scheduler_type", description="transformers' schedule names")
+    warmup_ratio: Fraction | None = Field(None, description="share of the steps with rising rate")
+    weight_decay: NotNegative | None = Field(None, description="AdamW's decoupled decay")
+    max_grad_norm: NotNegative | None = Field(None, description="gradients are clipped to this norm; 0: not clipped")
+    adam_beta1: Fraction | None = Field(None, description="AdamW's first decay")
+    adam_beta2: Fraction | None = Field(None, description="AdamW's second decay")
+    adam_epsilon: NotNegative | None = Field(None, description="AdamW's epsilon")
+
+
+class Optimization(OptimizationFields):
+    """The settings shared by all arms, complete."""
+
+    num_epochs: float = Field(1.0, gt=0.0, alias="num_train_epochs", description="passes over the training set")
+    batch_size: Positive = Field(16, description="examples in an optimizer step, over all accumulation")
+    max_length: Positive = Field(1024, description="longest example, in tokens; longer ones are cut and counted")
+    lr_scheduler: Scheduler = Field("cosine", alias="lr_scheduler_type", description="transformers' schedule names")
+    warmup_ratio: Fraction = Field(0.03, description="share of the steps with rising rate")
+    weight_decay: NotNegative = Field(0.0, description="AdamW's decoupled decay")
+    max_grad_norm: NotNegative = Field(1.0, description="gradients are clipped to this norm; 0: not clipped")
+    adam_beta1: Fraction = Field(0.9, description="AdamW's first decay")
+    adam_beta2: Fraction = Field(0.999, description="AdamW's second decay")
+    adam_epsilon: NotNegative = Field(1e-8, description="AdamW's epsilon")
+    dtype: Literal["auto", "float32", "float64", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 where a GPU has it, else float32"
+    )
+    num_validations: int = Field(4, ge=1, description="validation losses in a run, the last after the last step")
+
+
+class Arm(OptimizationFields):
+    """One setting compared with others: a method with its options; lists of `r` make one arm each."""
+
+    method: Literal["full", "lora"] = Field(description="how the model is made trainable")
+    name: Name | None = Field(None, description="the arm's name; made of method and rank where not given")
+    learning_rate: Annotated[
+        tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], BeforeValidator(_listed)
+    ] = Field(min_length=1, description="the rates to try, each a candidate")
+    rank: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] | None = Field(
+        None, alias="r", description="LoRA's rank; a list makes one arm of each"
+    )
+    lora_alpha: float | str | None = Field(None, description="LoRA's alpha: a number, or `2r` for twice the rank")
+    lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="dropout before A")
+    use_rslora: bool | None = Field(None, description="scale by alpha/sqrt(r) instead of alpha/r")
+    target_modules: str | tuple[str, ...] | None = Field(
+        None, description="module names, a regular expression, or all-linear"
+    )
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Self:
+        lora_only = ("rank", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")
+        if self.method == "full":
+            for key in lora_only:
+                if getattr(self, key) is not None:
+                    text = "'{key}' is an option of LoRA; full fine-tuning has none"
+                    raise PydanticCustomError("full_option", text, {"key": key})
+        elif self.rank is None:
+            raise PydanticCustomError("no_rank", "method lora needs 'rank', a number or a list", {"key": "method"})
+        if isinstance(self.lora_alpha, str) and not re.fullmatch(r"\d+(\.\d+)?r", self.lora_alpha):
+            text = "lora_alpha is a number or a multiple of the rank such as '2r', not '{value}'"
+            raise PydanticCustomError("bad_alpha", text, {"key": "lora_alpha", "value": self.lora_alpha})
+        for key in ("learning_rate", "rank"):
+            values = getattr(self, key) or ()
+            if len(set(values)) < len(values):
+                raise PydanticCustomError("repeated", "'{key}' names a value twice", {"key": key})
+        return self
+
+
+class Analyse(Part):
+    """What is looked at inside the tuned models."""
+
+    spectra: bool = Field(True, description="norms and ranks of every update")
+    attention: bool = Field(True, description="entropy per head, and divergence from the base")
+    num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
+
+
+class Search(Part):
+    """How each arm's learning rate is chosen."""
+
+    seeds: Positive = Field(1, description="rates are chosen on the first so many seeds")
+
+
+class Decide(Part):
+    """The rule's numbers; the rule itself is in docs/concepts.md."""
+
+    margin: Fraction = Field(0.02, description="a smaller difference in accuracy does not matter")
+    margin_nats: NotNegative = Field(0.01, description="the same for losses, in nats per token")
+    forgetting_budget: Fraction = Field(0.02, description="the mean loss of accuracy on retention that is accepted")
+    forgetting_budget_nats: NotNegative = Field(0.05, description="the same for text, in nats per token")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of every interval")
+
+
+class Execute(Part):
+    """Where and how work runs; never what is computed."""
+
+    backend: Literal["local"] = Field("local", description="where work runs")
+    num_workers: Positive | Literal["auto"] = Field("auto", description="processes on this machine")
+    threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
+    max_tokens_per_batch: Positive = Field(8192, description="token positions in one forward pass; more are split")
+    checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")
+
+
+class Study(Part):
+    """One question, one file, one directory."""
+
+    study: Name = Field(description="the study's name; results go to results/<study>")
+    model: dict[Name, ModelSource] = Field(description="hub id or folder; or a mapping of names to them")
+    train: dict[Name, TrainingSet] = Field(min_length=1, description="the training sets")
+    arms: tuple[Arm, ...] = Field(min_length=1, description="the settings compared")
+    optimization: Optimization = Field(default_factory=Optimization, description="shared by all arms")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, description="one run each")
+    evaluate: dict[Name, Task] = Field(min_length=1, description="the tasks")
+    analyse: Analyse = Field(default_factory=Analyse, description="what is looked at inside")
+    search: Search = Field(default_factory=Search, description="how rates are chosen")
+    decide: Decide = Field(default_factory=Decide, description="the rule's numbers")
+    execute: Execute = Field(default_factory=Execute, description="where work runs")
+    keep: Literal["chosen", "all", "records"] = Field("chosen", description="whose weights stay on disk")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_model(cls, data: Any) -> Any:
+        """`model: org/name` is short for a mapping with one entry, named by the id's last part."""
+        if isinstance(data, dict) and isinstance(data.get("model"), str):
+            return {**data, "model": {_model_name(data["model"]): {"source": data["model"]}}}
+        if isinstance(data, dict) and isinstance(data.get("model"), dict):
+            models = {k: {"source": v} if isinstance(v, str) else v for k, v in data["model"].items()}
+            return {**data, "model": models}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, task in self.evaluate.items():
+            for training_set in task.in_domain_for:
+                if training_set not in self.train:
+                    text = "evaluate.{task}.in_domain_for names '{name}', which is no training set; there are {known}"
+                    context = {"key": "evaluate", "task": name, "name": training_set, "known": ", ".join(self.train)}
+                    raise PydanticCustomError("no_such_set", text, context)
+            if task.role and task.in_domain_for:
+                text = "evaluate.{task} cannot be in domain and retention at once"
+                raise PydanticCustomError("two_roles", text, {"key": "evaluate", "task": name})
+            if name.startswith("validation"):
+                text = "task names that start with 'validation' are taken; rename evaluate.{task}"
+                raise PydanticCustomError("taken", text, {"key": "evaluate", "task": name})
+        for training_set in self.train:
+            if not any(training_set in task.in_domain_for for task in self.evaluate.values()):
+                text = "no task is in_domain_for '{name}', so nothing says what it taught"
+                raise PydanticCustomError("no_domain", text, {"key": "evaluate", "name": training_set})
+        if self.search.seeds > len(self.seeds):
+            raise PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})
+        if len(set(self.seeds)) < len(self.seeds):
+            raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
+        return self
+
+
+def _model_name(source: str) -> str:
+    """A folder-safe name for a model: the last part of its id or path."""
+    tail = source.rstrip("/").replace(":", "-").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9_.+-]", "-", tail).lstrip(".-_+") or "base"

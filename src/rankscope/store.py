@@ -1,0 +1,177 @@
+"""The study directory: where things lie, atomic writes, checked reads."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+import polars as pl
+from pydantic import BaseModel, ValidationError
+
+from rankscope.errors import UserError
+from rankscope.records import FORMAT_VERSION, AnalyseRecord, DecideRecord, EvaluateRecord, Rates, Record, TrainRecord
+
+RECORD = "record.json"
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class DamagedFile(Exception):
+    """A file is missing, cut short or changed since its record was written."""
+
+
+class Store:
+    """Paths, reads and writes of one study directory; knows no stage's meaning."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    # Where things lie ------------------------------------------------------------------------------------------------
+
+    @property
+    def study_file(self) -> Path:
+        """The study as it was run, overrides applied."""
+        return self.root / "study.yaml"
+
+    @property
+    def plan_file(self) -> Path:
+        """Runs, packs, layout and what was found in the data."""
+        return self.root / "plan.json"
+
+    def base(self, base: str) -> Path:
+        """What is computed once per base."""
+        return self.root / "base" / base
+
+    def training_data(self, base: str, training_set: str) -> Path:
+        """The folder with examples.parquet of one base and training set."""
+        return self.base(base) / "train" / training_set
+
+    def base_task(self, base: str, task: str) -> Path:
+        """The base's scores of a task, with prompts.parquet."""
+        return self.base(base) / "evaluate" / task
+
+    def base_analysis(self, base: str, analysis: str) -> Path:
+        """An analysis of the base itself."""
+        return self.base(base) / "analyse" / analysis
+
+    def run(self, run_id: str) -> Path:
+        """A run's folder."""
+        return self.root / "runs" / run_id
+
+    def train(self, run_id: str) -> Path:
+        """A run's training folder: adapter or weights, steps.jsonl, record."""
+        return self.run(run_id) / "train"
+
+    def task(self, run_id: str, task: str) -> Path:
+        """A run's scores of a task."""
+        return self.run(run_id) / "evaluate" / task
+
+    def analysis(self, run_id: str, analysis: str) -> Path:
+        """An analysis of a run."""
+        return self.run(run_id) / "analyse" / analysis
+
+    @property
+    def decide(self) -> Path:
+        """Choices and verdicts."""
+        return self.root / "decide"
+
+    @property
+    def report(self) -> Path:
+        """The page, its tables and figures."""
+        return self.root / "report"
+
+    # Records ---------------------------------------------------------------------------------------------------------
+
+    def read_train(self, run_id: str) -> TrainRecord | None:
+        """A run's training record, or None where there is none yet."""
+        return read_model(self.train(run_id) / RECORD, TrainRecord)
+
+    def read_evaluate(self, folder: Path) -> EvaluateRecord | None:
+        """The record of a task's scores in the folder that `task` or `base_task` names."""
+        return read_model(folder / RECORD, EvaluateRecord)
+
+    def read_analyse(self, folder: Path) -> AnalyseRecord | None:
+        """The record of an analysis in the folder that `analysis` or `base_analysis` names."""
+        return read_model(folder / RECORD, AnalyseRecord)
+
+    def read_rates(self) -> Rates:
+        """The learning rates chosen so far."""
+        return read_model(self.decide / "rates.json", Rates) or Rates()
+
+    def read_decide(self) -> DecideRecord | None:
+        """The verdicts, or None before there are any."""
+        return read_model(self.decide / RECORD, DecideRecord)
+
+
+def read_model(path: Path, kind: type[Model]) -> Model | None:
+    """A record or another model from JSON, or None where there is no file.
+
+    Raises:
+        UserError: It was written by a newer version of rankscope.
+        DamagedFile: It is not what was written.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    try:
+        value = kind.model_validate_json(text)
+    except ValidationError as error:
+        raise DamagedFile(f"{path} is not a record of this version ({error.errors()[0]['msg']})") from None
+    version = getattr(value, "format_version", FORMAT_VERSION)  # plain models carry none
+    if version > FORMAT_VERSION:
+        raise UserError(f"written by a newer rankscope (format {version})", where=path, mend="update rankscope")
+    return value
+
+
+def write_record(folder: Path, record: Record, files: Iterable[str] = ()) -> None:
+    """Write a stage's record, last of all its files, with the checksums of the others.
+
+    Args:
+        folder: Where the stage's files lie.
+        record: The record, without checksums.
+        files: Names of the files, relative to the folder, that the record vouches for.
+    """
+    sums = {name: checksum(folder / name) for name in sorted(files)}
+    write_text(folder / RECORD, record.model_copy(update={"files": sums}).model_dump_json(indent=1) + "\n")
+
+
+def check_files(folder: Path, record: Record) -> None:
+    """Compare a record's files with their checksums.
+
+    Raises:
+        DamagedFile: Naming the first file that is missing or differs.
+    """
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise DamagedFile(f"{path} is missing")
+        if checksum(path) != expected:
+            raise DamagedFile(f"{path} differs from what was written (checksum)")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_parquet(path: Path, frame: pl.DataFrame) -> None:
+    """Write a table under a temporary name and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    frame.write_parquet(temporary)
+    temporary.replace(path)

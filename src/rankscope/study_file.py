@@ -1,0 +1,159 @@
+"""Reading a study file: YAML to a `Study`, with the line of every mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from rankscope.errors import UserError, line_of
+from rankscope.spec import Study
+
+
+def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
+    """Read and check a study file.
+
+    Args:
+        path: The YAML file.
+        overrides: `key.sub=value` settings that go through the same schema; a value is YAML.
+
+    Raises:
+        UserError: The file cannot be read, is no YAML, or does not fit the schema; the message names the line.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        return Study.model_validate(_plain(document))
+    except ValidationError as error:
+        raise _user_error(path, document, error) from None
+
+
+def dump_study(study: Study) -> str:
+    """The resolved study as YAML, with the file's own key names."""
+    import io
+
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(study.model_dump(mode="json", by_alias=True, exclude_none=True), stream)
+    return stream.getvalue()
+
+
+def _read_yaml(path: Path) -> CommentedMap:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("there is no such study file", where=path, mend="`rankscope init` writes one") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path) from None
+    try:
+        # The round-trip loader builds no objects of a document's choosing and keeps line numbers.
+        document = YAML(typ="rt", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else None
+        raise UserError(f"not valid YAML: {error.problem}", where=line_of(path, line)) from None
+    except YAMLError as error:
+        raise UserError(f"not valid YAML: {error}", where=path) from None
+    if document is None:
+        raise UserError("the study file is empty", where=path, mend="`rankscope init` writes one")
+    if not isinstance(document, CommentedMap):
+        raise UserError("a study file is a mapping of keys to values", where=line_of(path, 1))
+    return document
+
+
+def _apply_override(document: CommentedMap, override: str) -> None:
+    """Set `a.b.c=value` in the document; the value is read as YAML, lists are indexed by number."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{override}' is not key=value", where="--set", mend="for example --set seeds='[0, 1]'")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise UserError(f"the value of '{override}' is not valid YAML", where="--set") from None
+    node: Any = document
+    *parents, last = key.split(".")
+    for part in parents:
+        node = _child(node, part, key)
+    if isinstance(node, CommentedSeq):
+        node[_index(node, last, key)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise UserError(f"'{key}' leads into a plain value", where="--set")
+
+
+def _child(node: Any, part: str, key: str) -> Any:
+    if isinstance(node, (CommentedSeq, list)):
+        return node[_index(node, part, key)]
+    if not isinstance(node, dict):
+        raise UserError(f"'{key}' leads into a plain value", where="--set")
+    if part not in node:
+        node[part] = CommentedMap()
+    return node[part]
+
+
+def _index(node: Sequence[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise UserError(f"'{key}' needs a number below {len(node)} where it says '{part}'", where="--set")
+    return int(part)
+
+
+def _plain(node: Any) -> Any:
+    """The document without ruamel's types, so that pydantic sees plain ones."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_plain(value) for value in node]
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _user_error(path: Path, document: CommentedMap, error: ValidationError) -> UserError:
+    """The first mistakes of a pydantic error, each with its key and line."""
+    lines = []
+    for detail in error.errors(include_url=False)[:5]:
+        location = [part for part in detail["loc"] if not _is_tag(part)]
+        if key := detail.get("ctx", {}).get("key"):
+            location.append(key)
+        line = _line(document, location)
+        name = ".".join(str(part) for part in location) or "the study"
+        message = "is missing" if detail["type"] == "missing" else detail["msg"]
+        lines.append((line, name, message))
+    head, *rest = dict.fromkeys(lines)
+    text = f"{head[1]}: {head[2]}" + "".join(f"\n{line_of(path, line)}: {key}: {text}" for line, key, text in rest)
+    return UserError(text, where=line_of(path, head[0]), mend="the keys are described in docs/study_file.md")
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether a part of pydantic's location names a branch of a union rather than a key."""
+    return isinstance(part, str) and ("[" in part or part in {"constrained-str", "str", "float", "int", "bool"})
+
+
+def _line(node: Any, location: Sequence[int | str]) -> int | None:
+    """The 1-based line of a location, or of the deepest part of it that the document has."""
+    line = 1
+    for part in location:
+        if isinstance(node, CommentedMap) and part in node:
+            # lc.data is missing for keys that --set added.
+            position = (node.lc.data or {}).get(part)
+            line = position[0] + 1 if position else line
+            node = node[part]
+        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            position = (node.lc.data or {}).get(part)
+            line = position[0] + 1 if position else line
+            node = node[part]
+        else:
+            break
+    return line
