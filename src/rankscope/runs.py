@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import UserError
-from rankscope.spec import Arm, Optimization, OptimizationFields, Study
+from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring, Study
 
 # A change of what training computes for the same settings must change this, so that old runs are not taken for new.
 TRAINING_VERSION = 1
@@ -39,6 +39,26 @@ class TrainingData(Resolved):
     name: str
     fingerprint: str
     num_examples: int
+
+
+class TaskSettings(Resolved):
+    """How one task's items are scored for one base, resolved.
+
+    Attributes:
+        answer: What a right generated answer is: the same `number` (strict: after ####; flexible: the last number),
+            the same option `letter`, or the same `text` (case, blanks and a final stop aside).
+        stop: Texts that end a generation, beside the end token.
+        fingerprint: A hash of the items as scored (prompts, options, targets).
+    """
+
+    name: str
+    scoring: Scoring
+    kind: Kind | None
+    answer: Literal["number", "letter", "text"]
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+    fingerprint: str
+    num_items: int
 
 
 class ArmSettings(Resolved):

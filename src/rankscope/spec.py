@@ -103,12 +103,14 @@ class Task(Data):
 
 
 class OptimizationFields(Part):
-    """How runs are optimised, with TrainingArguments' names; the part that an arm may override."""
+    """How runs are optimised, with TrainingArguments' names; the part that an arm may override.
+
+    `max_length` is not in it: all runs of a seed see the same examples.
+    """
 
     num_epochs: float | None = Field(None, gt=0.0, alias="num_train_epochs", description="passes over the training set")
     max_steps: Positive | None = Field(None, description="optimizer steps; outranks num_train_epochs")
     batch_size: Positive | None = Field(None, description="examples in an optimizer step, over all accumulation")
-    max_length: Positive | None = Field(None, description="longest example, in tokens; longer ones are cut and counted")
     lr_scheduler: Scheduler | None = Field(None, alias="lr_scheduler_type", description="transformers' schedule names")
     warmup_ratio: Fraction | None = Field(None, description="share of the steps with rising rate")
     weight_decay: NotNegative | None = Field(None, description="AdamW's decoupled decay")
