@@ -77,6 +77,11 @@ class Plan(Frozen):
     runs: tuple[RunSettings, ...]
     search_seeds: tuple[int, ...]
     layout: Layout
+    dtype: str
+    max_tokens_per_batch: int
+    checkpoint_seconds: float
+    num_probe_texts: int
+    analyses: tuple[Literal["spectra", "attention"], ...]
     estimate: Estimate
     data: tuple[DataSummary, ...] = ()
     warnings: tuple[str, ...] = ()

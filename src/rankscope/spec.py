@@ -133,9 +133,7 @@ class Optimization(OptimizationFields):
     adam_beta1: Fraction = Field(0.9, description="AdamW's first decay")
     adam_beta2: Fraction = Field(0.999, description="AdamW's second decay")
     adam_epsilon: NotNegative = Field(1e-8, description="AdamW's epsilon")
-    dtype: Literal["auto", "float32", "float64", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 where a GPU has it, else float32"
-    )
+    dtype: Literal["float32", "float64"] = Field("float32", description="of weights and arithmetic")
     num_validations: int = Field(4, ge=1, description="validation losses in a run, the last after the last step")
 
 

@@ -1,0 +1,53 @@
+"""AdamW and the learning rate at each step, for every method alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import get_scheduler
+
+from rankscope.spec import Optimization
+
+
+def make_optimizer(
+    groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float
+) -> torch.optim.AdamW:
+    """AdamW over parameter groups, fused where torch has it for their device and type."""
+    device = groups[0]["params"][0].device.type
+    return torch.optim.AdamW(
+        groups,
+        lr=learning_rate,
+        betas=(optimization.adam_beta1, optimization.adam_beta2),
+        eps=optimization.adam_epsilon,
+        fused=device in {"cpu", "cuda"},
+    )
+
+
+def rate_factors(optimization: Optimization, num_steps: int) -> Callable[[int], float]:
+    """The factor on the learning rate before each step (counted from 0), as transformers' schedules give it.
+
+    A function of the step alone, so that a resumed run needs no scheduler's state.
+    """
+    carrier = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    num_warmup_steps = math.ceil(num_steps * optimization.warmup_ratio)
+    schedule = get_scheduler(optimization.lr_scheduler, carrier, num_warmup_steps, num_steps)
+    return schedule.lr_lambdas[0]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's state as named tensors, so that it can be kept without a pickle."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    entries: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        entries.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,180 @@
+"""The training stage: runs of a pack from their examples to saved weights and a record each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Protocol
+
+import polars as pl
+import psutil
+import torch
+
+from rankscope.data.examples import TokenisedExample, examples_from_frame
+from rankscope.data.order import batches
+from rankscope.models.methods import TrainablePack
+from rankscope.plan import Pack, Plan
+from rankscope.provenance import provenance
+from rankscope.records import Status, TrainRecord
+from rankscope.runs import RunSettings
+from rankscope.store import Store, write_parquet, write_record, write_text
+from rankscope.train.batches import num_scored
+from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
+from rankscope.train.loop import RunState, StepLog, start_run, train
+
+STEPS = "steps.jsonl"
+CHECKPOINT = "checkpoint"
+
+
+class Models(Protocol):
+    """What this stage needs of the process's models."""
+
+    def trainable(self, runs: tuple[RunSettings, ...]) -> AbstractContextManager[TrainablePack]:
+        """Runs of one base and method, ready to be trained together."""
+
+
+class Watcher(Protocol):
+    """Who is told how far a run is, and who may ask the stage to stop."""
+
+    def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
+        """A run has made some of its steps."""
+
+    def wants_stop(self) -> bool:
+        """The stage is to checkpoint and return."""
+
+
+def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
+    """Train the runs of a pack that have no complete record yet.
+
+    A stopped run leaves a checkpoint and a record that says `interrupted`; the next call goes on from there.
+    """
+    runs = tuple(settings for name in pack.run_ids if not _is_finished(store, settings := plan.run(name)))
+    if not runs:
+        return
+    started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
+    with models.trainable(runs) as trainable:
+        states = [_start(store, trainable, index) for index in range(len(runs))]
+        observer = _Observer(store, trainable, watcher, plan.checkpoint_seconds)
+        train(trainable, states, plan.max_tokens_per_batch, observer)
+        for state in states:
+            observer.close(state)
+            seconds = (time.perf_counter() - started) / len(runs)
+            _finish(store, trainable, state, started_at, seconds)
+
+
+def _is_finished(store: Store, settings: RunSettings) -> bool:
+    record = store.read_train(settings.run_id)
+    return record is not None and record.status in {"complete", "diverged"}
+
+
+def _start(store: Store, pack: TrainablePack, index: int) -> RunState:
+    """Write what the run is about to do, then bring it to its last checkpoint, if any."""
+    settings = pack.runs[index]
+    folder = store.run(settings.run_id)
+    write_text(folder / "run.json", settings.model_dump_json(indent=1) + "\n")
+    data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / "examples.parquet")
+    examples = examples_from_frame(data.filter(pl.col("split") == "train"))
+    validation = examples_from_frame(data.filter(pl.col("split") == "validation"))
+    order = batches(len(examples), settings.optimization.batch_size, settings.num_steps, settings.seed)
+    write_parquet(folder / "order.parquet", _order_frame(examples, order))
+    state = start_run(pack, index, examples, validation, order)
+    read_checkpoint(store.train(settings.run_id) / CHECKPOINT, pack, state)
+    lines = "".join(_line(log) for log in state.logs)
+    write_text(store.train(settings.run_id) / STEPS, lines)
+    return state
+
+
+def _order_frame(examples: list[TokenisedExample], order: list[list[int]]) -> pl.DataFrame:
+    rows = [(step + 1, examples[index].example_id) for step, batch in enumerate(order) for index in batch]
+    return pl.DataFrame(rows, schema={"step": pl.Int32, "example_id": pl.String}, orient="row")
+
+
+def _line(log: StepLog) -> str:
+    return json.dumps(asdict(log)) + "\n"
+
+
+class _Observer:
+    """Writes steps.jsonl and checkpoints while the loop runs."""
+
+    def __init__(self, store: Store, pack: TrainablePack, watcher: Watcher, checkpoint_seconds: float) -> None:
+        self._store = store
+        self._pack = pack
+        self._watcher = watcher
+        self._checkpoint_seconds = checkpoint_seconds
+        self._written = dict.fromkeys(range(len(pack.runs)), time.monotonic())
+        self._streams = {
+            index: (store.train(settings.run_id) / STEPS).open("a", encoding="utf-8")
+            for index, settings in enumerate(pack.runs)
+        }
+
+    def after_step(self, state: RunState) -> None:
+        log = state.logs[-1]
+        stream = self._streams[state.index]
+        stream.write(_line(log))
+        stream.flush()
+        self._watcher.progress(state.run.run_id, state.step, state.run.num_steps, log.loss_nats_per_token)
+        if not state.is_done and time.monotonic() - self._written[state.index] > self._checkpoint_seconds:
+            write_checkpoint(self._store.train(state.run.run_id) / CHECKPOINT, self._pack, state)
+            self._written[state.index] = time.monotonic()
+
+    def wants_stop(self) -> bool:
+        return self._watcher.wants_stop()
+
+    def close(self, state: RunState) -> None:
+        self._streams[state.index].close()
+
+
+def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str, seconds: float) -> None:
+    """Save what the run has become, and say so in its record, last of all."""
+    folder = store.train(state.run.run_id)
+    status: Status = "complete"
+    files = [STEPS]
+    if state.diverged_at_step is not None:
+        status = "diverged"
+    elif not state.is_done:
+        status = "interrupted"
+        write_checkpoint(folder / CHECKPOINT, pack, state)
+    else:
+        files += pack.save(state.index, folder)
+    write_record(folder, _record(pack, state, status, started_at, seconds), files)
+    if status != "interrupted":
+        shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+
+
+def _record(pack: TrainablePack, state: RunState, status: Status, started_at: str, seconds: float) -> TrainRecord:
+    scored = [sum(num_scored(state.examples[i]) for i in batch) for batch in state.order[: state.step]]
+    return TrainRecord(
+        status=status,
+        settings_hash=state.run.settings_hash,
+        provenance=provenance() | {"device": str(pack.model.device), "num_threads": torch.get_num_threads()},
+        started_at=started_at,
+        # What a resumed run spent before it was stopped is in its step logs only.
+        seconds=max(seconds, sum(log.seconds for log in state.logs)),
+        peak_memory_bytes=_peak_memory(pack),
+        run=state.run,
+        num_trainable=sum(p.numel() for group in pack.parameter_groups(state.index) for p in group["params"]),
+        num_parameters=_num_base_parameters(pack),
+        num_steps=state.step,
+        num_tokens=sum(log.num_tokens for log in state.logs),
+        num_scored_tokens=sum(scored),
+        final_loss_nats_per_token=state.logs[-1].loss_nats_per_token if state.logs else None,
+        validations=tuple(state.validations),
+        diverged_at_step=state.diverged_at_step,
+    )
+
+
+def _num_base_parameters(pack: TrainablePack) -> int:
+    """Parameters of the base alone; a tied one counts once."""
+    added = 0 if pack.alters_base else sum(t.numel() for i in range(len(pack.runs)) for t in pack.state(i).values())
+    return sum(parameter.numel() for parameter in pack.model.parameters()) - added
+
+
+def _peak_memory(pack: TrainablePack) -> int:
+    """The most memory so far: the device's where there is one, else the process's resident memory now."""
+    if pack.model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(pack.model.device)
+    return psutil.Process().memory_info().rss
