@@ -69,6 +69,7 @@ class Data(Part):
     subset: str | None = Field(None, description="the hub data set's configuration name")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read, where the source has several")
+    preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     max_examples: Positive | None = Field(None, description="take the first so many rows")
     columns: dict[str, str] | None = Field(None, description="what a column is, where it is not found: {question: q}")
 
@@ -80,6 +81,7 @@ class Validation(Part):
     subset: str | None = Field(None, description="the hub data set's configuration name")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read")
+    preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     fraction: Fraction = Field(0.1, description="the part of the training set held out where no source is given")
     max_examples: Positive = Field(200, description="at most so many rows")
     scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")

@@ -1,0 +1,106 @@
+"""Where a base model lies on this machine: a local folder, the model in the package, or the hub's cache."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rankscope.errors import UserError
+
+EMBEDDED = "smallworld:base"
+_WHOLE_BYTES = 64 * 2**20
+_END_BYTES = 2**20
+# Weights in formats that run code when read (.bin, .pt) are not even fetched.
+_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+
+
+def model_folder(source: str, revision: str | None = None) -> Path:
+    """The folder with a base model's configuration, tokenizer and safetensors.
+
+    Args:
+        source: A folder, `smallworld:base`, or a hub id, which is fetched into the hub's cache (`HF_HOME`,
+            `HF_HUB_OFFLINE` and `HF_TOKEN` are obeyed).
+        revision: The hub's branch, tag or commit.
+
+    Raises:
+        UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
+    """
+    if source == EMBEDDED:
+        return _checked(Path(__file__).parent / "smallworld" / "base", source)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _checked(path, source)
+    if path.exists():
+        raise UserError(f"'{source}' is a file", where="model", mend="name the folder that holds the model")
+    if source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        raise UserError(
+            f"there is no model folder '{source}'", where="model", mend="name an existing folder, or a hub id"
+        )
+    return _checked(_fetched(source, revision), source)
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of a model's configuration, tokenizer and weights: it changes when the model does.
+
+    Files of up to 64 MB are hashed whole. Of a larger one its size, its first and its last MiB are: the first holds
+    safetensors' table of names, shapes and offsets, and training changes every part of a file.
+    """
+    digest = hashlib.sha256()
+    names = ("*.safetensors", "config.json", "generation_config.json", "*token*.json", "chat_template.jinja")
+    for path in sorted({path for name in names for path in folder.glob(name)}):
+        size = path.stat().st_size
+        digest.update(f"{path.name}\0{size}\0".encode())
+        with path.open("rb") as stream:
+            if size <= _WHOLE_BYTES:
+                digest.update(stream.read())
+            else:
+                digest.update(stream.read(_END_BYTES))
+                stream.seek(-_END_BYTES, 2)
+                digest.update(stream.read(_END_BYTES))
+    return digest.hexdigest()
+
+
+def _checked(folder: Path, source: str) -> Path:
+    """The folder, if it can serve as a base."""
+    weights = any(folder.glob("*.safetensors"))
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"'{source}' holds an adapter, not a model",
+            where=folder,
+            mend="name its base as the model, or merge it first with peft's merge_and_unload()",
+        )
+    if not weights and any(path for name in ("*.bin", "*.pt", "*.pth") for path in folder.glob(name)):
+        raise UserError(
+            f"'{source}' has its weights as pickles only, which are never read",
+            where=folder,
+            mend="convert them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors",
+        )
+    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    if not weights:
+        missing.append("*.safetensors")
+    if missing:
+        raise UserError(
+            f"'{source}' is no complete model folder: {', '.join(missing)} missing",
+            where=folder,
+            mend="save model and tokenizer into it with save_pretrained()",
+        )
+    return folder
+
+
+def _fetched(source: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(source, revision=revision, allow_patterns=_PATTERNS))
+    except HFValidationError:
+        problem, mend = f"'{source}' is neither a folder nor a hub id", "name a folder, or a hub id such as org/name"
+    # The hub's client raises what its transport raises: many unrelated classes, most of them OSError or ValueError.
+    except Exception as error:  # noqa: BLE001
+        problem = f"the model '{source}' cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
+        mend = "check the id and the network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
+    raise UserError(problem, where="model", mend=mend)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")

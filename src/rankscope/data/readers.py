@@ -1,0 +1,216 @@
+"""Reading rows out of one file, each with its line: JSONL, JSON, CSV, TSV, Parquet, Arrow, text. Never a pickle."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from rankscope.errors import UserError, line_of
+
+_BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n|\Z)")
+_GAP = re.compile(r"[\s,]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a source.
+
+    Attributes:
+        values: Its fields by name.
+        path: The file it came from, or the source's name.
+        line: The 1-based line where it starts; the row's number in formats without lines.
+        category: What the file's name says of it, where a folder holds one file a subject.
+    """
+
+    values: dict[str, Any]
+    path: str
+    line: int
+    category: str | None = None
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return line_of(self.path, self.line)
+
+
+def read_file(path: Path) -> list[Row]:
+    """All rows of a file, in its order; the format is that of the file's ending.
+
+    Text is split into paragraphs at blank lines, each a row with the field `text`.
+
+    Raises:
+        UserError: The file is missing, empty, or not what its ending says; the message names the line.
+    """
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(
+            f"files ending in '{path.suffix}' are not read", where=path, mend=f"use one of {', '.join(READERS)}"
+        )
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError("there is no such file", where=path, mend="check the path of `source`") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the file's rights") from None
+    rows = [Row(values, str(path), line) for line, values in reader(content, path)]
+    if not rows:
+        raise UserError("the file holds no rows", where=path, mend="check the path, or write the data again")
+    return rows
+
+
+def _text(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"not UTF-8 text ({error.reason})", where=line_of(path, line), mend="save the file as UTF-8"
+        ) from None
+
+
+def _jsonl(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_text(content, path).split("\n"), start=1):
+        if line.strip():
+            yield number, _object(_loads(line, path, number), line, path, number)
+
+
+def _loads(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"the line is no JSON ({error.msg} at column {error.colno})"
+    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+        problem = f"the line is no JSON that can be read ({error})"
+    raise UserError(problem, where=line_of(path, line), mend="a JSONL file holds one JSON object a line")
+
+
+def _object(value: Any, text: str, path: Path, line: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"the row is {_kind(value)}, not an object with named fields",
+            where=line_of(path, line),
+            mend='write rows as {"question": ..., "answer": ...}',
+        )
+    # Half a surrogate pair is valid JSON and no valid text: it could be neither tokenised nor written.
+    if "\\u" in text and re.search(r"[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+        raise UserError("a text holds half a surrogate pair", where=line_of(path, line), mend="repair the \\u escape")
+    return value
+
+
+def _kind(value: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
+    return kinds.get(type(value), "a number")
+
+
+def _json(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A list of objects, read one by one so that each has its line."""
+    text = _text(content, path)
+    start = _GAP.match(text).end()
+    if text[start : start + 1] == "{":  # many files named .json hold one object a line
+        yield from _jsonl(content, path)
+        return
+    if not text.strip():
+        return
+    if text[start : start + 1] != "[":
+        raise UserError("not a JSON list of rows", where=line_of(path, 1), mend="write the rows as [{...}, {...}]")
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    at = _GAP.match(text, start + 1).end()
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"not valid JSON ({error.msg})", where=line_of(path, error.lineno), mend="repair or write it again"
+            ) from None
+        except (RecursionError, ValueError) as error:
+            raise UserError(
+                f"not JSON that can be read ({error})", where=line_of(path, line), mend="repair or write it again"
+            ) from None
+        yield line, _object(value, text[at:end], path, line)
+        at = _GAP.match(text, end).end()
+
+
+def _separated(delimiter: str) -> Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]:
+    def read(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        reader = csv.reader(io.StringIO(_text(content, path), newline=""), delimiter=delimiter, strict=True)
+        header: list[str] | None = None
+        line = 1
+        try:
+            for cells in reader:
+                if header is None:
+                    header = _header(cells, path) if cells else None
+                elif cells:
+                    yield line, _cells(header, cells, path, line)
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"not a valid table ({error})", where=line_of(path, line), mend="check quotes, or save as JSONL"
+            ) from None
+
+    return read
+
+
+def _header(cells: list[str], path: Path) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    if len(set(names)) < len(names):
+        raise UserError("two columns have one name", where=line_of(path, 1), mend="rename one in the first line")
+    return names
+
+
+def _cells(header: list[str], cells: list[str], path: Path, line: int) -> dict[str, Any]:
+    if len(cells) != len(header):
+        raise UserError(
+            f"the row has {len(cells)} cells, the first line names {len(header)}",
+            where=line_of(path, line),
+            mend="the first line names the columns; put cells that hold the separator in double quotes",
+        )
+    return dict(zip(header, cells, strict=True))
+
+
+def _table(read: Callable[[io.BytesIO], pl.DataFrame]) -> Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]:
+    def rows(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        try:
+            frame = read(io.BytesIO(content))
+        # The library panics, outside of Exception, on some damaged files.
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"not a valid {path.suffix[1:]} file ({reason})", where=path, mend="write or download it again"
+            ) from None
+        yield from enumerate(frame.iter_rows(named=True), start=1)
+
+    return rows
+
+
+def _paragraphs(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Paragraphs, kept as they are written but for the blank lines around them."""
+    text = _text(content, path).replace("\r\n", "\n")
+    line, start = 1, 0
+    for gap in (*_BLANK_LINES.finditer(text), None):
+        end = len(text) if gap is None else gap.start()
+        if text[start:end].strip():
+            yield line, {"text": text[start:end].strip("\n")}
+        if gap is not None:
+            line += text.count("\n", start, gap.end())
+            start = gap.end()
+
+
+READERS: dict[str, Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".json": _json,
+    ".csv": _separated(","),
+    ".tsv": _separated("\t"),
+    ".parquet": _table(pl.read_parquet),
+    ".arrow": _table(pl.read_ipc_stream),
+    ".txt": _paragraphs,
+}

@@ -1,0 +1,241 @@
+"""From what a study file calls a source to its rows: files, folders, the small world, presets, the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rankscope.data.presets import Origin, Preset, all_presets, find_preset
+from rankscope.data.readers import READERS, Row, read_file
+from rankscope.errors import UserError
+from rankscope.spec import Data, Kind
+
+Role = Literal["train", "validation", "test"]
+SMALL_WORLD = "smallworld:"
+_ALIASES: dict[str, tuple[str, ...]] = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
+_METADATA = {"dataset_info.json", "dataset_dict.json", "state.json"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source and how they are to be read.
+
+    Attributes:
+        rows: In the source's own order.
+        origin: The hub's copies of a data set may spell its rows differently from its files.
+        preset: How the rows are read, where the data set is a known one.
+        is_preset_stated: The study names the preset; otherwise the source's name suggested it.
+        kind: What the data asks for, where the source says so.
+    """
+
+    rows: list[Row]
+    origin: Origin
+    preset: Preset | None = None
+    is_preset_stated: bool = False
+    kind: Kind | None = None
+
+
+def read_rows(data: Data, role: Role) -> Rows:
+    """All rows of a source, or its first `max_examples`.
+
+    A local path that exists comes before a preset's name, and that before a hub id.
+
+    Args:
+        data: The source with its subset, revision, split and preset.
+        role: What the rows are for: the split that is read where the study names none.
+
+    Raises:
+        UserError: There is no such source or split, or a file is malformed.
+    """
+    stated = None if data.preset is None else _stated_preset(data.preset)
+    path = Path(data.source).expanduser()
+    if data.source.startswith(SMALL_WORLD):
+        found = _small_world(data, role)
+    elif path.exists():
+        rows = _folder(path, data.split, role) if path.is_dir() else read_file(path)
+        found = Rows(rows, "files", stated or _named_preset(path), stated is not None)
+    elif preset := find_preset(data.source):
+        found = Rows(_hub(_of_preset(data, preset, role), role), "hub", stated or preset, True)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data.source) and path.suffix.lower() not in READERS:
+        known = next((preset for preset in all_presets().values() if preset.hub.id == data.source), None)
+        found = Rows(_hub(data, role), "hub", stated or known, stated is not None)
+    else:
+        raise _unknown(data.source)
+    return dataclasses.replace(found, rows=found.rows[: data.max_examples])
+
+
+def _unknown(source: str) -> UserError:
+    close = difflib.get_close_matches(source, all_presets(), n=1, cutoff=0.6)
+    mend = f"did you mean the preset '{close[0]}'?" if close else "check the path (it is taken from where you are)"
+    if "/" not in source and not Path(source).suffix:
+        mend += f"; presets are {', '.join(all_presets())}"
+    return UserError("there is no such file, preset or hub id", where=source, mend=mend)
+
+
+def _stated_preset(name: str) -> Preset:
+    preset = find_preset(name)
+    if preset is None:
+        close = difflib.get_close_matches(name, all_presets(), n=1)
+        mend = f"did you mean '{close[0]}'? " if close else ""
+        raise UserError(f"there is no preset '{name}'", where="preset", mend=mend + f"There are {_listed(all_presets())}")
+    return preset
+
+
+def _named_preset(path: Path) -> Preset | None:
+    """The preset that a folder or file is named after."""
+    names = (path.resolve().name,) if path.is_dir() else (path.stem, path.resolve().parent.name)
+    return next((preset for name in names if (preset := find_preset(name))), None)
+
+
+# The small world ----------------------------------------------------------------------------------------------------
+
+
+def _small_world(data: Data, role: Role) -> Rows:
+    # The world is generated when it is first asked for, which takes a moment that other studies need not spend.
+    from rankscope.data.smallworld.rows import TASKS, rows
+
+    name = data.source.removeprefix(SMALL_WORLD)
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, TASKS, n=1)
+        mend = f"did you mean '{SMALL_WORLD}{close[0]}'? " if close else ""
+        raise UserError(f"the small world has no task '{name}'", where=data.source, mend=f"{mend}It has {_listed(TASKS)}")
+    task = TASKS[name]
+    split = data.split or role
+    if split not in task.splits:
+        raise _no_split(data.source, split, list(task.splits))
+    found = [Row(values, f"{data.source}[{split}]", line) for line, values in enumerate(rows(name, split), start=1)]
+    return Rows(found, "files", kind=task.kind)
+
+
+# Folders ------------------------------------------------------------------------------------------------------------
+
+
+def _folder(folder: Path, split: str | None, role: Role) -> list[Row]:
+    """The rows of a folder: one written by `datasets`, or one with a file or a folder of files for each split."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
+        chosen = _chosen_split(folder, splits, split, role)
+        return _saved(folder / chosen)
+    if (folder / "state.json").is_file():
+        return _saved(folder)
+    files = _split_files(folder, split, role)
+    several = len(files) > 1 and not any(_SHARD.search(path.stem) for path in files)
+    rows: list[Row] = []
+    for path in files:
+        category = _category(path, split or role) if several else None
+        rows += [dataclasses.replace(row, category=category) for row in read_file(path)]
+    return rows
+
+
+def _saved(folder: Path) -> list[Row]:
+    """A folder written by `Dataset.save_to_disk`: Arrow files that its state.json lists."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        names = [entry["filename"] for entry in state["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            "state.json is not what datasets' save_to_disk writes", where=folder, mend="save the data set again"
+        ) from None
+    # The names come from a file: what they say stays inside the folder.
+    return [row for name in names for row in read_file(folder / Path(str(name)).name)]
+
+
+def _split_files(folder: Path, split: str | None, role: Role) -> list[Path]:
+    inside = _data_files(folder)
+    subfolders = {path.name: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _data_files(path))}
+    wanted = _ALIASES.get(split or role, (split or role,))
+    for name in wanted:
+        if name in subfolders:
+            return subfolders[name]
+    names = {path: _split_name(path.stem, split) for path in inside}
+    for name in wanted:
+        if files := [path for path in inside if names[path] == name]:
+            return files
+    known = sorted({*subfolders, *(name for name in names.values() if name)})
+    if inside and not known:
+        return inside
+    if not known:
+        raise UserError(
+            "the folder holds no data files", where=folder, mend=f"files that end in {_listed(READERS)} are read"
+        )
+    raise _no_split(str(folder), split or role, known)
+
+
+def _data_files(folder: Path) -> list[Path]:
+    files = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in READERS)
+    return sorted((path for path in files if path.name not in _METADATA and path.name[0] != "."), key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A key that sorts part2 before part10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def _split_name(stem: str, stated: str | None) -> str | None:
+    """The split that a file's name says: train.jsonl, anatomy_test.csv, train-00000-of-00003.parquet."""
+    parts = re.split(r"[-_.]", stem)
+    names = {"train", *(name for names in _ALIASES.values() for name in names), *((stated,) if stated else ())}
+    return stem if stem in names else next((part for part in (parts[0], parts[-1]) if part in names), None)
+
+
+def _category(path: Path, split: str) -> str:
+    endings = ("train", *_ALIASES.get(split, (split,)))
+    return next((path.stem[: -len(end) - 1] for end in endings if path.stem.endswith(f"_{end}")), path.stem)
+
+
+def _chosen_split(folder: Path, splits: list[str], split: str | None, role: Role) -> str:
+    for name in _ALIASES.get(split or role, (split or role,)):
+        if name in splits:
+            return name
+    raise _no_split(str(folder), split or role, splits)
+
+
+def _no_split(source: str, split: str, known: list[str]) -> UserError:
+    return UserError(f"there is no split '{split}'", where=source, mend=f"set `split` to one of {_listed(known)}")
+
+
+def _listed(names: object) -> str:
+    return ", ".join(names)
+
+
+# The hub ------------------------------------------------------------------------------------------------------------
+
+
+def _of_preset(data: Data, preset: Preset, role: Role) -> Data:
+    """The hub's address of a preset, with what the study says laid over it."""
+    wanted = data.split or role
+    fields = {
+        "source": preset.hub.id,
+        "subset": data.subset or preset.hub.subset,
+        "revision": data.revision or preset.hub.revision,
+        "split": preset.hub.splits.get(wanted, wanted),
+    }
+    return data.model_copy(update=fields)
+
+
+def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> list[Row]:
+    if load is None:
+        # Two seconds of import that local data does not need.
+        from datasets import load_dataset as load
+    split = data.split or role
+    try:
+        table = load(data.source, data.subset, revision=data.revision, split=split)
+    # The hub's clients raise what their transport raises: many unrelated classes, most of them OSError or ValueError.
+    except Exception as error:  # noqa: BLE001
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UserError(
+            f"the data set cannot be had from the hub ({reason})",
+            where=data.source,
+            mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
+            "`preset` to how its rows are read",
+        ) from None
+    if data.max_examples is not None:
+        table = table.select(range(min(data.max_examples, len(table))))
+    return [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
