@@ -1,0 +1,155 @@
+"""How a weight update is built: its singular values, and the numbers that sum them up.
+
+An adapter's update is never written out: with `B = Q_B R_B` and `A' = Q_A R_A` the small core `scaling * R_B R_A'` has
+all its singular values. Everything is computed in float64; a result that does not exist (the shape of an update that
+did not move) is None, never a stand-in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+# Below this size all singular values are found faster than one iteratively.
+_DENSE_SIZE = 256
+# Sums of equal terms come out a rounding short of the threshold they reach exactly.
+_ROUNDING = 1e-12
+
+SPECTRAL_TOLERANCE = 1e-6
+
+
+def lora_decomposition(
+    A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float
+) -> tuple[Float[Tensor, "d_out num_values"], Float[Tensor, " num_values"], Float[Tensor, "num_values d_in"]]:
+    """The thin singular value decomposition of `scaling * B @ A`, without forming the product.
+
+    Returns:
+        `U`, `S` and `Vh` in float64, with min(rank, d_out, d_in) values; where the update has fewer directions than
+        that, the rest of the values are zero to rounding and their vectors say nothing.
+    """
+    Q_B, R_B = torch.linalg.qr(B.double())
+    Q_A, R_A = torch.linalg.qr(A.double().T)
+    U, S, Vh = torch.linalg.svd(scaling * (R_B @ R_A.T), full_matrices=False)
+    num_values = min(A.shape[0], A.shape[1], B.shape[0])
+    return Q_B @ U[:, :num_values], S[:num_values], Vh[:num_values] @ Q_A.T
+
+
+def lora_singular_values(
+    A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float
+) -> Float[Tensor, " num_values"]:
+    """The singular values of `scaling * B @ A`, largest first, in float64: min(rank, d_out, d_in) of them."""
+    R_B = torch.linalg.qr(B.double(), mode="r").R
+    R_A = torch.linalg.qr(A.double().T, mode="r").R
+    S = torch.linalg.svdvals(scaling * (R_B @ R_A.T))
+    return S[: min(A.shape[0], A.shape[1], B.shape[0])]
+
+
+def dense_singular_values(delta_W: Float[Tensor, "d_out d_in"]) -> Float[Tensor, " num_values"]:
+    """All singular values of a full update, largest first, in float64."""
+    return torch.linalg.svdvals(delta_W.double())
+
+
+def spectral_norm(W: Float[Tensor, "d_out d_in"], tolerance: float = SPECTRAL_TOLERANCE) -> float:
+    """The largest singular value of a matrix, `||W||_2`.
+
+    All values are computed where the smaller side is at most 256. Above that it is found by the implicitly restarted
+    Lanczos method (ARPACK) on `W'W` or `WW'`, in float64, to a relative error of `tolerance`.
+    """
+    wide = W.double()
+    if min(wide.shape) <= _DENSE_SIZE:
+        return float(torch.linalg.matrix_norm(wide, ord=2))
+    if not bool(wide.any()):
+        return 0.0  # the iteration has no direction to go in
+    # A fixed start gives the same digits each time; a random one is orthogonal to nothing in particular.
+    start = np.random.default_rng(0).standard_normal(min(wide.shape))
+    return float(svds(wide.cpu().numpy(), k=1, tol=tolerance, v0=start, return_singular_vectors=False)[0])
+
+
+def update_norm(S: Float[Tensor, " num_values"]) -> float:
+    """How far a matrix moved: the Frobenius norm of the update. 0: not at all."""
+    return float(torch.linalg.vector_norm(S))
+
+
+def stable_rank(S: Float[Tensor, " num_values"]) -> float | None:
+    """How many directions carry the update's energy: `sum s_i^2 / s_1^2`.
+
+    1: a single direction; the number of values: all alike. None for an update that is zero.
+    """
+    if _is_zero(S):
+        return None
+    scaled = S / S.max()  # squares of very small values would vanish
+    return float(scaled.square().sum())
+
+
+def effective_rank(S: Float[Tensor, " num_values"]) -> float | None:
+    """How evenly the update spreads over directions: `exp(-sum p_i ln p_i)` with `p_i = s_i / sum s_j`.
+
+    1: a single direction; the number of values: all alike. None for an update that is zero. Roy and Vetterli,
+    EUSIPCO 2007.
+    """
+    if _is_zero(S):
+        return None
+    return float(torch.special.entr(S / S.sum()).sum().exp())
+
+
+def energy_rank(S: Float[Tensor, " num_values"], threshold: float) -> int | None:
+    """How many directions hold a share of the update's energy: the least k with `sum_{i<=k} s_i^2 >= t * sum s_i^2`.
+
+    None for an update that is zero.
+
+    Args:
+        S: Singular values, largest first.
+        threshold: The share t, above 0, at most 1.
+    """
+    if _is_zero(S):
+        return None
+    energy = (S / S[0]).square().cumsum(0)
+    return int((energy < threshold * energy[-1] * (1.0 - _ROUNDING)).sum()) + 1
+
+
+def rank_utilisation(S: Float[Tensor, " num_values"], rank: int) -> float | None:
+    """How much of the rank that was granted is used: stable rank over rank. None for an update that is zero."""
+    stable = stable_rank(S)
+    return None if stable is None else stable / rank
+
+
+def update_norm_relative(S: Float[Tensor, " num_values"], base_norm: float) -> float | None:
+    """`||dW||_F / ||W0||_F`: how far the matrix moved for its size. None where the base's matrix is zero."""
+    return update_norm(S) / base_norm if base_norm > 0.0 else None
+
+
+def update_spectral_relative(S: Float[Tensor, " num_values"], base_spectral_norm: float) -> float | None:
+    """`||dW||_2 / ||W0||_2`: the update's largest stretch against the base's. None where the base's matrix is zero."""
+    return float(S.max()) / base_spectral_norm if base_spectral_norm > 0.0 else None
+
+
+def update_measures(
+    S: Float[Tensor, " num_values"], *, rank: int | None, base_norm: float, base_spectral_norm: float
+) -> dict[str, float]:
+    """Every measure of one matrix's update, by key; one that does not exist is absent.
+
+    Args:
+        S: The update's singular values, all that are not zero, largest first.
+        rank: What LoRA was granted; None for full fine-tuning.
+        base_norm: `||W0||_F`.
+        base_spectral_norm: `||W0||_2`.
+    """
+    values = {
+        "update_norm": update_norm(S),
+        "update_norm_relative": update_norm_relative(S, base_norm),
+        "update_spectral_relative": update_spectral_relative(S, base_spectral_norm),
+        "stable_rank": stable_rank(S),
+        "rank_utilisation": None if rank is None else rank_utilisation(S, rank),
+        "effective_rank": effective_rank(S),
+        "energy_rank_90": energy_rank(S, 0.90),
+        "energy_rank_95": energy_rank(S, 0.95),
+        "energy_rank_99": energy_rank(S, 0.99),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _is_zero(S: Tensor) -> bool:
+    return S.numel() == 0 or float(S.max()) == 0.0

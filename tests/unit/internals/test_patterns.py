@@ -1,0 +1,162 @@
+"""Patterns as the model runs: equal to what transformers returns, windows seen, one layer in memory at a time."""
+
+import copy
+import weakref
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Phi3Config,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from rankscope.internals.patterns import Batch, batches, packed_pattern, show_patterns, unpacked_pattern
+
+SIZE = dict(
+    vocab_size=40,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=32,
+)
+CONFIGS = {
+    "llama": LlamaConfig(**SIZE),
+    "qwen2": Qwen2Config(**SIZE),
+    "qwen3": Qwen3Config(**SIZE, head_dim=4),
+    "mistral-window": MistralConfig(**SIZE, sliding_window=3),
+    "qwen2-window": Qwen2Config(**SIZE, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    "gemma2": Gemma2Config(**SIZE, head_dim=4, sliding_window=3),
+    "phi3": Phi3Config(**SIZE, pad_token_id=0),
+    "gpt2": GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=3, n_head=4),
+    "gpt-neox": GPTNeoXConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4
+    ),
+    "gpt-neo": GPTNeoConfig(
+        vocab_size=40,
+        hidden_size=16,
+        num_layers=4,
+        num_heads=4,
+        attention_types=[[["global", "local"], 2]],
+        window_size=3,
+        max_position_embeddings=32,
+    ),
+    "opt": OPTConfig(
+        vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=3, num_attention_heads=4, word_embed_proj_dim=16
+    ),
+    "bloom": BloomConfig(vocab_size=40, hidden_size=16, n_layer=3, n_head=4),
+}
+WINDOWED = {
+    "mistral-window": {0, 1, 2},
+    "qwen2-window": {1, 2},
+    "gemma2": {0, 2},
+    "gpt-neo": {1, 3},
+}
+
+
+def make_model(name, **options):
+    torch.manual_seed(0)
+    config = copy.deepcopy(CONFIGS[name])  # a model writes its attention implementation into it
+    return AutoModelForCausalLM.from_config(config, **options).eval()
+
+
+def texts(*lengths):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 40, (length,), generator=generator).tolist() for length in lengths]
+
+
+def shown(model, batch):
+    layers = []
+    show_patterns(model, batch, layers.append)
+    return layers
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_what_transformers_returns_text_by_text(name):
+    model = make_model(name)
+    before = model.config._attn_implementation
+    [batch] = batches(texts(5, 9, 7), max_tokens=100)
+    layers = shown(model, batch)
+    assert model.config._attn_implementation == before
+    assert [layer.layer for layer in layers] == list(range(model.config.num_hidden_layers))
+    eager = make_model(name, attn_implementation="eager")
+    for row, length in enumerate(batch.lengths.tolist()):
+        with torch.no_grad():
+            alone = eager(batch.input_ids[row : row + 1, :length], output_attentions=True, use_cache=False).attentions
+        for layer, expected in zip(layers, alone, strict=True):
+            found = layer.pattern[row, :, :length, :length]
+            torch.testing.assert_close(found, expected[0], rtol=1e-4, atol=1e-6)
+            window = 3 if layer.layer in WINDOWED.get(name, ()) else length
+            ones = torch.ones(length, length, dtype=torch.bool)
+            visible = torch.zeros_like(layer.visible[row])
+            visible[:length, :length] = ones.tril() & ~ones.tril(-window)
+            assert torch.equal(layer.visible[row], visible)
+            # Nothing outside what is visible, and all of each row inside.
+            torch.testing.assert_close(found.sum(-1), torch.ones_like(found.sum(-1)))
+            assert float(found[:, ~visible[:length, :length]].abs().sum()) == 0.0
+
+
+def test_packed_and_unpacked():
+    model = make_model("mistral-window")
+    [batch] = batches(texts(5, 9), max_tokens=100)
+    for layer in shown(model, batch):
+        packed = packed_pattern(layer)
+        assert packed.shape == (int(layer.visible.sum()), 4)
+        expected = layer.pattern.masked_fill(~layer.visible.unsqueeze(1), 0.0)
+        assert torch.equal(unpacked_pattern(packed, layer.visible), expected)
+
+
+@pytest.mark.parametrize("num_layers", [2, 12])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_one_pattern_in_memory_however_deep(name, num_layers):
+    torch.manual_seed(0)
+    kinds = {"llama": LlamaConfig(**{**SIZE, "num_hidden_layers": num_layers}), "gpt2": None}
+    config = kinds[name] or GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=num_layers, n_head=4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    references, alive = [], []
+
+    def on_layer(layer):
+        references.append(weakref.ref(layer.pattern))
+        alive.append(sum(reference() is not None for reference in references))
+
+    [batch] = batches(texts(9, 9), max_tokens=100)
+    show_patterns(model, batch, on_layer)
+    assert alive == [1] * num_layers
+    assert all(reference() is None for reference in references)
+
+
+def test_hooks_and_implementation_are_given_back_after_a_failure():
+    model = make_model("llama")
+    [batch] = batches(texts(4), max_tokens=100)
+
+    def fail(layer):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        show_patterns(model, batch, fail)
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_batches_keep_every_text_and_their_size():
+    made = batches(texts(3, 8, 8, 2, 30, 5), max_tokens=16)
+    assert [batch.lengths.tolist() for batch in made] == [[30], [8, 8], [5, 3, 2]]
+    assert all(batch.input_ids.numel() <= 16 or len(batch.lengths) == 1 for batch in made)
+    found = [row[:n].tolist() for b in made for row, n in zip(b.input_ids, b.lengths.tolist(), strict=True)]
+    assert sorted(found) == sorted(texts(3, 8, 8, 2, 30, 5))
+
+
+def test_where_tokens_are():
+    batch = Batch(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 1]))
+    assert batch.is_token.tolist() == [[True] * 3, [True, False, False]]
