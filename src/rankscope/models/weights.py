@@ -74,7 +74,7 @@ class Update:
     shape: tuple[int, ...]
     read_W0: Callable[[], Tensor]
     factors: Factors | None = None
-    delta_W: Float[Tensor, "..."] | None = None
+    delta_W: Float[Tensor, "*shape"] | None = None
 
 
 def trained_folder(train: Path) -> Path:

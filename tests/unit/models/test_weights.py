@@ -49,7 +49,8 @@ def make_base(folder, name="llama"):
 
 
 def make_adapter(base, folder, **options):
-    config = LoraConfig(**{"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
+    defaults = {"r": 3, "lora_alpha": 5, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    config = LoraConfig(**{**defaults, **options})
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     torch.manual_seed(1)
     with torch.no_grad():
