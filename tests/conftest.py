@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 # The importlib import mode leaves sys.path alone, so a helper beside the tests would not be found without this.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def pytest_configure() -> None:
+    """One thread a process: tiny models lose more to threads than they gain, most of all with several test processes."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = "1"

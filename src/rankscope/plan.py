@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic import Field
 
 from rankscope.records import FORMAT_VERSION, Frozen
-from rankscope.runs import BaseSettings, RunSettings, TaskSettings
+from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
+
+VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
+
+
+def validation_task(training_set: str) -> str:
+    """The name of the folder with the base's scores on a training set's validation items."""
+    return f"{VALIDATION}-{training_set}"
 
 
 class DataSummary(Frozen):
@@ -65,6 +73,7 @@ class Plan(Frozen):
         relations: By training set and then task: in_domain, out_of_domain or retention.
         runs: All candidates with all seeds; which of the later seeds run is decided by rates.json.
         search_seeds: The seeds on which rates are chosen.
+        probes_fingerprint: By base, a hash of the probe texts' tokens.
     """
 
     format_version: int = FORMAT_VERSION
@@ -80,7 +89,7 @@ class Plan(Frozen):
     dtype: str
     max_tokens_per_batch: int
     checkpoint_seconds: float
-    num_probe_texts: int
+    probes_fingerprint: dict[str, str]
     analyses: tuple[Literal["spectra", "attention"], ...]
     estimate: Estimate
     data: tuple[DataSummary, ...] = ()
@@ -93,18 +102,34 @@ class Plan(Frozen):
         Raises:
             KeyError: The plan has no such run.
         """
-        for run in self.runs:
-            if run.run_id == run_id:
-                return run
-        raise KeyError(run_id)
+        return self._by_id[run_id]
 
+    def evaluation_hash(self, base: str, run_id: str | None, task: str) -> str:
+        """What the scores of a run (None: of the base) on a task depend on."""
+        return evaluation_hash(self.task(base, run_id, task), self._model_hash(base, run_id))
 
-VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
+    def analysis_hash(self, base: str, run_id: str | None, analysis: str) -> str:
+        """What an analysis of a run (None: of the base) depends on."""
+        return analysis_hash(analysis, self.probes_fingerprint[base], self._model_hash(base, run_id))
 
+    def task(self, base: str, run_id: str | None, name: str) -> TaskSettings:
+        """The settings of a task, or of the validation items that a run (or the base) is scored on.
 
-def validation_task(training_set: str) -> str:
-    """The name of the folder with the base's scores on a training set's validation items."""
-    return f"{VALIDATION}-{training_set}"
+        Raises:
+            KeyError: The plan has no such task.
+        """
+        if run_id is not None and name == VALIDATION:
+            return self.validation[base][self.run(run_id).training_set.name]
+        if run_id is None and name.startswith(f"{VALIDATION}-"):
+            return self.validation[base][name.removeprefix(f"{VALIDATION}-")]
+        return self.tasks[base][name]
+
+    @cached_property
+    def _by_id(self) -> dict[str, RunSettings]:
+        return {run.run_id: run for run in self.runs}
+
+    def _model_hash(self, base: str, run_id: str | None) -> str:
+        return self.bases[base].fingerprint if run_id is None else self.run(run_id).settings_hash
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class TrainRecord(Record):
     final_loss_nats_per_token: float | None = None
     validations: tuple[ValidationPoint, ...] = ()
     diverged_at_step: int | None = None
+    weights_deleted: bool = False
 
 
 class Subject(Frozen):
@@ -136,6 +137,7 @@ class RateChoice(Frozen):
         learning_rate: None where every rate diverged or failed; `reason` says so.
         at_edge: The best rate is the lowest or highest of two or more.
         chosen_at: When, so that no test score can have come before.
+        run_ids: The runs that were compared; with others the choice is made anew.
     """
 
     base: str
@@ -148,6 +150,7 @@ class RateChoice(Frozen):
     at_edge: Literal["lowest", "highest"] | None
     reason: str
     chosen_at: str
+    run_ids: tuple[str, ...] = ()
 
 
 class Rates(Frozen):
@@ -195,13 +198,19 @@ class TaskComparison(Frozen):
 
 
 class ArmResult(Frozen):
-    """One arm's standing in a verdict; the base itself is one, with `arm` = `base`."""
+    """One arm's standing in a verdict; the base itself is one, with `arm` = `base`.
+
+    Attributes:
+        num_trainable: None where no run of the arm got as far as counting them.
+        behind_best: Score of the best surely eligible arm less this one's: how far it is behind; None for the best.
+        reason: What the standing rests on, or why there is none.
+    """
 
     arm: str
     method: str
     rank: int | None
     learning_rate: float | None
-    num_trainable: int
+    num_trainable: int | None
     gain: Interval | None
     gain_nats: Interval | None
     forgetting: Interval | None

@@ -14,8 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from rankscope.errors import UserError
 from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring, Study
 
-# A change of what training computes for the same settings must change this, so that old runs are not taken for new.
+# A change of what a stage computes for the same settings must change its number, so that old work is not taken for new.
 TRAINING_VERSION = 1
+SCORING_VERSION = 1
+ANALYSIS_VERSION = 1
 
 
 class Resolved(BaseModel):
@@ -117,6 +119,21 @@ def settings_hash(settings: Any) -> str:
     """A SHA-256 over JSON with sorted keys, in hexadecimal."""
     text = json.dumps(settings, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def evaluation_hash(task: TaskSettings, model_hash: str) -> str:
+    """What a model's scores on a task depend on.
+
+    Args:
+        task: The task, its items pinned by their fingerprint.
+        model_hash: The run's settings hash, or the base's fingerprint.
+    """
+    return settings_hash([SCORING_VERSION, task.model_dump(mode="json"), model_hash])
+
+
+def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:
+    """What an analysis of a model depends on; the probe texts count for those that run the model on them."""
+    return settings_hash([ANALYSIS_VERSION, analysis, probes_fingerprint if analysis != "spectra" else "", model_hash])
 
 
 def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -27,6 +27,7 @@ MODEL = "model"  # a Hugging Face folder
 _PEFT_PREFIX = "base_model.model."
 
 
+@runtime_checkable  # the tests check types at run time
 class TrainablePack(Protocol):
     """Runs that train together on one copy of the base; the loop knows no more of a method than this.
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -65,6 +65,7 @@ class RunState:
         return self.diverged_at_step is not None or self.step >= self.run.num_steps
 
 
+@runtime_checkable  # the tests check types at run time
 class Observer(Protocol):
     """What the loop tells of itself; it decides nothing about training but when to stop."""
 

@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import polars as pl
 import psutil
@@ -30,6 +30,7 @@ STEPS = "steps.jsonl"
 CHECKPOINT = "checkpoint"
 
 
+@runtime_checkable  # the tests check types at run time
 class Models(Protocol):
     """What this stage needs of the process's models."""
 
@@ -37,6 +38,7 @@ class Models(Protocol):
         """Runs of one base and method, ready to be trained together."""
 
 
+@runtime_checkable  # the tests check types at run time
 class Watcher(Protocol):
     """Who is told how far a run is, and who may ask the stage to stop."""
 

@@ -1,0 +1,38 @@
+"""The shapes of a model's tensors, read from the headers of its safetensors files without loading a number."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Every tensor's shape by name, over all shards of a Hugging Face folder."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(length))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def num_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
+    """How many numbers a model has."""
+    total = 0
+    for shape in shapes.values():
+        size = 1
+        for extent in shape:
+            size *= extent
+        total += size
+    return total
+
+
+def layer_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
+    """The weight matrices inside the layers, which `all-linear` adapts: no embedding, no head, no vector."""
+    return {
+        name: (shape[0], shape[1])
+        for name, shape in shapes.items()
+        if len(shape) == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
+    }

@@ -1,0 +1,181 @@
+"""What a person sees while a study runs: a live picture on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from rankscope.execute.events import Event, Failed, Finished, Progress
+from rankscope.plan import Plan
+from rankscope.schedule import Board, Work, work_of
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_PLAIN_SECONDS = 10.0
+
+
+class Clock:
+    """The time left, from how long each stage's pieces of work have taken in this call."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self._started: dict[Work, float] = {}
+        self._seconds: dict[str, list[float]] = {}
+        self.start = time.monotonic()
+
+    def note(self, events: Sequence[Event]) -> None:
+        """Take in what has happened."""
+        now = time.monotonic()
+        for event in events:
+            works = work_of(event.pack)
+            if isinstance(event, Progress):
+                self._started.setdefault(works[0], now)
+            elif isinstance(event, Finished):
+                begun = self._started.pop(works[0], None)
+                if begun is not None:
+                    self._seconds.setdefault(event.pack.stage, []).extend([(now - begun) / len(works)] * len(works))
+
+    def seconds_left(self, left: Sequence[Work]) -> float | None:
+        """A forecast, or None before a piece of each stage that is left has been seen."""
+        total = 0.0
+        for stage, number in Counter(work[0] for work in left).items():
+            seen = self._seconds.get(stage)
+            if not seen:
+                return None
+            total += number * sum(seen) / len(seen)
+        return total / self._num_workers
+
+
+class PlainDisplay:
+    """Lines for a log: each finished or failed piece of training, and now and then how far everything is."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._clock = Clock(1)
+        self._spoke = 0.0
+
+    def planned(self, plan: Plan, remarks: list[str]) -> None:
+        """Say what is about to happen."""
+        self._clock = Clock(plan.layout.num_workers)
+        _say_planned(self._console, plan, remarks)
+
+    def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
+        """Print what ended, and a summary every few seconds."""
+        self._clock.note(events)
+        for event in events:
+            if isinstance(event, Failed):
+                self._console.print(f"FAILED {_name(event)}: {event.cause}", markup=False)
+            elif isinstance(event, Finished) and event.pack.stage == "train":
+                self._console.print(f"trained {_name(event)}", markup=False)
+        if time.monotonic() - self._spoke > _PLAIN_SECONDS:
+            self._spoke = time.monotonic()
+            losses = ", ".join(f"{event.run_id} loss {event.loss:.3f}" for event in in_flight if event.loss is not None)
+            line = _summary(board, needed, self._clock) + (f"; {losses}" if losses else "")
+            self._console.print(line, markup=False)
+
+    def message(self, text: str) -> None:
+        """A line for a person."""
+        self._console.print(text, markup=False)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class LiveDisplay:
+    """A picture that renews itself: how far everything is, and what is being done with its losses."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._clock = Clock(1)
+        self._losses: dict[str, list[float]] = {}
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def planned(self, plan: Plan, remarks: list[str]) -> None:
+        """Say what is about to happen, then start the picture."""
+        self._clock = Clock(plan.layout.num_workers)
+        _say_planned(self._console, plan, remarks)
+        self._live.start()
+
+    def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
+        """Draw anew; what failed is printed above and stays."""
+        self._clock.note(events)
+        for event in events:
+            if isinstance(event, Failed):
+                self._console.print(Text(f"FAILED {_name(event)}: {event.cause}", style="bold red"))
+            elif isinstance(event, Progress) and event.loss is not None:
+                self._losses.setdefault(event.run_id, []).append(event.loss)
+        self._live.update(self._picture(board, needed, in_flight))
+
+    def message(self, text: str) -> None:
+        """Replaces the picture's foot."""
+        self._live.update(Text(text))
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self._live.stop()
+
+    def _picture(self, board: Board, needed: list[Work], in_flight: list[Progress]) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        for event in in_flight:
+            loss = "" if event.loss is None else f"{event.loss:.3f} {_sparkline(self._losses[event.run_id])}"
+            bar = ProgressBar(event.total, event.done, width=20)
+            table.add_row(Text(event.run_id), event.pack.stage, bar, f"{event.done}/{event.total}", loss)
+        done = sum(board.has_ended(work) for work in needed)
+        whole = ProgressBar(max(1, len(needed)), done, width=60)
+        return Group(whole, Text(_summary(board, needed, self._clock)), table)
+
+
+def make_display(console: Console) -> LiveDisplay | PlainDisplay:
+    """A live picture where the output is a terminal, else plain lines."""
+    return LiveDisplay(console) if console.is_terminal else PlainDisplay(console)
+
+
+def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
+    layout = plan.layout
+    console.print(
+        f"{plan.study}: {len(plan.runs)} possible runs on {layout.device}, {layout.num_workers} processes "
+        f"with {layout.threads_per_worker} threads each",
+        markup=False,
+    )
+    for text in (*plan.warnings, *remarks):
+        console.print(f"note: {text}", markup=False)
+
+
+def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
+    left = [work for work in needed if not board.has_ended(work)]
+    done = Counter(work[0] for work in needed if board.has_ended(work))
+    total = Counter(work[0] for work in needed)
+    parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in ("train", "evaluate", "analyse") if total[stage]]
+    failed = len(board.failed())
+    if failed:
+        parts.append(f"failed {failed}")
+    seconds = clock.seconds_left(left)
+    elapsed = duration(time.monotonic() - clock.start)
+    return ", ".join(parts) + f"; {elapsed} so far, " + ("" if seconds is None else f"about {duration(seconds)} left")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _sparkline(values: Sequence[float]) -> str:
+    last = values[-20:]
+    low, high = min(last), max(last)
+    span = (high - low) or 1.0
+    return "".join(_BLOCKS[int((value - low) / span * (len(_BLOCKS) - 1))] for value in last if value == value)
+
+
+def _name(event: Finished | Failed) -> str:
+    return " + ".join(event.pack.run_ids) or f"base {event.pack.base}"

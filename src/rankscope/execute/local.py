@@ -1,0 +1,168 @@
+"""Processes on this machine, each with a model of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+from rankscope.execute.events import Event, Failed
+from rankscope.execute.worker import record_failure, worker_main
+from rankscope.plan import Pack, Plan
+from rankscope.store import Store
+
+# A process that dies under the same pack a second time would die a third.
+_MAX_DEATHS = 2
+_STOP_SECONDS = 30.0
+
+
+class WorkerDied(Exception):
+    """A worker process ended by itself, most often because the machine ran out of memory."""
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    pack: Pack | None = None
+
+
+class LocalExecutor:
+    """Hands packs to worker processes and brings back what they say.
+
+    Args:
+        store: The study directory.
+        plan: With the layout: how many processes, how many threads each.
+    """
+
+    def __init__(self, store: Store, plan: Plan) -> None:
+        self._store = store
+        self._plan = plan
+        self._context = multiprocessing.get_context("spawn")  # fork and threads do not go together
+        self._stop = self._context.Event()
+        self._workers: list[_Worker] = []
+        self._deaths: dict[Pack, int] = {}
+
+    @property
+    def num_idle(self) -> int:
+        """How many packs could be taken now."""
+        return self._plan.layout.num_workers - sum(worker.pack is not None for worker in self._workers)
+
+    @property
+    def in_flight(self) -> list[Pack]:
+        """The packs that are being carried out."""
+        return [worker.pack for worker in self._workers if worker.pack is not None]
+
+    def submit(self, pack: Pack) -> None:
+        """Hand a pack to an idle worker, starting one if there is none."""
+        worker = next((worker for worker in self._workers if worker.pack is None), None)
+        if worker is None:
+            worker = self._start()
+            self._workers.append(worker)
+        worker.pack = pack
+        worker.connection.send(pack)
+
+    def wait(self, seconds: float) -> list[Event]:
+        """What has happened, after waiting at most so long for something to."""
+        events: list[Event] = []
+        for connection in wait([worker.connection for worker in self._workers if worker.pack], seconds):
+            worker = next(worker for worker in self._workers if worker.connection is connection)
+            try:
+                event = worker.connection.recv()
+            except (EOFError, ConnectionError):
+                events += self._replace(worker)
+                continue
+            events.append(event)
+            if event.__class__.__name__ != "Progress":
+                worker.pack = None
+        return events
+
+    def stop(self) -> list[Event]:
+        """Ask for checkpoints, wait for the packs that train, and end all processes."""
+        self._stop.set()
+        events: list[Event] = []
+        for worker in self._workers:
+            if worker.pack is not None and worker.pack.stage != "train":
+                worker.process.terminate()  # what it would have written is computed again
+                worker.pack = None
+        deadline = time.monotonic() + _STOP_SECONDS
+        while self.in_flight and time.monotonic() < deadline:
+            events += self.wait(0.2)
+        self.close()
+        return events
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._workers:
+            if worker.process.is_alive() and worker.pack is None:
+                with _ignoring_broken_pipe():
+                    worker.connection.send(None)
+        for worker in self._workers:
+            worker.process.join(timeout=5.0)
+            worker.process.kill()
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        log_file = self._store.root / "logs" / f"worker-{len(self._workers)}.log"
+        arguments = (theirs, self._stop, self._store.root, log_file)
+        process = self._context.Process(target=worker_main, args=arguments, daemon=True)
+        with _thread_limit(self._plan.layout.threads_per_worker):
+            process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def _replace(self, worker: _Worker) -> list[Event]:
+        """Start another process in the place of one that died; its pack is tried once more, then recorded as failed."""
+        pack = worker.pack
+        worker.process.join(timeout=5.0)
+        code = worker.process.exitcode
+        self._workers.remove(worker)
+        if pack is None or self._stop.is_set():
+            return []
+        self._deaths[pack] = self._deaths.get(pack, 0) + 1
+        if self._deaths[pack] < _MAX_DEATHS:
+            self.submit(pack)
+            return []
+        cause = f"the process ended with status {code} ({_meaning(code)})"
+        record_failure(self._store, self._plan, pack, WorkerDied(cause))
+        return [Failed(pack, cause)]
+
+
+def _meaning(code: int | None) -> str:
+    if code == -9:
+        return "killed, most often because memory ran out: use fewer workers or a smaller max_tokens_per_batch"
+    return "see logs/ in the study directory"
+
+
+@contextmanager
+def _thread_limit(num_threads: int) -> Iterator[None]:
+    """Numerical libraries read their number of threads once, when a process starts."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, str(num_threads)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _ignoring_broken_pipe() -> Iterator[None]:
+    """A worker that has just ended needs no word that it should."""
+    try:
+        yield
+    except (BrokenPipeError, ConnectionError):
+        return
+
+

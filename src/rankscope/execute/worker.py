@@ -1,0 +1,188 @@
+"""One process that carries out packs; the only place that catches everything, and records it."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import signal
+import threading
+import time
+import traceback
+import warnings
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event as StopFlag
+from pathlib import Path
+from typing import Any
+
+from rankscope.execute.events import Failed, Finished, Progress
+from rankscope.plan import Pack, Plan
+from rankscope.provenance import provenance
+from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, Subject, TrainRecord
+from rankscope.schedule import folder_of
+from rankscope.store import Store, read_model, write_record
+
+_PARENT_CHECK_SECONDS = 0.5
+
+
+def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Path) -> None:
+    """Carry out the packs that come through `connection` until None comes.
+
+    Args:
+        connection: Packs come in, events go out.
+        stop: Set when the person has asked to stop: checkpoint and return.
+        root: The study directory.
+        log_file: Where what libraries print and warn goes, so that it does not flood the terminal.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent asks through `stop`
+    _end_with_parent()
+    _redirect_output(log_file)
+    store = Store(root)
+    workers_lock = (root / ".workers").open("a+", encoding="utf-8")
+    fcntl.flock(workers_lock, fcntl.LOCK_SH)  # held until this process ends, however it ends
+    plan = read_model(store.plan_file, Plan)
+    if plan is None:
+        raise FileNotFoundError(store.plan_file)
+    bench = _Bench(store, plan, connection, stop)
+    while (pack := connection.recv()) is not None:
+        try:
+            bench.carry_out(pack)
+        except Exception as error:  # noqa: BLE001  the boundary: a failed run is recorded and the rest goes on
+            record_failure(store, plan, pack, error)
+            connection.send(Failed(pack, f"{type(error).__name__}: {error}"))
+        else:
+            connection.send(Finished(pack))
+
+
+class _Bench:
+    """The stages with the models they share, and the line to the parent."""
+
+    def __init__(self, store: Store, plan: Plan, connection: Connection, stop: StopFlag) -> None:
+        import torch
+
+        from rankscope.models.loading import Models
+
+        torch.set_num_threads(plan.layout.threads_per_worker)
+        self.store = store
+        self.plan = plan
+        self.models = Models(store, plan.dtype, plan.layout.device)
+        self._connection = connection
+        self._stop = stop
+
+    def carry_out(self, pack: Pack) -> None:
+        """Hand the pack to its stage."""
+        from rankscope.analyse import stage as analyse
+        from rankscope.evaluate import stage as evaluate
+        from rankscope.train import stage as train
+
+        watcher = _Watcher(pack, self._connection, self._stop)
+        stage = {"train": train, "evaluate": evaluate, "analyse": analyse}[pack.stage]
+        stage.run(pack, self.plan, self.store, self.models, watcher)
+
+
+@dataclass
+class _Watcher:
+    """Passes progress on, at most a few times a second, and the wish to stop back."""
+
+    pack: Pack
+    connection: Connection
+    stop: StopFlag
+    sent: float = 0.0
+
+    def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
+        now = time.monotonic()
+        if now - self.sent > 0.25 or done == total:
+            self.connection.send(Progress(self.pack, run_id, done, total, loss))
+            self.sent = now
+
+    def wants_stop(self) -> bool:
+        return self.stop.is_set()
+
+
+def record_failure(store: Store, plan: Plan, pack: Pack, error: BaseException) -> None:
+    """Write a record that says `failed` and why, where the work would have written its own.
+
+    Names are carried out in order, so what failed is the first without a good record; the later ones are tried again.
+    """
+    common = {
+        "status": "failed",
+        "error": Failure(
+            type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error))
+        ),
+        "provenance": provenance(),
+        "started_at": datetime.now(UTC).isoformat(),
+        "seconds": 0.0,
+    }
+    if pack.stage == "train":
+        for run_id in pack.run_ids:
+            record = store.read_train(run_id)
+            if record is None or record.status == "interrupted":
+                run = plan.run(run_id)
+                failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
+                write_record(store.train(run_id), failed)
+        return
+    for run_id in pack.run_ids or (None,):
+        for name in pack.names:
+            if _write_if_first(store, plan, pack, run_id, name, common):
+                return
+
+
+def _write_if_first(
+    store: Store, plan: Plan, pack: Pack, run_id: str | None, name: str, common: dict[str, Any]
+) -> bool:
+    """Record the failure of one name unless it has a good record; whether it was written."""
+    folder = folder_of(store, (pack.stage, pack.base, run_id, name))
+    subject = subject_of(plan, pack.base, run_id)
+    if pack.stage == "evaluate":
+        expected = plan.evaluation_hash(pack.base, run_id, name)
+        found = store.read_evaluate(folder)
+        scoring = plan.task(pack.base, run_id, name).scoring
+        record = EvaluateRecord(subject=subject, task=name, scoring=scoring, settings_hash=expected, **common)
+    else:
+        expected = plan.analysis_hash(pack.base, run_id, name)
+        found = store.read_analyse(folder)
+        record = AnalyseRecord(subject=subject, analysis=name, settings_hash=expected, **common)
+    if found is not None and found.status == "complete" and found.settings_hash == expected:
+        return False
+    write_record(folder, record)
+    return True
+
+
+def subject_of(plan: Plan, base: str, run_id: str | None) -> Subject:
+    """The subject of a record about a run, or about the base itself."""
+    if run_id is None:
+        return Subject(base=base)
+    run = plan.run(run_id)
+    return Subject(
+        base=base,
+        training_set=run.training_set.name,
+        arm=run.arm.label,
+        learning_rate=run.learning_rate,
+        seed=run.seed,
+        run_id=run_id,
+    )
+
+
+def _end_with_parent() -> None:
+    """End this process soon after its parent has, so that no orphan writes into a study that goes on elsewhere."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _redirect_output(log_file: Path) -> None:
+    """Send standard output, standard error, logging and warnings of this process to its log."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    logging.captureWarnings(True)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
+    warnings.simplefilter("default")

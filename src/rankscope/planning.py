@@ -1,0 +1,211 @@
+"""From a study to its plan: the data read and tokenised, the runs resolved, the cost estimated; no model is loaded."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+from rankscope.cost import estimate
+from rankscope.data.examples import Item, examples_frame, items_frame
+from rankscope.data.hub import fingerprint, model_folder
+from rankscope.data.prepare import PreparedTask, PreparedTraining, prepare_task, prepare_training_set
+from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
+from rankscope.data.tokens import Tokenizer
+from rankscope.plan import DataSummary, Layout, Plan, validation_task
+from rankscope.runs import BaseSettings, TrainingData, expand_arms, expand_runs, settings_hash
+from rankscope.spec import Study
+from rankscope.store import Store, write_parquet
+
+_PROBE_TOKENS = 256
+_SMALL_MODEL_PARAMETERS = 20_000_000
+
+Relation = Literal["in_domain", "out_of_domain", "retention"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages will read, ready to be written.
+
+    Attributes:
+        examples: By base and training set.
+        prompts: By base and task, validation items among them.
+        probes: By base, the texts on which models are looked into.
+    """
+
+    examples: dict[tuple[str, str], pl.DataFrame]
+    prompts: dict[tuple[str, str], pl.DataFrame]
+    probes: dict[str, pl.DataFrame]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One base with all of the study's data as it sees them."""
+
+    settings: BaseSettings
+    shapes: dict[str, tuple[int, ...]]
+    training: dict[str, PreparedTraining]
+    tasks: dict[str, PreparedTask]
+    probes: pl.DataFrame
+
+
+def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
+    """Read everything a study names and say what it will do.
+
+    Args:
+        study: The study.
+        earlier: A plan whose layout is to be replayed.
+
+    Raises:
+        UserError: A model or data set is missing or malformed.
+    """
+    prepared = {name: _prepare(study, name) for name in study.model}
+    bases = {name: base.settings for name, base in prepared.items()}
+    training = {
+        (name, key): TrainingData(name=key, fingerprint=data.fingerprint, num_examples=len(data.examples))
+        for name, base in prepared.items()
+        for key, data in base.training.items()
+    }
+    runs = tuple(expand_runs(study, bases, training))
+    inputs = _inputs(prepared)
+    layout = earlier.layout if earlier is not None else _choose_layout(study, prepared)
+    plan = Plan(
+        study=study.study,
+        bases=bases,
+        arms=tuple(settings.label for settings, _ in expand_arms(study)),
+        tasks={name: {key: task.settings for key, task in base.tasks.items()} for name, base in prepared.items()},
+        validation={
+            name: {key: data.validation_settings for key, data in base.training.items()}
+            for name, base in prepared.items()
+        },
+        relations={name: _relations(study, name) for name in study.train},
+        runs=runs,
+        search_seeds=study.seeds[: study.search.seeds],
+        layout=layout,
+        dtype=study.optimization.dtype,
+        max_tokens_per_batch=study.execute.max_tokens_per_batch,
+        checkpoint_seconds=study.execute.checkpoint_seconds,
+        probes_fingerprint={
+            name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
+        },
+        analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
+        estimate=estimate(study, runs, inputs.examples, inputs.prompts, {n: b.shapes for n, b in prepared.items()}),
+        data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
+        warnings=tuple(dict.fromkeys(warning for base in prepared.values() for warning in _warnings(study, base))),
+    )
+    return plan, inputs
+
+
+def write_inputs(store: Store, inputs: Inputs) -> None:
+    """Put what the stages read where they look for it."""
+    for (base, training_set), frame in inputs.examples.items():
+        write_parquet(store.training_data(base, training_set) / "examples.parquet", frame)
+    for (base, task), frame in inputs.prompts.items():
+        write_parquet(store.base_task(base, task) / "prompts.parquet", frame)
+    for base, frame in inputs.probes.items():
+        write_parquet(store.base(base) / "probes.parquet", frame)
+
+
+def _prepare(study: Study, name: str) -> _Prepared:
+    source = study.model[name]
+    folder = model_folder(source.source, source.revision)
+    tokenizer = Tokenizer.from_folder(folder)
+    optimization = study.optimization
+    training = {
+        key: prepare_training_set(name, key, spec, tokenizer, optimization.max_length, optimization.batch_size)
+        for key, spec in study.train.items()
+    }
+    tasks = {key: prepare_task(name, key, spec, tokenizer) for key, spec in study.evaluate.items()}
+    settings = BaseSettings(
+        name=name, source=source.source, revision=source.revision, fingerprint=fingerprint(folder)
+    )
+    probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
+    return _Prepared(settings, tensor_shapes(folder), training, tasks, probes)
+
+
+def _inputs(prepared: dict[str, _Prepared]) -> Inputs:
+    examples, prompts = {}, {}
+    for name, base in prepared.items():
+        for key, data in base.training.items():
+            train = examples_frame(data.examples, data.texts, "train")
+            validation = examples_frame(data.validation_examples, data.validation_texts, "validation")
+            examples[name, key] = pl.concat([train, validation])
+            prompts[name, validation_task(key)] = items_frame(data.validation_items)
+        for key, task in base.tasks.items():
+            prompts[name, key] = items_frame(task.items)
+    return Inputs(examples, prompts, {name: base.probes for name, base in prepared.items()})
+
+
+def _probes(tokenizer: Tokenizer, tasks: dict[str, PreparedTask], number: int) -> pl.DataFrame:
+    """Texts drawn from each task in turn: the question with its right answer, or the start of a text."""
+    rows: list[tuple[str, str, list[int]]] = []
+    queues = {name: iter(task.items) for name, task in tasks.items()}
+    while queues and len(rows) < number:
+        for name in list(queues):
+            item: Item | None = next(queues[name], None)
+            if item is None:
+                del queues[name]
+                continue
+            ids = tokenizer.encode(item.prompt + item.target)[:_PROBE_TOKENS]
+            # A single token attends to nothing but itself.
+            if len(ids) > 1 and len(rows) < number:
+                rows.append((f"{name}/{item.item_id}", name, ids))
+    schema = {"probe_id": pl.String, "source": pl.String, "input_ids": pl.List(pl.Int32)}
+    return pl.DataFrame(rows, schema=schema, orient="row")
+
+
+def _relations(study: Study, training_set: str) -> dict[str, Relation]:
+    return {
+        name: "in_domain" if training_set in task.in_domain_for else task.role or "out_of_domain"
+        for name, task in study.evaluate.items()
+    }
+
+
+def _summaries(base: _Prepared) -> list[DataSummary]:
+    parts = [summary for data in base.training.values() for summary in data.summaries]
+    parts += [task.summary for task in base.tasks.values()]
+    return [DataSummary(**vars(summary)) for summary in parts]
+
+
+def _warnings(study: Study, base: _Prepared) -> list[str]:
+    warnings = [text for data in base.training.values() for text in data.warnings]
+    warnings += [text for task in base.tasks.values() for text in task.warnings]
+    sizes = [min(shape) for shape in layer_matrices(base.shapes).values()]
+    for arm, _ in expand_arms(study):
+        if arm.rank is not None and sizes and arm.rank > min(sizes):
+            number = sum(arm.rank > size for size in sizes)
+            warnings.append(
+                f"arm {arm.label}: rank {arm.rank} is above the size of {number} of the {len(sizes)} matrices "
+                f"(smallest {min(sizes)}); an update there cannot have it"
+            )
+    return warnings
+
+
+def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:
+    """How many processes with how many threads: small models gain from processes, large ones from threads."""
+    execute = study.execute
+    device = _find_device() if execute.device == "auto" else execute.device
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
+    is_small = all(num_parameters(base.shapes) < _SMALL_MODEL_PARAMETERS for base in prepared.values())
+    workers = execute.num_workers
+    if workers == "auto":
+        workers = cores if device == "cpu" and is_small else 1
+    threads = execute.threads_per_worker
+    if threads == "auto":
+        threads = max(1, cores // workers)
+    return Layout(device=device, num_workers=workers, threads_per_worker=threads)
+
+
+
+
+def _find_device() -> str:
+    """The device of this machine, found without importing torch."""
+    if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
+        return "cuda"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "mps"
+    return "cpu"

@@ -1,0 +1,185 @@
+"""What is ready: from a plan, what is done and which rates are chosen, to the packs that could start now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rankscope.plan import VALIDATION, Pack, Plan, validation_task
+from rankscope.records import Rates, Record, Status
+from rankscope.runs import RunSettings
+from rankscope.store import RECORD, DamagedFile, Store, check_files
+
+# A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
+Work = tuple[str, str, str | None, str]
+_ENDED = ("complete", "failed", "diverged")
+
+
+@dataclass
+class Board:
+    """Which work has a record, and of which status; read from disk once, then kept as work comes back."""
+
+    status: dict[Work, Status] = field(default_factory=dict)
+
+    def is_complete(self, work: Work) -> bool:
+        """The work's result can be used."""
+        return self.status.get(work) == "complete"
+
+    def has_ended(self, work: Work) -> bool:
+        """The work will not be done again: it is complete, has failed, or has diverged."""
+        return self.status.get(work) in _ENDED
+
+    def failed(self) -> list[Work]:
+        """What has failed."""
+        return [work for work, status in self.status.items() if status == "failed"]
+
+
+def all_work(plan: Plan) -> Iterator[Work]:
+    """Every piece of work that the plan may come to, chosen or not."""
+    for base in plan.bases:
+        for name in base_tasks(plan, base):
+            yield "evaluate", base, None, name
+        for analysis in _base_analyses(plan):
+            yield "analyse", base, None, analysis
+    for run in plan.runs:
+        yield "train", run.base.name, run.run_id, ""
+        for name in (VALIDATION, *plan.tasks[run.base.name]):
+            yield "evaluate", run.base.name, run.run_id, name
+        for analysis in plan.analyses:
+            yield "analyse", run.base.name, run.run_id, analysis
+
+
+def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
+    """What is needed as far as is known: the search, and everything of the chosen runs."""
+    for base in plan.bases:
+        for name in base_tasks(plan, base):
+            yield "evaluate", base, None, name
+        for analysis in _base_analyses(plan):
+            yield "analyse", base, None, analysis
+    chosen = chosen_run_ids(plan, rates)
+    for run in plan.runs:
+        base, run_id = run.base.name, run.run_id
+        if run.seed in plan.search_seeds or run_id in chosen:
+            yield "train", base, run_id, ""
+        if run.seed in plan.search_seeds:
+            yield "evaluate", base, run_id, VALIDATION
+        if run_id in chosen:
+            yield from (("evaluate", base, run_id, name) for name in plan.tasks[base])
+            yield from (("analyse", base, run_id, analysis) for analysis in plan.analyses)
+
+
+def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
+    """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
+    packs: dict[tuple, list[str]] = {}
+    for stage, base, run_id, name in needed_work(plan, rates):
+        if board.has_ended((stage, base, run_id, name)):
+            continue
+        if stage != "train" and not _inputs_complete(board, stage, base, run_id, name):
+            continue
+        packs.setdefault((_urgency(plan, stage, run_id, name), stage, base, run_id), []).append(name)
+    return [
+        Pack(stage, base, (run_id,) if run_id else (), () if stage == "train" else tuple(names))
+        for (_, stage, base, run_id), names in sorted(packs.items(), key=lambda entry: entry[0][0])
+    ]
+
+
+def chosen_run_ids(plan: Plan, rates: Rates) -> set[str]:
+    """The runs at the chosen rates, all seeds."""
+    chosen = {(c.base, c.training_set, c.arm): c.learning_rate for c in rates.choices}
+    return {
+        run.run_id
+        for run in plan.runs
+        if chosen.get((run.base.name, run.training_set.name, run.arm.label)) == run.learning_rate
+    }
+
+
+def base_tasks(plan: Plan, base: str) -> list[str]:
+    """What the base itself is scored on: every task, and the validation items of every training set."""
+    return [*plan.tasks[base], *(validation_task(name) for name in plan.validation[base])]
+
+
+def work_of(pack: Pack) -> list[Work]:
+    """The pieces of work in a pack."""
+    run_ids = pack.run_ids or (None,)
+    return [(pack.stage, pack.base, run_id, name) for run_id in run_ids for name in pack.names or ("",)]
+
+
+def read_record(store: Store, work: Work) -> Record | None:
+    """The record of a piece of work.
+
+    Raises:
+        DamagedFile: It cannot be read.
+    """
+    stage, _, run_id, _ = work
+    folder = folder_of(store, work)
+    if stage == "train":
+        return store.read_train(run_id or "")
+    return store.read_evaluate(folder) if stage == "evaluate" else store.read_analyse(folder)
+
+
+def folder_of(store: Store, work: Work) -> Path:
+    """Where the record of a piece of work lies."""
+    stage, base, run_id, name = work
+    if stage == "train":
+        return store.train(run_id or "")
+    if stage == "evaluate":
+        return store.base_task(base, name) if run_id is None else store.task(run_id, name)
+    return store.base_analysis(base, name) if run_id is None else store.analysis(run_id, name)
+
+
+def expected_hash(plan: Plan, work: Work) -> str:
+    """The settings hash that a record of this work has to carry to be still valid."""
+    stage, base, run_id, name = work
+    if stage == "train":
+        return plan.run(run_id or "").settings_hash
+    if stage == "evaluate":
+        return plan.evaluation_hash(base, run_id, name)
+    return plan.analysis_hash(base, run_id, name)
+
+
+def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, list[str]]:
+    """What is done, from the records on disk, every file checked; and what was found wrong and will be redone."""
+    board, remarks = Board(), []
+    for work in all_work(plan):
+        try:
+            record = read_record(store, work)
+            if record is None:
+                continue
+            if record.settings_hash != expected_hash(plan, work):
+                remarks.append(f"{folder_of(store, work)}: made with other settings; it is done again")
+                continue
+            check_files(folder_of(store, work), record)
+        except DamagedFile as damage:
+            remarks.append(f"{damage}; it is done again")
+            (folder_of(store, work) / RECORD).unlink(missing_ok=True)
+            continue
+        if record.status == "interrupted" or (record.status == "failed" and retry_failed):
+            continue
+        board.status[work] = record.status
+    return board, remarks
+
+
+def _base_analyses(plan: Plan) -> list[str]:
+    """What is analysed of the base itself; spectra are of updates, and a base has none."""
+    return [analysis for analysis in plan.analyses if analysis != "spectra"]
+
+
+def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, name: str) -> bool:
+    """Whether the trained weights, and for attention the base's own patterns, are there."""
+    if run_id is None:
+        return True
+    if not board.is_complete(("train", base, run_id, "")):
+        return False
+    return stage != "analyse" or name == "spectra" or board.is_complete(("analyse", base, None, name))
+
+
+def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> tuple[int, int]:
+    """Smaller comes first: validation unlocks choices, the search unlocks everything else, scoring can wait."""
+    run: RunSettings | None = plan.run(run_id) if run_id else None
+    if stage == "train" and run is not None:
+        length = -run.num_steps * (2 if run.arm.method == "full" else 1)
+        return (1 if run.seed in plan.search_seeds else 2), length
+    if name == VALIDATION:
+        return 0, 0
+    return (3 if run is None else 4 if stage == "evaluate" else 5), 0

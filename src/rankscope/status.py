@@ -1,0 +1,122 @@
+"""What is done, running, failed and left in a study directory, read from its files."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections import Counter
+from typing import Any
+
+from rankscope.errors import UserError
+from rankscope.plan import VALIDATION, Plan
+from rankscope.runs import RunSettings
+from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_record
+from rankscope.store import DamagedFile, Store, read_model
+
+_STAGES = ("train", "evaluate", "analyse")
+
+
+def study_status(store: Store) -> dict[str, Any]:
+    """The state of a study as plain data: `{study, state, runs, counts}`.
+
+    `state` is `running`, `done` or `stopped`. A run's `state` is `done`, `running`, `failed`, `diverged`, `waiting`
+    (for an earlier stage, or for its turn); its `stage` is the one it is in, or was in last.
+
+    Raises:
+        UserError: The directory holds no study.
+    """
+    plan = read_model(store.plan_file, Plan)
+    if plan is None:
+        raise UserError("holds no study that was started", where=store.root, mend="`rankscope run STUDY` starts one")
+    board = _board(plan, store)
+    is_running = _is_locked(store)
+    running = _running(store) if is_running else {}
+    rates = store.read_rates()
+    needed = set(needed_work(plan, rates))
+    chosen = chosen_run_ids(plan, rates)
+    has_choice = {(c.base, c.training_set, c.arm) for c in rates.choices}
+    rows = []
+    for run in plan.runs:
+        is_settled = (run.base.name, run.training_set.name, run.arm.label) in has_choice
+        if run.seed not in plan.search_seeds and is_settled and run.run_id not in chosen:
+            continue  # a later seed of a rate that was not chosen: nothing will ever be done
+        rows.append(_row(plan, store, board, run, needed, running))
+    counts = Counter(row["state"] for row in rows)
+    is_done = store.read_decide() is not None and not set(counts) & {"waiting", "running"}
+    state = "running" if is_running else "done" if is_done else "stopped"
+    return {"study": plan.study, "state": state, "runs": rows, "counts": dict(counts)}
+
+
+def _row(
+    plan: Plan, store: Store, board: Board, run: RunSettings, needed: set[Work], running: dict[str, Any]
+) -> dict[str, Any]:
+    works = _works(plan, run)
+    wanted = [work for work in works if work in needed]
+    left = [work for work in wanted if not board.has_ended(work)]
+    failed = [work for work in works if board.status.get(work) == "failed"]
+    stage, state = (wanted[-1][0] if wanted else "train"), "done"
+    if failed:
+        stage, state = failed[0][0], "failed"
+    elif board.status.get(works[0]) == "diverged":
+        stage, state = "train", "diverged"
+    elif run.run_id in running:
+        stage, state = running[run.run_id]["stage"], "running"
+    elif left or not wanted:
+        stage, state = (left[0][0] if left else "train"), "waiting"
+    record = read_record(store, failed[0]) if failed else None
+    return {
+        "run": run.run_id,
+        "arm": run.arm.label,
+        "base": run.base.name,
+        "training_set": run.training_set.name,
+        "learning_rate": run.learning_rate,
+        "seed": run.seed,
+        "stage": stage,
+        "state": state,
+        "error": f"{record.error.type}: {record.error.message}" if record is not None and record.error else None,
+        **{key: running[run.run_id][key] for key in ("done", "total", "loss") if state == "running"},
+    }
+
+
+def _works(plan: Plan, run: RunSettings) -> list[Work]:
+    base, run_id = run.base.name, run.run_id
+    scores: list[Work] = [("evaluate", base, run_id, name) for name in (VALIDATION, *plan.tasks[base])]
+    return [("train", base, run_id, ""), *scores, *(("analyse", base, run_id, name) for name in plan.analyses)]
+
+
+def _board(plan: Plan, store: Store) -> Board:
+    """The board from the records alone; checksums are compared when the study is run, not when it is watched."""
+    board = Board()
+    for run in plan.runs:
+        for work in _works(plan, run):
+            try:
+                record = read_record(store, work)
+            except DamagedFile:
+                continue
+            if record is not None:
+                board.status[work] = record.status
+    return board
+
+
+def _is_locked(store: Store) -> bool:
+    """Whether a process works on the study now."""
+    path = store.root / ".lock"
+    if not path.exists():
+        return False
+    with path.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _running(store: Store) -> dict[str, Any]:
+    """What the working process last said it was doing."""
+    try:
+        document = json.loads((store.root / "running.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    age = time.time() - document["time"]
+    return {row["run"]: row | {"age_seconds": age} for row in document["runs"]}

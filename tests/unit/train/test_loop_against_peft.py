@@ -1,0 +1,170 @@
+"""A run in a pack follows PEFT's own training of that run alone, step by step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import examples, full_run, lora_run, tiny_llama
+from torch.nn import functional
+from transformers import get_cosine_schedule_with_warmup
+
+from rankscope.data.examples import TokenisedExample
+from rankscope.data.order import batches
+from rankscope.models.methods import load_tuned, make_trainable
+from rankscope.runs import RunSettings
+from rankscope.train.loop import RunState, start_run, train
+
+EXAMPLES = examples(24)
+
+
+class Silent:
+    def after_step(self, state: RunState) -> None:
+        pass
+
+    def wants_stop(self) -> bool:
+        return False
+
+
+def ours(runs: list[RunSettings], dtype: torch.dtype, max_tokens: int) -> tuple[list[list[float]], list[dict]]:
+    pack = make_trainable(tiny_llama(dtype), runs)
+    states = []
+    for index, run in enumerate(runs):
+        order = batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed)
+        states.append(start_run(pack, index, EXAMPLES, EXAMPLES[:4], order))
+    train(pack, states, max_tokens, Silent())
+    losses = [[log.loss_nats_per_token for log in state.logs] for state in states]
+    return losses, [{k: v.detach().clone() for k, v in pack.state(i).items()} for i in range(len(runs))]
+
+
+def reference(run: RunSettings, dtype: torch.dtype) -> tuple[list[float], dict]:
+    """Plain PEFT and torch, one padded batch a step, logits at every position, labels masked with -100."""
+    model = tiny_llama(dtype)
+    if run.arm.method == "lora":
+        with torch.random.fork_rng():
+            torch.manual_seed(run.seed)
+            model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **run.arm.options))
+        decayed = [p for p in model.parameters() if p.requires_grad]
+        groups = [{"params": decayed, "weight_decay": run.optimization.weight_decay}]
+    else:
+        model.requires_grad_(True)
+        norms = [p for p in model.parameters() if p.ndim == 1]
+        others = [p for p in model.parameters() if p.ndim > 1]
+        groups = [{"params": others, "weight_decay": run.optimization.weight_decay}, {"params": norms, "weight_decay": 0}]
+    optimizer = torch.optim.AdamW(groups, lr=run.learning_rate)
+    warmup = math.ceil(run.num_steps * run.optimization.warmup_ratio)
+    schedule = get_cosine_schedule_with_warmup(optimizer, warmup, run.num_steps)
+    losses = []
+    for batch in batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed):
+        loss = reference_loss(model, [EXAMPLES[i] for i in batch])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], run.optimization.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, {k.replace(".default", ""): v for k, v in model.named_parameters() if v.requires_grad}
+
+
+def reference_loss(model: torch.nn.Module, batch: list[TokenisedExample]) -> torch.Tensor:
+    length = max(len(example.input_ids) for example in batch)
+    ids = torch.zeros(len(batch), length, dtype=torch.long)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(batch):
+        number = len(example.input_ids)
+        ids[row, :number] = torch.tensor(example.input_ids)
+        mask[row, :number] = 1
+        labels[row, example.num_prompt_tokens : number] = ids[row, example.num_prompt_tokens : number]
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+    return functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1))
+
+
+def mixed_pack(num_steps: int) -> list[RunSettings]:
+    return [
+        lora_run(1, 1e-3, seed=0, num_steps=num_steps),
+        lora_run(4, 3e-3, seed=0, num_steps=num_steps),
+        lora_run(16, 1e-3, seed=1, num_steps=num_steps, use_rslora=True),
+        lora_run(64, 3e-3, seed=1, num_steps=num_steps // 2),
+    ]
+
+
+@pytest.mark.parametrize("max_tokens", [10_000, 60], ids=["one batch", "accumulated"])
+def test_a_mixed_pack_equals_peft_alone_in_float64(max_tokens: int) -> None:
+    runs = mixed_pack(20)
+    losses, states = ours(runs, torch.float64, max_tokens)
+    for run, mine, state in zip(runs, losses, states, strict=True):
+        expected, parameters = reference(run, torch.float64)
+        assert len(mine) == len(expected) == run.num_steps
+        assert mine == pytest.approx(expected, rel=1e-8)
+        assert set(state) == set(parameters)
+        for name, tensor in state.items():
+            torch.testing.assert_close(tensor, parameters[name], rtol=1e-6, atol=1e-10)
+
+
+def test_losses_fall_so_that_the_comparison_means_something() -> None:
+    losses, _ = ours([lora_run(16, 1e-2, seed=0, num_steps=40)], torch.float32, 10_000)
+    assert losses[0][-1] < losses[0][0] - 0.3
+
+
+@pytest.mark.parametrize("run", [lora_run(8, 1e-3, 0, 10), full_run(1e-3, 0, 10)], ids=["lora", "full"])
+def test_ten_steps_in_float32(run: RunSettings) -> None:
+    (mine,), _ = ours([run], torch.float32, 60)
+    expected, _ = reference(run, torch.float32)
+    assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-5
+
+
+def test_full_fine_tuning_in_float64() -> None:
+    run = full_run(1e-3, seed=2, num_steps=20)
+    (mine,), (state,) = ours([run], torch.float64, 60)
+    expected, parameters = reference(run, torch.float64)
+    assert mine == pytest.approx(expected, rel=1e-8)
+    for name, tensor in state.items():
+        torch.testing.assert_close(tensor, parameters[name], rtol=1e-6, atol=1e-10)
+
+
+def test_a_saved_adapter_gives_peft_the_same_logits(tmp_path: Path) -> None:
+    run = lora_run(4, 1e-2, seed=0, num_steps=5, use_rslora=True)
+    model = tiny_llama(torch.float32)
+    pack = make_trainable(model, [run])
+    order = batches(len(EXAMPLES), 8, 5, 0)
+    train(pack, [start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order)], 10_000, Silent())
+    ids = torch.arange(3, 20)[None]
+    pack.route((0,), (1,), is_training=False)
+    with torch.no_grad():
+        mine = model(ids).logits
+        pack.save(0, tmp_path)
+        pack.close()
+        untouched = model(ids).logits
+        again = load_tuned(model, [run], [tmp_path])
+        again.route((0,), (1,), is_training=False)
+        reloaded = model(ids).logits
+        again.close()
+        theirs = PeftModel.from_pretrained(tiny_llama(torch.float32), tmp_path / "adapter")(ids).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+    assert torch.equal(mine, reloaded)
+    assert torch.equal(untouched, tiny_llama(torch.float32)(ids).logits)
+    assert (mine - untouched).abs().max() > 1e-3
+
+
+def test_an_untrained_adapter_changes_nothing() -> None:
+    model = tiny_llama(torch.float32)
+    ids = torch.arange(3, 20).repeat(2, 1)  # the same rows before and after: another batch size rounds otherwise
+    with torch.no_grad():
+        before = model(ids).logits
+        pack = make_trainable(model, [lora_run(4, 1e-3, 0, 1), lora_run(8, 1e-3, 1, 1)])
+        pack.route((0, 1), (1, 1), is_training=False)
+        after = model(ids).logits
+    assert torch.equal(before, after)
+
+
+def test_a_run_that_diverges_leaves_the_pack_and_the_others_do_not_notice() -> None:
+    good = lora_run(4, 1e-3, seed=0, num_steps=12)
+    bad = lora_run(4, 1e8, seed=0, num_steps=12)
+    alone, _ = ours([good], torch.float64, 10_000)
+    together, _ = ours([bad, good], torch.float64, 10_000)
+    assert len(together[0]) < 12
+    assert together[1] == pytest.approx(alone[0], rel=1e-12)
