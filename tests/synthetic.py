@@ -371,7 +371,7 @@ def _plan(
         dtype="float32",
         max_tokens_per_batch=8192,
         checkpoint_seconds=60.0,
-        num_probe_texts=4,
+        probes_fingerprint={base: "c" * 64 for base in bases},
         analyses=(),
         estimate=Estimate(
             trained_tokens=1, scored_tokens=1, arithmetic=1.0, seconds=None, memory_bytes=None, disk_bytes=1

@@ -1,0 +1,169 @@
+"""The verdict in words: the rule with its numbers, what came out, and what would decide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankscope.decide.standing import BASE, Field, Question
+from rankscope.statistics import MAX_ITEM_FACTOR, MAX_SEEDS, POWER, Estimate, further_seeds, items_factor
+
+_CHANCE = f"with a chance of {POWER:.0%}"
+
+
+@dataclass(frozen=True)
+class OpenQuestion:
+    """One thing that the intervals cannot tell.
+
+    Attributes:
+        about: `score` (arm less rival against the margin), `forgetting` or `forgetting_nats` (against the budget).
+        limit: The value that the interval would have to exclude.
+    """
+
+    about: str
+    arm: str
+    rival: str | None
+    estimate: Estimate | None
+    limit: float
+
+    @property
+    def distance(self) -> float:
+        """How far the estimate is from the limit."""
+        return 0.0 if self.estimate is None else abs(self.estimate.value - self.limit)
+
+
+def rule(question: Question) -> str:
+    """The rule in words, with its numbers filled in."""
+    level = f"{question.decide.confidence:.0%}"
+    unit = question.score.removeprefix("gain")
+    score = "accuracy" if question.score == "gain" else "loss in nats per token"
+    parts = [
+        f"Recommended is the eligible arm with the fewest trainable parameters that is not worse than any arm that may "
+        f"be the best eligible one by more than {_amount(question.margin, unit)} ({score}, mean over "
+        f"{_names(question.tasks['score'])}). The base competes, with no trainable parameters and no gain."
+    ]
+    limits = [
+        f"{_amount(budget, key.removeprefix('forgetting'))} (mean over {_names(question.tasks[key])})"
+        for key, budget in question.budgets.items()
+    ]
+    if limits:
+        parts.append(f"An arm is eligible if what it forgets is at most {' and at most '.join(limits)}.")
+    for key, kind in (("forgetting", "accuracy"), ("forgetting_nats", "text")):
+        if key not in question.budgets:
+            parts.append(f"No retention task measures {kind}, so that budget does not apply.")
+    parts.append(f"Each of these holds when the {level} interval over items and seeds lies wholly on its side.")
+    return " ".join(parts)
+
+
+def outcome(field: Field, winner: str | None, best: str) -> str:
+    """What the rule gave, in a sentence or two."""
+    unit = field.question.score.removeprefix("gain")
+    best_words = f"The best arm that is surely eligible is {best}{_gain(field, best, unit)}."
+    if winner is None:
+        return f"{best_words} The intervals leave more than one arm possible: undecided."
+    if winner == BASE:
+        return f"{best_words} No arm that may be eligible is better than the base by more than the margin."
+    if winner == best:
+        return f"{best_words} Every smaller arm, the base included, is worse by more than the margin or not eligible."
+    behind = _span(field.difference(best, winner), unit)
+    return f"{best_words} {winner} is {behind} behind it; every smaller arm is worse than the margin or not eligible."
+
+
+def reason(field: Field, arm: str, best: str) -> str:
+    """Why an arm stands where it does."""
+    if arm not in field.judged:
+        return field.arms[arm].reason
+    if arm == BASE:
+        return "untrained: gains and forgets nothing"
+    parts = []
+    for key, budget in field.question.budgets.items():
+        unit, lost = key.removeprefix("forgetting"), field.forgotten(arm, key)
+        where = "not measured" if lost is None else f"{_span(lost, unit)} of at most {_amount(budget, unit)}"
+        parts.append(f"forgets {where}")
+    if arm == best:
+        parts.append("the best of the surely eligible")
+    else:
+        words = {"within": "within the margin", "worse": "worse than the margin", "open": "open against the margin"}
+        span = _span(field.difference(arm, best), field.question.score.removeprefix("gain"))
+        parts.append(f"scores {span} against {best}: {words[field.compare(arm, best)]}")
+    return "; ".join(parts)
+
+
+def needed(field: Field, questions: Sequence[OpenQuestion]) -> str:
+    """What would decide: how many further seeds or items, what they cost, and the line of the study file."""
+    asked = "; ".join(_asked(item) for item in questions) or "the comparisons contradict one another"
+    known = [item for item in questions if item.estimate is not None and item.estimate.low is not None]
+    if not known or len(known) < len(questions):
+        return f"Open: {asked}. Some of it has no interval: score more items, or run the seeds that are missing."
+    seeds = [further_seeds(item.estimate, item.distance) for item in known]
+    if all(count is not None for count in seeds):
+        return f"Open: {asked}. {_more_seeds(field.question, max(max(seeds), 1))}"
+    factors = [items_factor(item.estimate, item.distance) for item in known]
+    if all(factor is not None for factor in factors):
+        return f"Open: {asked}. {_more_items(field.question, known, max(factors))}"
+    return (
+        f"Open: {asked}. Neither {MAX_SEEDS} seeds nor {MAX_ITEM_FACTOR:.0f} times the items alone would decide "
+        f"{_CHANCE}: the difference lies too near its limit. Ask for more of both, or state another limit under "
+        "`decide:` before looking at new data."
+    )
+
+
+def _more_seeds(question: Question, count: int) -> str:
+    seeds = [*question.seeds, *range(max(question.seeds) + 1, max(question.seeds) + 1 + count)]
+    cost = question.seconds_per_seed
+    time = "" if cost is None else f", about {_duration(count * cost)} of runs"
+    return (
+        f"{count} further {'seed' if count == 1 else 'seeds'} would decide {_CHANCE}{time}; "
+        f"in the study file: `seeds: [{', '.join(map(str, seeds))}]`."
+    )
+
+
+def _more_items(question: Question, questions: Sequence[OpenQuestion], factor: float) -> str:
+    names = list(dict.fromkeys(name for item in questions for name in question.tasks[item.about]))
+    return (
+        f"Seeds alone would not decide; {math.ceil(10 * factor) / 10:g} times the items would, {_CHANCE}; in the study "
+        f"file: a larger `max_examples`, or a larger source, under `evaluate:` for {_names(names)}."
+    )
+
+
+def _asked(item: OpenQuestion) -> str:
+    if item.rival is None:
+        unit = item.about.removeprefix("forgetting")
+        span = "not measured" if item.estimate is None else _span(item.estimate, unit)
+        return f"{item.arm} forgets {span}, and the budget is {_amount(item.limit, unit)}"
+    if item.estimate is None:
+        return f"{item.arm} and {item.rival} share no seed"
+    unit = "" if item.estimate.spread.flip is not None else "_nats"
+    return f"{item.arm} is {_span(item.estimate.negated(), unit)} behind {item.rival}, and the margin is " + _amount(
+        -item.limit, unit
+    )
+
+
+def _gain(field: Field, arm: str, unit: str) -> str:
+    return "" if arm == BASE else f" (gain {_span(field.difference(arm, BASE), unit)})"
+
+
+def _amount(value: float, unit: str) -> str:
+    return f"{value:.3g} nats per token" if unit else f"{100 * value:.3g} points"
+
+
+def _span(estimate: Estimate | None, unit: str) -> str:
+    if estimate is None:
+        return "an unknown amount"
+    scale, digits, name = (1, 3, "nats per token") if unit else (100, 1, "points")
+    value = f"{scale * estimate.value:.{digits}f}"
+    if estimate.low is None or estimate.high is None:
+        return f"{value} {name} (no interval)"
+    return f"{value} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}] {name}"
+
+
+def _names(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _duration(seconds: float) -> str:
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{max(1, round(seconds)):d} seconds"
