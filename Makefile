@@ -1,0 +1,40 @@
+# Each target does its own set-up. Nothing is needed beforehand but Python 3.11 or newer, make and a package index.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SET_UP := $(VENV)/.set-up
+DEV := $(VENV)/.dev
+TESTS := -n 2
+
+.PHONY: demo test test-slow check bench smallworld clean
+
+demo: $(SET_UP)
+	$(BIN)/rankscope demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest $(TESTS)
+
+# What needs minutes, a browser or the folder of real data; a part whose needs are missing is skipped and says so.
+test-slow: $(DEV)
+	$(BIN)/python -m pytest -m "slow or shared or browser" -rs --durations=10 $(TESTS)
+
+check: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/generate_measures.py --check
+
+# Pretrain the small world's base again, from a seed; a few minutes.
+smallworld: $(SET_UP)
+	$(BIN)/python recipes/pretrain_smallworld.py --seed 0 --out build/smallworld
+
+$(SET_UP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(DEV): $(SET_UP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist results

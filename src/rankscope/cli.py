@@ -1,0 +1,185 @@
+"""The command line: verbs to stages, each imported only when its verb is called."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rankscope.errors import UserError
+
+DONE, SOME_FAILED, USER_ERROR, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+
+_EPILOG = """exit status: 0 done and decided; 3 done and undecided; 1 some run failed (the rest is done and reported);
+2 the study file or data is wrong and nothing was started; 130 interrupted: the same command goes on"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out one verb.
+
+    Args:
+        arguments: As on the command line, without the program's name; those of this process where not given.
+
+    Returns:
+        The exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options)
+    except UserError as error:
+        print(f"rankscope: {error.message()}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("rankscope: interrupted; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone (`| head`); there is nobody to tell.
+        sys.stderr.close()
+        return DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    description = "Full fine-tuning or LoRA, at which rank, and what will the model forget? An experiment that answers."
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("rankscope", description=description, epilog=_EPILOG, formatter_class=formatter)
+    parser.add_argument("--version", action="version", version=_version())
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, epilog=_EPILOG, formatter_class=formatter)
+        sub.set_defaults(verb=verb)
+        return sub
+
+    init = add("init", _init, "write a commented study file for a model and a data file")
+    init.add_argument("--model", required=True, help="hub id or folder of the base model")
+    init.add_argument("--train", required=True, help="a data file, preset or hub id to train on")
+    init.add_argument("--out", default="study.yaml", type=Path, help="the study file to write (default: %(default)s)")
+
+    plan = add("plan", _plan, "say what a study will do and cost, without loading a model")
+    _add_study(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+    run = add("run", _run, "run a study, or finish one that was stopped")
+    _add_study(run)
+    _add_out(run)
+    run.add_argument("--retry-failed", action="store_true", help="try again what failed before")
+
+    status = add("status", _status, "say what is done, running, failed and left")
+    status.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+    status.add_argument("--json", action="store_true", help="print the status as JSON")
+    status.add_argument("--watch", action="store_true", help="print it again every two seconds")
+
+    report = add("report", _report, "rebuild the report from the records")
+    report.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+
+    demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes")
+    _add_out(demo)
+    return parser
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("study", type=Path, metavar="STUDY", help="the study file")
+    text = "override a setting; recorded like the file itself (repeatable)"
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, help="the study directory (default: results/<study>)")
+
+
+def _init(options: argparse.Namespace) -> int:
+    from rankscope.init_study import write_study
+
+    for line in write_study(options.model, options.train, options.out):
+        print(line)
+    return DONE
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from rankscope.planning import make_plan
+    from rankscope.study_file import load_study
+    from rankscope.terminal import plan_lines
+
+    study = load_study(options.study, options.set)
+    plan, _ = make_plan(study)
+    if options.json:
+        print(plan.model_dump_json(indent=1))
+    else:
+        for line in plan_lines(study, plan):
+            print(line)
+    return DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    from rankscope.study_file import load_study
+
+    study = load_study(options.study, options.set)
+    return _run_study(study, options.out or Path("results") / study.study, retry_failed=options.retry_failed)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from rankscope.data.smallworld.study import STUDY_FILE
+    from rankscope.study_file import load_study
+
+    study = load_study(STUDY_FILE)
+    status = _run_study(study, options.out or Path("results") / study.study, retry_failed=False)
+    # "Undecided" is a fine answer for a demonstration.
+    return DONE if status == UNDECIDED else status
+
+
+def _run_study(study: object, out: Path, *, retry_failed: bool) -> int:
+    from rich.console import Console
+
+    from rankscope.display import make_display
+    from rankscope.pipeline import run_study
+    from rankscope.terminal import verdict_table
+
+    console = Console()
+    display = make_display(console)
+    try:
+        outcome = run_study(study, out, display, retry_failed=retry_failed)
+    finally:
+        display.close()
+    console.print(verdict_table(outcome.record))
+    console.print(f"report: {outcome.report}", soft_wrap=True, markup=False, highlight=False)
+    if outcome.num_failed:
+        console.print(f"{outcome.num_failed} pieces of work failed; `rankscope status {out}` says why", markup=False)
+        return SOME_FAILED
+    return DONE if outcome.is_decided else UNDECIDED
+
+
+def _status(options: argparse.Namespace) -> int:
+    from rankscope.status import study_status
+    from rankscope.store import Store
+    from rankscope.terminal import status_lines
+
+    while True:
+        state = study_status(Store(options.directory))
+        if options.json:
+            print(json.dumps(state, indent=None if options.watch else 1), flush=True)
+        else:
+            print("\n".join(status_lines(state)), flush=True)
+        if not options.watch or state["state"] != "running":
+            return DONE
+        time.sleep(2.0)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rankscope.report import stage
+    from rankscope.store import Store
+
+    print(f"report: {stage.run(Store(options.directory))}")
+    return DONE
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"rankscope {version('rankscope')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
