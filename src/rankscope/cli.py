@@ -99,11 +99,13 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from rankscope.planning import make_plan
     from rankscope.study_file import load_study
+
+    study = load_study(options.study, options.set)  # before what takes longer to import than a mistake to find
+
+    from rankscope.planning import make_plan
     from rankscope.terminal import plan_lines
 
-    study = load_study(options.study, options.set)
     plan, _ = make_plan(study)
     if options.json:
         print(plan.model_dump_json(indent=1))

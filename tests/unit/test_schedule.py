@@ -1,0 +1,91 @@
+"""Two waves: candidates on the search seeds, then the other seeds at the chosen rates; no test item before a choice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankscope.plan import VALIDATION, Pack
+from rankscope.records import RateChoice, Rates
+from rankscope.schedule import Board, Work, all_work, needed_work, ready_packs, work_of
+from synthetic import write_study
+
+
+def choice(arm: str, rate: float | None) -> RateChoice:
+    return RateChoice(
+        base="small", training_set="new", arm=arm, learning_rate=rate, scores={}, losses={}, score_key="accuracy",
+        at_edge=None, reason="", chosen_at="",
+    )
+
+
+def finish(board: Board, pack: Pack, status: str = "complete") -> None:
+    for work in work_of(pack):
+        board.status[work] = status
+
+
+def test_a_study_runs_in_two_waves(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    plan = made.plan
+    board, rates, order = Board(), Rates(), []
+    tuned = {}
+    for _ in range(10_000):
+        packs = ready_packs(plan, board, rates)
+        if not packs:
+            break
+        pack = packs[0]
+        order.append(pack)
+        finish(board, pack)
+        for arm in plan.arms:
+            candidates = [run for run in plan.runs if run.arm.label == arm and run.seed in plan.search_seeds]
+            scored = [board.is_complete(("evaluate", "small", run.run_id, VALIDATION)) for run in candidates]
+            if all(scored) and arm not in tuned:
+                tuned[arm] = len(order)
+                rates = Rates(choices=(*rates.choices, choice(arm, candidates[-1].learning_rate)))
+    assert set(tuned) == set(plan.arms)
+    trained = [plan.run(pack.run_ids[0]) for pack in order if pack.stage == "train"]
+    assert len(trained) == len({run.run_id for run in trained})
+    for run in trained:
+        last_rate = [r.learning_rate for r in plan.runs if r.arm.label == run.arm.label][-1]
+        assert run.seed in plan.search_seeds or run.learning_rate == last_rate
+    for place, pack in enumerate(order):
+        if pack.stage == "evaluate" and pack.run_ids and VALIDATION not in pack.names:
+            run = plan.run(pack.run_ids[0])
+            assert place >= tuned[run.arm.label], "a test item was scored before the arm's rate was chosen"
+    assert {work for pack in order for work in work_of(pack)} == set(needed_work(plan, rates))
+
+
+def test_nothing_is_ready_without_its_inputs(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    packs = ready_packs(plan, Board(), Rates())
+    assert {pack.stage for pack in packs if pack.run_ids} == {"train"}
+    assert all(plan.run(pack.run_ids[0]).seed in plan.search_seeds for pack in packs if pack.run_ids)
+
+
+def test_what_failed_or_diverged_is_not_tried_again_and_holds_nothing_up(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    board = Board()
+    first, second = [pack for pack in ready_packs(plan, board, Rates()) if pack.stage == "train"][:2]
+    finish(board, first, "failed")
+    finish(board, second, "diverged")
+    packs = ready_packs(plan, board, Rates())
+    assert first not in packs and second not in packs
+    assert not [pack for pack in packs if pack.stage == "evaluate" and pack.run_ids]
+    assert board.failed() == work_of(first)
+
+
+def test_an_arm_without_a_rate_is_not_scored(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    board = Board({work: "complete" for work in all_work(plan) if work[0] == "train" or work[3] == VALIDATION})
+    arm = plan.arms[0]
+    packs = ready_packs(plan, board, Rates(choices=(choice(arm, None),)))
+    assert not [pack for pack in packs if pack.run_ids]
+
+
+def test_work_that_is_left_is_only_what_is_left(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    run = plan.runs[0]
+    rates = Rates(choices=(choice(run.arm.label, run.learning_rate),))
+    done: Work = ("evaluate", "small", run.run_id, "legal")
+    board = Board({("train", "small", run.run_id, ""): "complete", done: "complete"})
+    packs = [pack for pack in ready_packs(plan, board, rates) if pack.run_ids == (run.run_id,)]
+    names = {pack.stage: set(pack.names) for pack in packs if VALIDATION not in pack.names}
+    assert names["evaluate"] == {"taught", "general", "text"}

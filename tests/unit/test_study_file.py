@@ -1,0 +1,176 @@
+"""Mistakes in a study file are found at once, named with their line, and come with a mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rankscope.errors import UserError
+from rankscope.runs import expand_arms, resolve_optimization
+from rankscope.spec import Arm, Optimization, OptimizationFields
+from rankscope.study_file import dump_study, load_study
+
+GOOD = """\
+study: medical-rank
+model: org/Small-1B
+train:
+  ours: {source: data/ours.jsonl}
+arms:
+  - {method: full, learning_rate: [1.0e-5, 3.0e-5]}
+  - method: lora
+    rank: [8, 16]
+    learning_rate: 1e-4
+optimization: {num_epochs: 2, batch_size: 32}
+seeds: [0, 1]
+evaluate:
+  ours: {source: data/test.jsonl, in_domain_for: [ours]}
+  mmlu: {source: mmlu, role: retention}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_study(path, overrides)
+    return caught.value.message()
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    assert list(study.model) == ["Small-1B"]
+    assert study.model["Small-1B"].source == "org/Small-1B"
+    assert [arm.learning_rate for arm in study.arms] == [(1e-5, 3e-5), (1e-4,)]
+    assert [settings.label for settings, _ in expand_arms(study)] == ["full", "lora-r8", "lora-r16"]
+    assert study.optimization.batch_size == 32
+    assert study.optimization.lr_scheduler == "cosine"
+
+
+def test_what_is_dumped_reads_the_same(tmp_path: Path) -> None:
+    study = load_study(write(tmp_path, GOOD))
+    assert load_study(write(tmp_path, dump_study(study))) == study
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("seeds: [0, 1]", "seed: [0, 1]", 11, ("seed", "did you mean 'seeds'")),
+        ("batch_size: 32", "batchsize: 32", 10, ("optimization.batchsize", "'batch_size'")),
+        ("rank: [8, 16]", "rank: [8, -16]", 8, ("arms.1.rank.1", "greater than 0")),
+        ("rank: [8, 16]", "rnak: [8, 16]", 8, ("rnak", "'rank'")),
+        ("rank: [8, 16]", "rank: eight", 8, ("arms.1.rank", "integer")),
+        ("    rank: [8, 16]\n", "", 7, ("needs 'rank'",)),
+        ("learning_rate: 1e-4", "learning_rate: fast", 9, ("arms.1.learning_rate", "number")),
+        ("method: full", "method: fill", 6, ("arms.0.method", "full")),
+        ("method: full,", "method: full, rank: 8,", 6, ("option of LoRA",)),
+        ("model: org/Small-1B\n", "", 1, ("model", "missing")),
+        ("seeds: [0, 1]", "seeds: many", 11, ("seeds",)),
+        ("seeds: [0, 1]", "seeds: [0, 0]", 11, ("twice",)),
+        ("in_domain_for: [ours]", "in_domain_for: [theirs]", 12, ("theirs", "no training set", "ours")),
+        ("in_domain_for: [ours]", "role: retention", 12, ("no task is in_domain_for 'ours'",)),
+        ("role: retention", "role: retain", 14, ("evaluate.mmlu.role", "retention")),
+        ("study: medical-rank", "study: ../elsewhere", 1, ("study",)),
+        ("  ours: {source: data/ours.jsonl}", "  ours: {source: 7}", 4, ("train.ours.source",)),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, line: int, words: tuple[str]) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new))
+    message = refusal(path)
+    assert f"{path}:{line}:" in message
+    for word in words:
+        assert word in message
+    assert "mend:" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ("empty",)),
+        ("- a\n- b\n", ("mapping",)),
+        ("study: [1\n", ("not valid YAML",)),
+        ("study: a\nstudy: b\n", ("not valid YAML", "duplicate")),
+        ("study: !!python/object/apply:os.system ['true']\n", ("study",)),
+    ],
+)
+def test_what_is_no_study(tmp_path: Path, text: str, words: tuple[str]) -> None:
+    message = refusal(write(tmp_path, text))
+    for word in words:
+        assert word in message
+
+
+def test_no_such_file_and_not_utf8(tmp_path: Path) -> None:
+    assert "no such study file" in refusal(tmp_path / "none.yaml")
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("study: caf\xe9".encode("latin-1"))
+    assert "UTF-8" in refusal(path)
+
+
+def test_overrides_go_through_the_schema(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    study = load_study(path, ["seeds=[4]", "optimization.max_steps=7", "arms.0.learning_rate=[2e-5]"])
+    assert study.seeds == (4,)
+    assert study.optimization.max_steps == 7
+    assert study.arms[0].learning_rate == (2e-5,)
+    assert "did you mean" in refusal(path, "optimization.max_step=7")
+    assert "key=value" in refusal(path, "seeds")
+    assert "number below 2" in refusal(path, "arms.5.learning_rate=1")
+    assert "plain value" in refusal(path, "study.name=1")
+
+
+def test_both_spellings_of_a_key_mean_the_same_and_exclude_each_other(tmp_path: Path) -> None:
+    canonical = GOOD.replace("num_epochs", "num_train_epochs").replace("rank: [8", "r: [8")
+    assert load_study(write(tmp_path, canonical)) == load_study(write(tmp_path, GOOD))
+    both = GOOD.replace("num_epochs: 2", "num_epochs: 2, num_train_epochs: 3")
+    assert "two spellings" in refusal(write(tmp_path, both))
+
+
+OVERRIDES = {
+    "num_epochs": 5.0,
+    "batch_size": 4,
+    "lr_scheduler": "linear",
+    "warmup_ratio": 0.5,
+    "weight_decay": 0.3,
+    "max_grad_norm": 0.2,
+    "adam_beta1": 0.1,
+    "adam_beta2": 0.2,
+    "adam_epsilon": 1e-3,
+    "max_steps": 9,
+}
+
+
+@pytest.mark.parametrize("field", sorted(OptimizationFields.model_fields))
+def test_an_arm_overrides_one_field_and_leaves_its_neighbours(field: str) -> None:
+    shared = Optimization(num_epochs=3, batch_size=8, weight_decay=0.1, lr_scheduler="constant", max_grad_norm=2.0)
+    arm = Arm(method="full", learning_rate=(1e-4,), **{field: OVERRIDES[field]})
+    resolved = resolve_optimization(shared, arm)
+    changed = {name for name in Optimization.model_fields if getattr(resolved, name) != getattr(shared, name)}
+    assert changed == {field}
+    assert getattr(resolved, field) == OVERRIDES[field]
+
+
+def test_two_arms_of_one_name_are_refused(tmp_path: Path) -> None:
+    twin = "  - {method: full, learning_rate: 1e-6, weight_decay: 0.1}\n  - method: lora"
+    text = GOOD.replace("  - method: lora", twin)
+    study = load_study(write(tmp_path, text))
+    with pytest.raises(UserError, match="two arms are called 'full'"):
+        expand_arms(study)
+
+
+def test_a_broken_file_fails_at_once_and_without_torch(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD.replace("seeds", "seedz"))
+    code = "import sys; from rankscope.cli import main; s = main(sys.argv[1:]); print(s, 'torch' in sys.modules)"
+    started = time.perf_counter()
+    command = [sys.executable, "-c", code, "plan", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"], done.stderr
+    assert "did you mean 'seeds'" in done.stderr
+    print(f"{time.perf_counter() - started:.2f} s")
