@@ -59,6 +59,9 @@ class TestDivergence:
     def test_equal_is_exactly_zero(self):
         pattern = random_pattern(causal(9), 3).float()
         assert attention.attention_divergence(pattern, pattern.clone(), causal(9)).total.tolist() == [0.0, 0.0, 0.0]
+        # The same numbers in another order in memory.
+        strided = pattern.transpose(1, 3).contiguous().transpose(1, 3)
+        assert attention.attention_divergence(pattern, strided, causal(9)).total.tolist() == [0.0, 0.0, 0.0]
 
     def test_disjoint_is_ln_2(self):
         base, tuned = one_hot([[0, 0, 0]], 3), one_hot([[0, 1, 2]], 3)

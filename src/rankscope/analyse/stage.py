@@ -1,0 +1,241 @@
+"""The analysis stage: from trained weights and probe texts to what changed inside, a folder and a record each."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import polars as pl
+import psutil
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rankscope.analyse.heads import HeadTable, head_means
+from rankscope.analyse.matrices import BaseNorms, base_norms, spectra
+from rankscope.internals.attention import attention_divergence, pattern_measures
+from rankscope.internals.patterns import (
+    Batch,
+    LayerPattern,
+    batches,
+    packed_pattern,
+    show_patterns,
+    unpacked_pattern,
+)
+from rankscope.models.weights import Update, iter_updates, trained_folder
+from rankscope.plan import Pack, Plan
+from rankscope.provenance import provenance
+from rankscope.records import AnalyseRecord, Subject
+from rankscope.runs import BaseSettings, RunSettings
+from rankscope.store import Store, write_parquet, write_record, write_text
+
+MATRICES, OTHERS, SINGULAR_VALUES = "matrices.parquet", "other_tensors.parquet", "singular_values.safetensors"
+HEADS = "heads.parquet"
+# The base's patterns on the probe texts: no result but a store of what every run is compared with. They are on no
+# record, may be deleted, and are made again when a run needs them.
+PATTERNS, PATTERNS_DONE = "patterns", "done"
+# A layer's pattern of one batch has at most heads x longest text x this many numbers.
+_TOKENS_PER_BATCH = 2048
+
+
+@runtime_checkable  # the tests check types at run time
+class Models(Protocol):
+    """What this stage needs of the process's models."""
+
+    def base(self, settings: BaseSettings) -> PreTrainedModel:
+        """The base itself."""
+
+    def base_folder(self, settings: BaseSettings) -> Path:
+        """The folder that a base is read from."""
+
+    def tuned(self, run: RunSettings) -> AbstractContextManager[PreTrainedModel]:
+        """A trained run's model; the base may be changed while it is in use."""
+
+
+@runtime_checkable  # the tests check types at run time
+class Watcher(Protocol):
+    """Who may ask the stage to stop."""
+
+    def wants_stop(self) -> bool:
+        """The stage is to return; what has no record is done next time."""
+
+
+def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
+    """Make the analyses of a pack that have no complete record yet: of its runs, or of the base where it has none."""
+    stage = _Stage(plan, store, models)
+    for run_id in pack.run_ids or (None,):
+        for name in pack.names:
+            if watcher.wants_stop():
+                return
+            stage.analyse(pack.base, run_id, name)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What an analysis has to record: its one-line numbers, remarks, and the files it wrote."""
+
+    summary: dict[str, float]
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    plan: Plan
+    store: Store
+    models: Models
+
+    def analyse(self, base: str, run_id: str | None, name: str) -> None:
+        """Make one analysis of one model, unless it is there."""
+        folder = self.store.base_analysis(base, name) if run_id is None else self.store.analysis(run_id, name)
+        expected = self.plan.analysis_hash(base, run_id, name)
+        record = self.store.read_analyse(folder)
+        if record is not None and record.status == "complete" and record.settings_hash == expected:
+            return
+        if run_id is None and name == "spectra":
+            raise ValueError("spectra are of updates, and a base has none")
+        started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
+        found = self._base_attention(base, folder) if run_id is None else self._of_run(run_id, name, folder)
+        record = AnalyseRecord(
+            status="complete",
+            settings_hash=expected,
+            provenance=provenance(),
+            started_at=started_at,
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=psutil.Process().memory_info().rss,
+            subject=self._subject(base, run_id),
+            analysis=name,
+            summary=found.summary,
+            notes=found.notes,
+        )
+        write_record(folder, record, found.files)
+
+    def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
+        settings = self.plan.run(run_id)
+        return self._spectra(settings, folder) if name == "spectra" else self._attention(settings, folder)
+
+    def _subject(self, base: str, run_id: str | None) -> Subject:
+        if run_id is None:
+            return Subject(base=base)
+        settings = self.plan.run(run_id)
+        return Subject(
+            base=base,
+            training_set=settings.training_set.name,
+            arm=settings.arm.label,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            run_id=run_id,
+        )
+
+    # Spectra ---------------------------------------------------------------------------------------------------------
+
+    def _spectra(self, settings: RunSettings, folder: Path) -> _Found:
+        """Every update's spectrum; `Spectra.summary` says how one number comes of many."""
+        file = f"norms-{settings.base.fingerprint[:16]}.parquet"
+        norms = _NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
+        updates = iter_updates(
+            self.models.base_folder(settings.base), trained_folder(self.store.train(settings.run_id))
+        )
+        found = spectra(updates, norms.of)
+        norms.write()
+        write_parquet(folder / MATRICES, found.matrices)
+        write_parquet(folder / OTHERS, found.others)
+        _write_tensors(folder / SINGULAR_VALUES, found.singular_values)
+        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
+
+    # Attention -------------------------------------------------------------------------------------------------------
+
+    def _base_attention(self, base: str, folder: Path) -> _Found:
+        """The base's heads on the probe texts; its patterns are kept for the runs' divergence."""
+        patterns = folder / PATTERNS
+        (patterns / PATTERNS_DONE).unlink(missing_ok=True)
+        patterns.mkdir(parents=True, exist_ok=True)
+        model = self.models.base(self.plan.bases[base])
+        table = HeadTable()
+        for index, batch in enumerate(self._probes(base)):
+
+            def keep(layer: LayerPattern, index: int = index) -> None:
+                table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
+                packed = packed_pattern(layer).cpu().contiguous()
+                _write_tensors(patterns / _pattern_file(index, layer.layer), {"pattern": packed})
+
+            show_patterns(model, batch, keep)
+        write_text(patterns / PATTERNS_DONE, self.plan.analysis_hash(base, None, "attention"))
+        heads = table.frame()
+        write_parquet(folder / HEADS, heads)
+        return _Found(head_means(heads), (HEADS,))
+
+    def _attention(self, settings: RunSettings, folder: Path) -> _Found:
+        """The tuned model's heads beside the base's (columns in `_base`), and how far each has moved.
+
+        The summary has the tuned model's measures and the divergence, each the mean over layers and heads.
+        """
+        base = settings.base.name
+        base_folder = self.store.base_analysis(base, "attention")
+        if not self._has_patterns(base, base_folder):
+            # Before the tuned model is asked for: it may be made of the base.
+            self._base_attention(base, base_folder)
+        table = HeadTable()
+        with self.models.tuned(settings) as model:
+            for index, batch in enumerate(self._probes(base)):
+
+                def compare(layer: LayerPattern, index: int = index) -> None:
+                    packed = load_file(base_folder / PATTERNS / _pattern_file(index, layer.layer))["pattern"]
+                    before = unpacked_pattern(packed.to(layer.pattern.device), layer.visible)
+                    divergence = attention_divergence(before, layer.pattern, layer.visible)
+                    measures = pattern_measures(layer.pattern, layer.visible)
+                    table.add(layer.layer, {**measures, "attention_divergence": divergence})
+
+                show_patterns(model, batch, compare)
+        heads = table.frame()
+        before = pl.read_parquet(base_folder / HEADS)
+        both = heads.join(before, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
+        write_parquet(folder / HEADS, both)
+        return _Found(head_means(heads), (HEADS,))
+
+    def _has_patterns(self, base: str, folder: Path) -> bool:
+        done = folder / PATTERNS / PATTERNS_DONE
+        return done.is_file() and done.read_text() == self.plan.analysis_hash(base, None, "attention")
+
+    def _probes(self, base: str) -> list[Batch]:
+        """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
+        frame = pl.read_parquet(self.store.base(base) / "probes.parquet")
+        return batches(frame["input_ids"].to_list(), _TOKENS_PER_BATCH)
+
+
+class _NormCache:
+    """The norms of a base's matrices on disk, shared by its runs; what several processes add twice is the same."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        rows = pl.read_parquet(path).iter_rows() if path.is_file() else ()
+        self._norms = {name: BaseNorms(frobenius, spectral) for name, frobenius, spectral in rows}
+        self._num_read = len(self._norms)
+
+    def of(self, update: Update) -> BaseNorms:
+        if update.name not in self._norms:
+            self._norms[update.name] = base_norms(update)
+        return self._norms[update.name]
+
+    def write(self) -> None:
+        if len(self._norms) > self._num_read:
+            rows = [(name, norms.frobenius, norms.spectral) for name, norms in self._norms.items()]
+            schema = {"name": pl.String, "frobenius": pl.Float64, "spectral": pl.Float64}
+            write_parquet(self._path, pl.DataFrame(rows, schema=schema, orient="row"))
+
+
+def _pattern_file(batch: int, layer: int) -> str:
+    return f"batch{batch:04d}-layer{layer:03d}.safetensors"
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors under a temporary name and rename the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(tensors, temporary)
+    temporary.replace(path)

@@ -1,0 +1,300 @@
+"""The analysis stage on tiny models with known updates: what lies on disk, what is redone, identities."""
+
+import contextlib
+import shutil
+
+import polars as pl
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from rankscope.analyse import stage
+from rankscope.internals import attention
+from rankscope.internals.patterns import batches, show_patterns
+from rankscope.plan import Pack
+from rankscope.store import check_files, write_parquet
+from synthetic import Arm, write_study
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+CONFIG = LlamaConfig(
+    vocab_size=50,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    tie_word_embeddings=True,
+)
+PROBES = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], list(range(3, 40)), [20, 21, 22, 23, 24]]
+EVERYTHING = ("spectra", "attention")
+
+
+class Models:
+    """The process's models, with a count of how often each was asked for; tuned ones change the one base in place."""
+
+    def __init__(self, store, folder):
+        self.store = store
+        self.folder = folder
+        self.asked = []
+        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.is_changed = False
+
+    def base(self, settings):
+        assert not self.is_changed, "the base is asked for while a tuned model is made of it"
+        self.asked.append("base")
+        return self.model
+
+    def base_folder(self, settings):
+        return self.folder
+
+    @contextlib.contextmanager
+    def tuned(self, run):
+        self.asked.append(run.arm.label)
+        folder = self.store.train(run.run_id)
+        self.is_changed = True
+        try:
+            if run.arm.method == "full":
+                yield AutoModelForCausalLM.from_pretrained(folder / "model").eval()
+            else:
+                wrapped = PeftModel.from_pretrained(self.model, folder / "adapter").eval()
+                yield wrapped.base_model.model
+                self.model = wrapped.unload()
+        finally:
+            self.is_changed = False
+
+
+class Watcher:
+    def __init__(self, stop_after=None):
+        self.left = stop_after
+
+    def wants_stop(self):
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A base, an untrained adapter, a trained one and a fully tuned model with a planted update of rank 2."""
+    arms = [Arm(method, rank, (1e-3,), best=0) for method, rank in (("lora", 2), ("lora", 3), ("full", None))]
+    synthetic = write_study(tmp_path / "study", arms=arms, seeds=(0,))
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIG).save_pretrained(tmp_path / "base")
+    untrained, trained, full = [synthetic.runs(arm)[0] for arm in ("lora-r2", "lora-r3", "full")]
+    for run, is_trained in ((untrained, False), (trained, True)):
+        torch.manual_seed(1)
+        targets = ["q_proj", "down_proj"]
+        options = LoraConfig(r=run.arm.rank, lora_alpha=4, target_modules=targets, task_type="CAUSAL_LM")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), options)
+        if is_trained:
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    if "lora_B" in name:
+                        parameter.normal_()
+        model.save_pretrained(synthetic.store.train(run.run_id) / "adapter")
+    tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        q = torch.linalg.qr(torch.randn(16, 2)).Q
+        # Singular values 3 and 4 on layer 1's queries, nothing elsewhere but a norm.
+        tuned.model.layers[1].self_attn.q_proj.weight += q @ torch.diag(torch.tensor([4.0, 3.0])) @ q.T
+        tuned.model.norm.weight += 0.5
+    tuned.save_pretrained(synthetic.store.train(full.run_id) / "model")
+    rows = [(f"task/{index}", "task", ids) for index, ids in enumerate(PROBES)]
+    schema = {"probe_id": pl.String, "source": pl.String, "input_ids": pl.List(pl.Int32)}
+    write_parquet(synthetic.store.base("small") / "probes.parquet", pl.DataFrame(rows, schema=schema, orient="row"))
+    return synthetic, Models(synthetic.store, tmp_path / "base")
+
+
+def analyse(study, run_ids=(), names=EVERYTHING, watcher=None):
+    synthetic, models = study
+    pack = Pack("analyse", "small", tuple(run_ids), tuple(names))
+    stage.run(pack, synthetic.plan, synthetic.store, models, watcher or Watcher())
+
+
+def analysed(study, arm, name):
+    """The record, the folder, and the run."""
+    synthetic, _ = study
+    [run] = synthetic.runs(arm)
+    analyse(study, [run.run_id], [name])
+    folder = synthetic.store.analysis(run.run_id, name)
+    record = synthetic.store.read_analyse(folder)
+    check_files(folder, record)
+    assert record.status == "complete"
+    assert record.settings_hash == synthetic.plan.analysis_hash("small", run.run_id, name)
+    assert record.subject.run_id == run.run_id
+    return record, folder, run
+
+
+class TestSpectra:
+    def test_untrained_adapter_has_moved_exactly_nothing(self, study):
+        record, folder, _ = analysed(study, "lora-r2", "spectra")
+        zeros = {"update_norm": 0.0, "update_norm_relative": 0.0, "update_spectral_relative": 0.0}
+        assert record.summary == zeros
+        assert "6 of 6 matrices did not move" in record.notes[0]
+        frame = pl.read_parquet(folder / "matrices.parquet")
+        assert frame["stable_rank"].null_count() == frame.height == 6
+
+    def test_adapter_equals_the_dense_update(self, study):
+        record, folder, run = analysed(study, "lora-r3", "spectra")
+        frame = pl.read_parquet(folder / "matrices.parquet")
+        values = load_file(folder / "singular_values.safetensors")
+        adapter = load_file(study[0].store.train(run.run_id) / "adapter" / "adapter_model.safetensors")
+        base = AutoModelForCausalLM.from_pretrained(study[1].folder).double()
+        assert frame.height == len(values) == 6
+        for row in frame.iter_rows(named=True):
+            A, B = (adapter[f"base_model.model.{row['name']}.lora_{letter}.weight"].double() for letter in "AB")
+            W0 = base.get_submodule(row["name"]).weight.detach()
+            delta_W = 4 / 3 * B @ A
+            S = torch.linalg.svdvals(delta_W)
+            assert (row["d_out"], row["d_in"]) == tuple(W0.shape)
+            assert row["name"].endswith(row["module"]) and f".{row['layer']}." in row["name"]
+            torch.testing.assert_close(values[row["name"]], S[:3], rtol=1e-6, atol=1e-9)
+            assert row["update_norm"] == pytest.approx(float(torch.linalg.norm(delta_W)), rel=1e-6)
+            assert row["update_norm_relative"] == pytest.approx(float(delta_W.norm() / W0.norm()), rel=1e-6)
+            largest = float(torch.linalg.svdvals(W0)[0])
+            assert row["update_spectral_relative"] == pytest.approx(float(S[0]) / largest, rel=1e-6)
+            assert row["rank_utilisation"] == pytest.approx(row["stable_rank"] / 3)
+        total = frame["update_norm"].pow(2).sum() ** 0.5
+        assert record.summary["update_norm"] == pytest.approx(total)
+        assert record.summary["stable_rank"] == pytest.approx(frame["stable_rank"].mean())
+        assert record.notes == ()
+
+    def test_full_model_with_a_planted_update(self, study):
+        record, folder, _ = analysed(study, "full", "spectra")
+        frame = pl.read_parquet(folder / "matrices.parquet")
+        assert frame.height == 3 * 7
+        [row] = frame.filter(pl.col("update_norm") > 0).iter_rows(named=True)
+        assert row["name"] == "model.layers.1.self_attn.q_proj"
+        assert row["update_norm"] == pytest.approx(5.0, rel=1e-5)
+        assert row["stable_rank"] == pytest.approx(25 / 16, rel=1e-5)
+        assert (row["energy_rank_90"], row["energy_rank_99"]) == (2, 2)
+        assert row["rank_utilisation"] is None
+        others = pl.read_parquet(folder / "other_tensors.parquet")
+        norms = dict(others.select("name", "update_norm").iter_rows())
+        assert set(others["kind"]) == {"table", "vector"}
+        assert norms.pop("model.norm") == pytest.approx(0.5 * 4, rel=1e-6)
+        assert set(norms.values()) == {0.0} and len(norms) == 1 + 2 * 3
+        assert record.summary["update_norm"] == pytest.approx((25 + 4) ** 0.5, rel=1e-5)
+        assert record.summary["stable_rank"] == pytest.approx(25 / 16, rel=1e-5)
+        assert "rank_utilisation" not in record.summary
+
+    def test_norms_of_the_base_are_measured_once(self, study, monkeypatch):
+        analysed(study, "lora-r2", "spectra")
+        counted = []
+        original = stage.base_norms
+        monkeypatch.setattr(stage, "base_norms", lambda update: counted.append(update.name) or original(update))
+        analysed(study, "lora-r3", "spectra")
+        assert counted == []
+        analysed(study, "full", "spectra")
+        assert len(counted) == 21 - 6
+
+    def test_a_base_has_none(self, study):
+        with pytest.raises(ValueError, match="a base has none"):
+            analyse(study, names=["spectra"])
+
+
+class TestAttention:
+    def test_untrained_adapter_diverges_exactly_nothing(self, study):
+        analyse(study, names=["attention"])
+        record, folder, _ = analysed(study, "lora-r2", "attention")
+        frame = pl.read_parquet(folder / "heads.parquet")
+        assert frame["attention_divergence"].to_list() == [0.0] * 12
+        assert record.summary["attention_divergence"] == 0.0
+        for key in ("attention_entropy", "attention_first_token", "attention_distance", "head_similarity"):
+            assert frame[key].to_list() == frame[f"{key}_base"].to_list()
+
+    def test_only_the_layer_after_the_planted_update_differs(self, study):
+        analyse(study, names=["attention"])
+        record, folder, _ = analysed(study, "full", "attention")
+        moved = pl.read_parquet(folder / "heads.parquet").group_by("layer", maintain_order=True)
+        means = dict(moved.agg(pl.col("attention_divergence").mean()).iter_rows())
+        assert means[0] == 0.0
+        assert means[1] > 1e-4 and means[2] > 0.0
+        assert record.summary["attention_divergence"] == pytest.approx(sum(means.values()) / 3)
+
+    def test_equals_both_models_text_by_text(self, study):
+        """In one go, without disk, padding or batches."""
+        analyse(study, names=["attention"])
+        _, folder, run = analysed(study, "lora-r3", "attention")
+        synthetic, models = study
+        base = AutoModelForCausalLM.from_pretrained(models.folder).eval()
+        tuned = AutoModelForCausalLM.from_pretrained(models.folder).eval()
+        tuned = PeftModel.from_pretrained(tuned, synthetic.store.train(run.run_id) / "adapter").merge_and_unload()
+        sums = {}
+        for text in PROBES:
+            [batch] = batches([text], 1)
+            before, after = [], []
+            show_patterns(base, batch, before.append)
+            show_patterns(tuned, batch, after.append)
+            for one, other in zip(before, after, strict=True):
+                found = attention.pattern_measures(other.pattern, other.visible)
+                divergence = attention.attention_divergence(one.pattern, other.pattern, one.visible)
+                for key, value in {**found, "attention_divergence": divergence}.items():
+                    place = one.layer, key
+                    sums[place] = sums[place] + value if place in sums else value
+        frame = pl.read_parquet(folder / "heads.parquet")
+        assert len(sums) == 3 * 5
+        for (layer, key), total in sums.items():
+            column = frame.filter(pl.col("layer") == layer).sort("head")[key].to_list()
+            assert column == pytest.approx(total.mean().tolist(), rel=1e-4, abs=1e-7)
+            assert len(column) == 4
+        base_frame = pl.read_parquet(synthetic.store.base_analysis("small", "attention") / "heads.parquet")
+        assert frame["attention_entropy_base"].to_list() == base_frame["attention_entropy"].to_list()
+        assert frame["attention_entropy"].to_list() != base_frame["attention_entropy"].to_list()
+
+    def test_deleted_patterns_are_made_again_before_the_tuned_model(self, study):
+        synthetic, models = study
+        analyse(study, names=["attention"])
+        folder = synthetic.store.base_analysis("small", "attention")
+        record = synthetic.store.read_analyse(folder)
+        shutil.rmtree(folder / "patterns")
+        check_files(folder, record)  # they are no result
+        found, _, _ = analysed(study, "lora-r2", "attention")
+        assert found.summary["attention_divergence"] == 0.0
+        assert models.asked == ["base", "base", "lora-r2"]
+        check_files(folder, record)
+
+
+class TestAgain:
+    def test_finished_work_is_not_redone(self, study):
+        synthetic, models = study
+        analyse(study, names=["attention"])
+        run_ids = [run.run_id for run in synthetic.plan.runs]
+        analyse(study, run_ids)
+        before = {path: path.stat().st_mtime_ns for path in synthetic.store.root.rglob("*") if path.is_file()}
+        asked = list(models.asked)
+        assert asked == ["base", "lora-r2", "lora-r3", "full"]
+        analyse(study, run_ids)
+        analyse(study, names=["attention"])
+        assert models.asked == asked
+        assert {path: path.stat().st_mtime_ns for path in synthetic.store.root.rglob("*") if path.is_file()} == before
+
+    def test_other_probes_count_for_attention_only(self, study):
+        synthetic, models = study
+        analyse(study, names=["attention"])
+        run_ids = [synthetic.runs("lora-r3")[0].run_id]
+        analyse(study, run_ids)
+        spectra = synthetic.store.read_analyse(synthetic.store.analysis(run_ids[0], "spectra"))
+        before = synthetic.store.read_analyse(synthetic.store.analysis(run_ids[0], "attention"))
+        frame = pl.read_parquet(synthetic.store.base("small") / "probes.parquet").head(2)
+        write_parquet(synthetic.store.base("small") / "probes.parquet", frame)
+        changed = synthetic.plan.model_copy(update={"probes_fingerprint": {"small": "d" * 64}})
+        pack = Pack("analyse", "small", tuple(run_ids), EVERYTHING)
+        stage.run(pack, changed, synthetic.store, models, Watcher())
+        assert synthetic.store.read_analyse(synthetic.store.analysis(run_ids[0], "spectra")) == spectra
+        after = synthetic.store.read_analyse(synthetic.store.analysis(run_ids[0], "attention"))
+        assert after.summary != before.summary
+        # The base's patterns were of the old texts.
+        assert models.asked == ["base", "lora-r3", "base", "lora-r3"]
+
+    def test_a_stop_leaves_no_half_record(self, study):
+        synthetic, _ = study
+        [run] = synthetic.runs("lora-r3")
+        analyse(study, [run.run_id], watcher=Watcher(stop_after=1))
+        assert synthetic.store.read_analyse(synthetic.store.analysis(run.run_id, "spectra")).status == "complete"
+        assert synthetic.store.read_analyse(synthetic.store.analysis(run.run_id, "attention")) is None
