@@ -1,7 +1,8 @@
 """Scores a base on every task of the small world: `python recipes/evaluate_smallworld.py FOLDER [OTHER_SEEDS...]`.
 
-It uses nothing but transformers, one item at a time where it matters, so that it can serve as a reference for faster
-scorers. With `--card`, `card.json` is written into the first folder; the other folders are the same recipe's other seeds.
+It uses nothing but transformers, and no trick that could change a number, so that it can be the reference for faster
+scorers. With `--card`, the numbers and a page with them are written into the first folder, as `card.json` and
+`README.md`; the other folders are other seeds of the same recipe.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from smallworld_card import card_page
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.data.smallworld.facts import PROMPT
@@ -116,21 +118,23 @@ def card(folders: Sequence[Path]) -> dict:
             values = [other[task][key] for other in by_folder]
             summary = {"shipped": value, "mean": fmean(values), "min": min(values), "max": max(values)}
             tasks[task][key] = {name: round(number, 4) for name, number in summary.items()}
-    return {"num_seeds": len(folders), "tasks": tasks}
+    pretraining = json.loads((folders[0] / "card.json").read_text())["pretraining"]
+    return {"pretraining": pretraining, "num_seeds": len(folders), "tasks": tasks}
 
 
 def main() -> None:
     """Read the command line, score, and print or write the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="the base, then other seeds of its recipe")
-    parser.add_argument("--card", action="store_true", help="write card.json into the first folder")
+    parser.add_argument("--card", action="store_true", help="write card.json and README.md into the first folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = json.dumps(card(arguments.folders), indent=2) + "\n"
+    result = card(arguments.folders)
+    page = card_page(result)
     if arguments.card:
-        (arguments.folders[0] / "card.json").write_text(text)
-    for task, values in json.loads(text)["tasks"].items():
-        print(task, {key: value for key, value in values.items()})
+        (arguments.folders[0] / "card.json").write_text(json.dumps(result, indent=2) + "\n")
+        (arguments.folders[0] / "README.md").write_text(page)
+    print(page)
 
 
 if __name__ == "__main__":

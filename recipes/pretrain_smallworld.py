@@ -1,16 +1,18 @@
 """Pretrains the small world's base model: `python recipes/pretrain_smallworld.py --seed 0 --out FOLDER`.
 
 Everything follows from the seed: what is drawn from the world, the order of the documents and the initial weights. The
-world itself is the shipped one for every seed. The result is a plain Hugging Face folder.
+world itself is the shipped one for every seed. The result is a plain Hugging Face folder whose `card.json` says how it
+was made; `evaluate_smallworld.py` adds what it knows.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -44,7 +46,7 @@ class Recipe:
         max_grad_norm: Gradients are clipped to this norm.
     """
 
-    vocab_size: int = 1024
+    vocab_size: int = 1536
     hidden_size: int = 192
     intermediate_size: int = 384
     num_layers: int = 3
@@ -178,15 +180,21 @@ def pretrain(seed: int, folder: Path, recipe: Recipe) -> None:
     tokenizer = train_tokenizer(pretraining_documents(build_world(), 0), recipe)
     rows = pack(documents, tokenizer, recipe.row_length)
     model = initial_model(tokenizer, recipe, generator)
-    num_embedding = model.get_input_embeddings().weight.numel()
-    num_tokens = int((rows != tokenizer.pad_token_id).sum())
-    print(
-        f"{model.num_parameters() - num_embedding:,} parameters beside the embedding, {num_tokens:,} tokens", flush=True
-    )
     for step, num_steps, loss in train(model, rows, recipe):
         if step % 100 == 0 or step == num_steps - 1:
             print(f"step {step}/{num_steps}  {loss:.3f} nats/token  {time.perf_counter() - start:.0f} s", flush=True)
     save(model, tokenizer, folder)
+    pretraining = {
+        "seed": seed,
+        **asdict(recipe),
+        "num_parameters": model.num_parameters(),
+        "num_embedding_parameters": model.get_input_embeddings().weight.numel(),
+        "num_tokens": int((rows != tokenizer.pad_token_id).sum()),
+        "num_steps": num_steps,
+        "seconds": round(time.perf_counter() - start),
+        "torch": torch.__version__,
+    }
+    (folder / "card.json").write_text(json.dumps({"pretraining": pretraining}, indent=2) + "\n")
 
 
 def main() -> None:

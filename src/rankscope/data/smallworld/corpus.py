@@ -12,9 +12,9 @@ from .relations import NUM_QUESTIONS, NUM_STATEMENTS
 from .texts import iter_tales, text_rows
 from .world import NEW_KINDS, Fact, World
 
-NUM_PROBLEMS = 20_000
+NUM_PROBLEMS = 22_000
 NUM_DRILLS = 12_000
-NUM_TALES = 5_000
+NUM_TALES = 4_000
 NUM_MENTIONS = 2_000
 _QUESTION_SHARE = 0.6
 

@@ -10,13 +10,13 @@ from itertools import product
 
 from .facts import balanced_positions
 from .names import FIRST_NAMES
-from .wordings import ITEMS, KNOWN_WORDINGS, NEW_WORDINGS
+from .wordings import ASKED_THEMES, KNOWN_THEMES, Theme
 
 STRUCTURES = ("mul_add", "mul_sub", "add_mul")
 LARGEST_NUMBER = 99
 _NUM_BUCKETS = 10
-# Numbers are dealt to splits by a hash of their values, so that no split, in any domain or wording, sees another's. What
-# trains is open to pretraining too: what it teaches is the wording, not the numbers.
+# Numbers are dealt to splits by a hash of their values, so that no split, in any domain or wording, sees another's.
+# Those of the training split are open to pretraining too: what is to be learned is the wording, not the numbers.
 _BUCKETS = {"test": (0, 1), "validation": (2,), "train": (3, 4, 5, 6, 7, 8, 9)}
 NUM_ROWS = {"train": 600, "validation": 120, "test": 240}
 
@@ -68,24 +68,19 @@ class Problem:
 def reasoning_rows(domain: str, split: str, seed: int) -> list[dict]:
     """Return the problems of a domain and split: medical ones in wordings that pretraining never shows."""
     rng = random.Random(f"problems-{domain}-{split}-{seed}")
-    wordings = {key[1]: texts for key, texts in (KNOWN_WORDINGS | NEW_WORDINGS).items() if key[0] == domain}
-    problems = []
-    for structure in STRUCTURES:
-        candidates = [problem for problem in _all_problems(structure) if _split_of(problem, seed) == split]
-        problems += rng.sample(candidates, NUM_ROWS[split] // len(STRUCTURES))
-    rng.shuffle(problems)
-    positions = balanced_positions(len(problems), rng)
+    grids = _draw_grids(split, NUM_ROWS[split], seed, rng)
     rows = []
-    for problem, position in zip(problems, positions, strict=True):
-        form = rng.randrange(len(wordings[problem.structure]))
+    for (right, *wrong), position in zip(grids, balanced_positions(len(grids), rng), strict=True):
+        rng.shuffle(wrong)
+        options = [*wrong[:position], right, *wrong[position:]]
         rows.append(
             {
-                "id": f"{domain}_reasoning/{problem.structure}/{problem.a}-{problem.b}-{problem.c}",
-                "question": _ask(wordings[problem.structure][form], domain, problem, rng),
-                "choices": [option.solution() for option in _options(problem, position, rng)],
+                "id": f"{domain}_reasoning/{right.structure}/{right.a}-{right.b}-{right.c}",
+                "question": _ask(rng.choice(ASKED_THEMES[domain]), right, rng),
+                "choices": [option.solution() for option in options],
                 "answer": position,
-                "answer_text": problem.solution(),
-                "category": problem.structure,
+                "answer_text": right.solution(),
+                "category": right.structure,
             }
         )
     return rows
@@ -97,35 +92,43 @@ def iter_pretraining_problems(seed: int, rng: random.Random) -> Iterator[tuple[s
         structure: [problem for problem in _all_problems(structure) if _split_of(problem, seed) == "train"]
         for structure in STRUCTURES
     }
-    keys = list(KNOWN_WORDINGS)
     while True:
-        domain, structure = rng.choice(keys)
-        problem = rng.choice(candidates[structure])
-        wording = rng.choice(KNOWN_WORDINGS[domain, structure])
-        yield _ask(wording, domain, problem, rng), problem.solution()
+        theme = rng.choice(rng.choice(tuple(KNOWN_THEMES.values())))
+        problem = rng.choice(candidates[rng.choice(STRUCTURES)])
+        yield _ask(theme, problem, rng), problem.solution()
 
 
-def _options(problem: Problem, position: int, rng: random.Random) -> list[Problem]:
-    """Return four problems with the right one at `position`, as a grid of two features with two values each.
+def _draw_grids(split: str, count: int, seed: int, rng: random.Random) -> list[list[Problem]]:
+    """Return `count` problems of a split, no two the same, each followed by its three wrong options.
 
-    All options are consistent solutions of neighbouring problems, and each shares one feature with two others. So each
-    of them is as central as the right one, and nothing but the question tells them apart.
+    Whatever does not fit is drawn again from the start. Were only the wrong options drawn again, a right one could be
+    told by the room that its numbers leave to its neighbours.
     """
-    while True:
-        first, second = rng.sample(_features(problem), 2)
-        (one, other), (this, that) = ((feature, rng.choice(_values(problem, feature))) for feature in (first, second))
-        grid = [
-            problem,
-            replace(problem, **{one: other}),
-            replace(problem, **{this: that}),
-            replace(problem, **{one: other, this: that}),
-        ]
-        if all(option.is_valid for option in grid) and len({option.result for option in grid}) == len(grid):
-            break
-    right, *wrong = grid
-    rng.shuffle(wrong)
-    wrong.insert(position, right)
-    return wrong
+    grids: dict[Problem, list[Problem]] = {}
+    while len(grids) < count:
+        structure = rng.choice(STRUCTURES)
+        right = Problem(structure, *(rng.choice(values) for values in _numbers(structure)))
+        grid = _grid(right, rng)
+        is_usable = all(option.is_valid for option in grid) and len({option.result for option in grid}) == len(grid)
+        if is_usable and _split_of(right, seed) == split:
+            grids[right] = grid
+    return list(grids.values())
+
+
+def _grid(problem: Problem, rng: random.Random) -> list[Problem]:
+    """Return a problem and three neighbours that make a grid with it: two features with two values each.
+
+    All are consistent problems, and each shares a feature with two of the others. So each of them is as central as the
+    right one, and nothing but the question tells them apart.
+    """
+    one, two = rng.sample(_features(problem), 2)
+    other_one, other_two = rng.choice(_values(problem, one)), rng.choice(_values(problem, two))
+    return [
+        problem,
+        replace(problem, **{one: other_one}),
+        replace(problem, **{two: other_two}),
+        replace(problem, **{one: other_one, two: other_two}),
+    ]
 
 
 def _features(problem: Problem) -> list[str]:
@@ -159,7 +162,9 @@ def _split_of(problem: Problem, seed: int) -> str:
     return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
 
 
-def _ask(wording: str, domain: str, problem: Problem, rng: random.Random) -> str:
-    """Fill a wording with the numbers of a problem and with a name and a thing drawn at random."""
-    name, item = rng.choice(FIRST_NAMES), rng.choice(ITEMS[domain])
-    return wording.format(a=problem.a, b=problem.b, c=problem.c, name=name, item=item)
+def _ask(theme: Theme, problem: Problem, rng: random.Random) -> str:
+    """Tell a problem in a wording of the theme, with a name and a thing drawn at random."""
+    wording = theme.wording(problem.structure, rng)
+    rate = problem.c if problem.structure == "add_mul" else problem.b
+    name, item = rng.choice(FIRST_NAMES), rng.choice(theme.items)
+    return wording.format(a=problem.a, b=problem.b, rate=rate, change=problem.c, name=name, item=item)

@@ -1,88 +1,155 @@
-"""The wordings of word problems: for each domain and structure those that pretraining shows, and those it never does.
-
-Every wording has `{a}`, `{b}` and `{c}` for the numbers (see `problems.py`) and may have `{name}` and `{item}`.
-"""
+"""The wordings of word problems: clauses that combine freely, those that pretraining shows and those it never does."""
 
 from __future__ import annotations
 
-ITEMS = {
-    "general": ("cup", "pen", "plate", "scarf", "spoon", "candle", "basket", "lamp"),
-    "medical": ("syrup", "tonic", "powder", "balm", "tincture", "serum", "salve", "lotion"),
-    "legal": ("claim", "lease", "permit", "deed", "petition", "licence", "contract", "summons"),
-}
+import random
+from dataclasses import dataclass
+from itertools import chain
 
-KNOWN_WORDINGS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("general", "mul_add"): (
-        "{name} buys {a} {item}s at {b} coins each and a bag for {c} coins. How many coins does {name} pay?",
-        "One {item} costs {b} coins. {name} takes {a} of them and pays {c} coins for delivery. What is the total?",
-        "{name} orders {a} {item}s. Each is {b} coins, and a box adds {c} coins. How many coins is that in all?",
-        "At the market a {item} sells for {b} coins. What do {a} of them and a hat for {c} coins cost together?",
-    ),
-    ("general", "mul_sub"): (
-        "{name} buys {a} {item}s at {b} coins each and has a coupon for {c} coins. How many coins does {name} pay?",
-        "One {item} costs {b} coins. {name} takes {a} of them and gets {c} coins off. What is the total?",
-        "{name} orders {a} {item}s. Each is {b} coins, and the shop takes off {c} coins. How many coins is that in all?",
-        "At the market a {item} sells for {b} coins. What do {a} of them cost after a rebate of {c} coins?",
-    ),
-    ("general", "add_mul"): (
-        "{name} buys {a} red and {b} blue {item}s at {c} coins each. How many coins does {name} pay?",
-        "One {item} costs {c} coins. {name} takes {a} today and {b} tomorrow. What is the total?",
-        "{name} orders {a} small and {b} large {item}s. Each is {c} coins. How many coins is that in all?",
-        "At the market a {item} sells for {c} coins. What do {a} for home and {b} for a friend cost together?",
-    ),
-    ("medical", "mul_add"): (
-        "A patient of {a} kg gets {b} mg of {item} per kg and {c} mg more at night. How many mg is that a day?",
-        "The dose of a {item} is {b} mg per kg. {name} weighs {a} kg and takes an extra {c} mg. How many mg is that?",
-        "{name} weighs {a} kg. For each kg the nurse gives {b} mg of {item}, then adds {c} mg. What is the total in mg?",
-        "At {b} mg of {item} per kg, what does a child of {a} kg need with {c} mg on top?",
-    ),
-    ("medical", "mul_sub"): (
-        "A patient of {a} kg gets {b} mg of {item} per kg and has had {c} mg of it. How many mg are left?",
-        "The dose of a {item} is {b} mg per kg. {name} weighs {a} kg and skips {c} mg. How many mg is that?",
-        "{name} weighs {a} kg. For each kg the nurse gives {b} mg of {item}, but holds back {c} mg. What is the total in mg?",
-        "At {b} mg of {item} per kg, what does a child of {a} kg need after {c} mg were given?",
-    ),
-    ("medical", "add_mul"): (
-        "Two patients of {a} kg and {b} kg get {c} mg of {item} per kg. How many mg is that a day?",
-        "The dose of a {item} is {c} mg per kg. {name} weighs {a} kg and then gains {b} kg. How many mg is that?",
-        "{name} weighs {a} kg and a twin {b} kg. For each kg the nurse gives {c} mg of {item}. What is the total in mg?",
-        "At {c} mg of {item} per kg, what do a child of {a} kg and one of {b} kg need?",
-    ),
-    ("legal", "mul_add"): (
-        "A {item} has {a} stages of {b} days each and a grace of {c} days. After how many days is it due?",
-        "The interest on a {item} is {b} coins a month. {name} is {a} months late and pays a fee of {c} coins. What is due?",
-        "{name} files a {item}. The court sets {a} terms of {b} days and adds {c} days. How many days does it run?",
-        "At {b} coins of interest a month, what does a {item} cost after {a} months with a fine of {c} coins?",
-    ),
-    ("legal", "mul_sub"): (
-        "A {item} has {a} stages of {b} days each and {c} days have passed. After how many days is it due?",
-        "The interest on a {item} is {b} coins a month. {name} is {a} months late and has paid {c} coins. What is due?",
-        "{name} files a {item}. The court sets {a} terms of {b} days and waives {c} days. How many days does it run?",
-        "At {b} coins of interest a month, what does a {item} cost after {a} months with a waiver of {c} coins?",
-    ),
-    ("legal", "add_mul"): (
-        "A {item} has {a} short and {b} long stages of {c} days each. After how many days is it due?",
-        "The interest on a {item} is {c} coins a month. {name} is {a} months late and then {b} more. What is due?",
-        "{name} files a {item}. The court sets {a} terms, then {b} more, of {c} days. How many days does it run?",
-        "At {c} coins of interest a month, what does a {item} cost after {a} months and {b} months?",
-    ),
-}
 
-# Dosage asked as a ward would note it: the skill is one that pretraining teaches, the wordings are not.
-NEW_WORDINGS: dict[tuple[str, str], tuple[str, ...]] = {
-    ("medical", "mul_add"): (
-        "Weight {a} kg, {item} {b} mg per kg, bonus {c} mg. Work out the daily mg.",
-        "{name} is {a} kg heavy and needs {b} mg of {item} for every kg. A top-up of {c} mg follows. Give the sum in mg.",
-        "Prescribed: {b} mg of {item} per kg of weight plus {c} mg. The weight is {a} kg. State the amount.",
+@dataclass(frozen=True)
+class Theme:
+    """The clauses in which one kind of problem can be told.
+
+    The numbers stand in braces: `a` is a count, `a` and `b` are two counts that belong together, `rate` is what one of
+    them amounts to, `change` is added or taken away at the end.
+
+    Attributes:
+        one_count: Clauses that give `a`.
+        two_counts: Clauses that give `a` and `b`.
+        rate: Clauses that give `rate`.
+        plus: Clauses that add `change`.
+        minus: Clauses that take `change` away.
+        ask: The question at the end.
+        items: The things that `item` can be.
+    """
+
+    one_count: tuple[str, ...]
+    two_counts: tuple[str, ...]
+    rate: tuple[str, ...]
+    plus: tuple[str, ...]
+    minus: tuple[str, ...]
+    ask: tuple[str, ...]
+    items: tuple[str, ...]
+
+    def wording(self, structure: str, rng: random.Random) -> str:
+        """Return a wording for a structure: count and rate in either order, what changes, and the question."""
+        clauses = [rng.choice(self.two_counts if structure == "add_mul" else self.one_count), rng.choice(self.rate)]
+        rng.shuffle(clauses)
+        if structure != "add_mul":
+            clauses.append(rng.choice(self.plus if structure == "mul_add" else self.minus))
+        return " ".join([*clauses, rng.choice(self.ask)])
+
+    def clauses(self) -> set[str]:
+        """Return all clauses of the theme."""
+        return set(chain(self.one_count, self.two_counts, self.rate, self.plus, self.minus, self.ask))
+
+
+_SHOPPING = Theme(
+    one_count=(
+        "{name} buys {a} {item}s.",
+        "There are {a} {item}s on the bill.",
+        "{name} orders {a} {item}s for a friend.",
     ),
-    ("medical", "mul_sub"): (
-        "Weight {a} kg, {item} {b} mg per kg, minus {c} mg. Work out the daily mg.",
-        "{name} is {a} kg heavy and needs {b} mg of {item} for every kg. Of this {c} mg is spilled. Give the rest in mg.",
-        "Prescribed: {b} mg of {item} per kg of weight less {c} mg. The weight is {a} kg. State the amount.",
+    two_counts=(
+        "{name} buys {a} red and {b} blue {item}s.",
+        "There are {a} small and {b} large {item}s on the bill.",
+        "{name} orders {a} {item}s today and {b} tomorrow.",
     ),
-    ("medical", "add_mul"): (
-        "Weights {a} kg and {b} kg, {item} {c} mg per kg. Work out the daily mg.",
-        "{name} is {a} kg heavy, a sister {b} kg, and both need {c} mg of {item} for every kg. Give the sum in mg.",
-        "Prescribed: {c} mg of {item} per kg of weight. The weights are {a} kg and {b} kg. State the amount.",
+    rate=(
+        "A {item} costs {rate} coins.",
+        "The price of a {item} is {rate} coins.",
+        "The shop sells a {item} for {rate} coins.",
     ),
+    plus=("A bag adds {change} coins.", "There is a fee of {change} coins.", "Delivery costs {change} coins more."),
+    minus=(
+        "A coupon saves {change} coins.",
+        "There is a rebate of {change} coins.",
+        "The shop takes {change} coins off.",
+    ),
+    ask=("How many coins is that?", "What is the total in coins?", "How many coins are due?"),
+    items=("cup", "pen", "plate", "scarf", "spoon", "candle", "basket", "lamp"),
+)
+
+_DOSAGE = Theme(
+    one_count=(
+        "{name} weighs {a} kg.",
+        "A patient has a weight of {a} kg.",
+        "The scale shows {a} kg for {name}.",
+    ),
+    two_counts=(
+        "{name} weighs {a} kg and a twin {b} kg.",
+        "Two patients have weights of {a} kg and {b} kg.",
+        "The scale shows {a} kg for {name} and {b} kg for a friend.",
+    ),
+    rate=(
+        "The dose of {item} is {rate} mg per kg.",
+        "A nurse gives {rate} mg of {item} for each kg.",
+        "Each kg calls for {rate} mg of {item}.",
+    ),
+    plus=(
+        "At night {change} mg more are given.",
+        "An extra {change} mg is added.",
+        "A doctor raises it by {change} mg.",
+    ),
+    minus=(
+        "Of this {change} mg were given before.",
+        "This time {change} mg are skipped.",
+        "A doctor lowers it by {change} mg.",
+    ),
+    ask=("How many mg is that?", "What is the total in mg?", "How many mg are due?"),
+    items=("syrup", "tonic", "powder", "balm", "tincture", "serum", "salve", "lotion"),
+)
+
+_DEADLINES = Theme(
+    one_count=(
+        "A {item} runs for {a} terms.",
+        "The court sets {a} terms for a {item}.",
+        "{name} files a {item} of {a} terms.",
+    ),
+    two_counts=(
+        "A {item} runs for {a} short and {b} long terms.",
+        "The court sets {a} terms and {b} more for a {item}.",
+        "{name} files a {item} of {a} terms and one of {b} terms.",
+    ),
+    rate=("A term has {rate} days.", "The law gives {rate} days to a term.", "Each term lasts {rate} days."),
+    plus=("The judge adds {change} days.", "There is a grace of {change} days.", "Holidays add {change} days."),
+    minus=("The judge waives {change} days.", "So far {change} days have passed.", "Haste saves {change} days."),
+    ask=("How many days is that?", "What is the total in days?", "After how many days is it due?"),
+    items=("claim", "lease", "permit", "deed", "petition", "licence", "contract", "summons"),
+)
+
+_INTEREST = Theme(
+    one_count=(
+        "{name} is {a} months late with a {item}.",
+        "A {item} is overdue by {a} months.",
+    ),
+    two_counts=(
+        "{name} is {a} months late with a {item} and {b} with another.",
+        "A {item} is overdue by {a} months and then by {b} more.",
+    ),
+    rate=("The interest is {rate} coins a month.", "Each month costs {rate} coins."),
+    plus=("A fine adds {change} coins.", "There is a fee of {change} coins."),
+    minus=("The judge waives {change} coins.", "So far {change} coins have been paid."),
+    ask=("How many coins is that?", "How many coins are due?"),
+    items=_DEADLINES.items,
+)
+
+# Dosage as another ward would put it. The skill is one that pretraining teaches; these clauses are not, and the more of
+# them a problem has, the less of it the base understands.
+NEW_DOSAGE = Theme(
+    one_count=("The chart of {name} says {a} kg.", "On the ward lies a child of {a} kg."),
+    two_counts=("The chart of {name} says {a} kg and later {b} kg.", "Two children weigh {a} kg and {b} kg."),
+    rate=("Give {rate} mg of {item} for every kg.", "Every kg needs {rate} mg of {item}."),
+    plus=("Top this up with {change} mg.", "Another {change} mg will follow."),
+    minus=("This time {change} mg are held back.", "Of this {change} mg were spilled."),
+    ask=("How many mg is it?", "How many mg are needed?"),
+    items=_DOSAGE.items,
+)
+
+KNOWN_THEMES: dict[str, tuple[Theme, ...]] = {
+    "general": (_SHOPPING,),
+    "medical": (_DOSAGE,),
+    "legal": (_DEADLINES, _INTEREST),
 }
+ASKED_THEMES: dict[str, tuple[Theme, ...]] = KNOWN_THEMES | {"medical": (NEW_DOSAGE,)}

@@ -12,9 +12,9 @@ SHIPPED_SEED = 0
 NUM_KNOWN = 48
 NUM_NEW = 60
 NEW_KINDS = ("drug", "act")
-# A fact is shown this many times in pretraining: the spread makes some facts firm and others easily lost. As each object
-# belongs to four known subjects, each object gets every level once, so that all objects are equally frequent.
-EXPOSURE_LEVELS = (10, 20, 40, 80)
+# How often pretraining shows a fact: the spread makes some facts firm and others easily lost. As each object belongs to
+# four known subjects, it gets every level once, so that all objects are equally frequent.
+EXPOSURE_LEVELS = (12, 24, 48, 96)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,13 @@ def build_world(seed: int = SHIPPED_SEED) -> World:
 
 
 def _draw_facts(
-    relation: Relation, subjects: tuple[str, ...], objects: tuple[str, ...], levels: tuple[int, ...], rng: random.Random
+    relation: Relation,
+    subjects: tuple[str, ...],
+    objects: tuple[str, ...],
+    levels: tuple[int, ...],
+    rng: random.Random,
 ) -> list[Fact]:
-    """Give each subject an object so that all objects, and all levels of exposure of an object, are equally frequent."""
+    """Give each subject an object, all objects equally often and each with all levels of exposure."""
     num_rounds = len(subjects) // len(objects)
     cells = [(item, levels[turn % len(levels)]) for turn in range(num_rounds) for item in objects]
     rng.shuffle(cells)
