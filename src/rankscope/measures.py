@@ -39,6 +39,14 @@ _ALL = (
         "argmax over options of log-likelihood / bytes of the option", _HARNESS,
     ),
     Measure(
+        "accuracy_strict", "fraction", "higher", "share of generations whose number stands behind ####",
+        "mean of is_correct_strict", _HARNESS,
+    ),
+    Measure(
+        "option_mass", "fraction", "neither", "how much of its probability the model gives to the options together",
+        "mean over items of the sum over distinct options of exp(log-likelihood)",
+    ),
+    Measure(
         "loss_nats_per_token", "nats", "lower", "how surprised the model is by each token of the text",
         "sum of -ln p(token | before) over scored tokens / their number",
     ),

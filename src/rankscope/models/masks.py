@@ -1,0 +1,61 @@
+"""Attention masks of option trees: one prompt, several branches behind it, none of which sees another.
+
+Which architectures take such a mask is a list of what was tried, because a wrong mask is silent: where a model ignores
+it, branches see each other and every likelihood is a little off. The list alone is not trusted either: scoring
+compares a tree with separate rows on the first items of a study (scoring/likelihoods.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+# Tried with an additive 4-D mask against separate rows, in sdpa and eager (tests/unit/models/test_masks.py).
+# Not here: Gemma 2 and BLOOM (no sdpa), Qwen3.5 (linear attention takes no such mask: silently wrong).
+_KNOWN = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "falcon", "mixtral"})
+
+
+def option_tree_refusal(model: PreTrainedModel) -> str | None:
+    """Why a model cannot score all options of an item in one row, or None where it can.
+
+    Args:
+        model: A plain causal model; adapters inside its modules do not matter.
+    """
+    config = model.config.get_text_config()
+    if config.model_type not in _KNOWN:
+        return f"option trees were not tried with {config.model_type}"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return f"option trees need sdpa or eager attention, not {config._attn_implementation}"
+    if config.model_type == "falcon" and config.alibi:
+        return "option trees need positions that can be set; ALiBi's cannot"
+    return None
+
+
+def attention_window(model: PreTrainedModel) -> int | None:
+    """How many positions back the model's sliding attention sees, or None where it has none.
+
+    Trap: a tree's branches stand further from the prompt in the row than in their texts, so a window counted along the
+    row is silently wrong. Within the window there is nothing to count: trees are no deeper than this.
+    """
+    config = model.config.get_text_config()
+    return getattr(config, "sliding_window", None)  # only architectures with windows have the key
+
+
+def tree_mask(segments: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query_pos key_pos"]:
+    """The additive mask of option trees: a token sees the prompt (segment 0) and what precedes it in its own segment.
+
+    Additive, because a mask of booleans is right in sdpa and silently wrong in eager attention. Every token sees at
+    least itself and the prompt, padding (a segment of its own) included, so no row of the softmax is empty.
+
+    Args:
+        segments: 0 for the prompt, then a number for each branch.
+        dtype: The model's.
+    """
+    keys, queries = segments[:, None, :], segments[:, :, None]
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
+    seen = ((keys == 0) | (keys == queries)) & causal
+    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)

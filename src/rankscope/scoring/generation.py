@@ -1,0 +1,205 @@
+"""Greedy generation in batches: cached, with positions that do not depend on padding, each item ending by itself."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from rankscope.data.tokens import Tokenizer
+from rankscope.scoring.rows import context_length, token_batches
+
+# Texts are looked through for a stop text every so many steps: decoding at each step costs more than a few steps too
+# many. What was generated behind the stop text is cut off, so results do not depend on it.
+_STEPS_BETWEEN_STOPS = 8
+# Ended rows leave the batch once they are so many: taking them out copies the cache.
+_ENDED_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model wrote behind one prompt.
+
+    Attributes:
+        ids: The tokens, with the end token or the one that completed a stop text as their last.
+        text: Their text, without end token and cut before the stop text.
+        is_truncated: The prompt was cut from the left to fit the model's context.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    is_truncated: bool
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What ends an item: a token, a stop text, or its number of tokens."""
+
+    token_ids: tuple[int, ...]
+    stop: tuple[str, ...]
+    decode: Callable[[Sequence[int]], str]
+
+    def is_stopped(self, ids: Sequence[int]) -> bool:
+        text = self.decode(ids)
+        return any(stop in text for stop in self.stop)
+
+    def cut(self, ids: Sequence[int]) -> Sequence[int]:
+        """The tokens up to the one that completes the first stop text."""
+        if not self.stop or not self.is_stopped(ids):
+            return ids
+        lengths = range(1, len(ids) + 1)
+        first = bisect.bisect_left(lengths, True, key=lambda length: self.is_stopped(ids[:length]))
+        return ids[: lengths[first]]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of cut tokens, without what ended it."""
+        text = self.decode(ids[:-1] if ids and ids[-1] in self.token_ids else ids)
+        return text[: min((found for stop in self.stop if (found := text.find(stop)) >= 0), default=len(text))]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    stop: Sequence[str],
+    max_tokens: int,
+) -> list[Generation]:
+    """Continue each prompt with the likeliest token, over and over.
+
+    A prompt that leaves no room for `max_new_tokens` in the model's context is cut from the left, as lm-eval does it,
+    but keeps at least half of the context; then fewer tokens are generated.
+
+    Args:
+        model: A causal model in evaluation mode.
+        tokenizer: Its tokenizer; its end tokens end an item.
+        prompts: As the model sees them.
+        max_new_tokens: At most so many tokens for each.
+        stop: Texts that end an item.
+        max_tokens: Positions held at once, padding and generated tokens included.
+    """
+    context = context_length(model, tokenizer.context_length or max_tokens)
+    room = max(context - max_new_tokens, context // 2, 1)
+    # An empty completion: the prompt as it is scored elsewhere, opening token and all.
+    whole = [[*ids, *rest] for ids, rest in tokenizer.encode_pairs([(prompt, "") for prompt in prompts])]
+    kept = [ids[-room:] for ids in whole]
+    ends = _Ends(tokenizer.eos_token_ids, tuple(stop), tokenizer.decode)
+    results: dict[int, Generation] = {}
+    with torch.no_grad(), _last_logits_only(model):
+        for indices in token_batches([len(ids) + max_new_tokens for ids in kept], max_tokens):
+            generated = _generate_batch(model, [kept[index] for index in indices], max_new_tokens, context, ends)
+            for index, new in zip(indices, generated, strict=True):
+                ids = ends.cut(new)
+                results[index] = Generation(tuple(ids), ends.text(ids), len(whole[index]) > room)
+    return [results[index] for index in range(len(prompts))]
+
+
+def _generate_batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int, ends: _Ends
+) -> list[list[int]]:
+    """The tokens behind each prompt up to its end token, stop text (or a few tokens more) or limit."""
+    batch = _Batch(model, prompts, max_new_tokens, context)
+    # The last token generated is never read, so the context holds one more.
+    limits = torch.tensor([min(max_new_tokens, context + 1 - len(ids)) for ids in prompts], device=model.device)
+    end_ids = torch.tensor(ends.token_ids, dtype=torch.long, device=model.device)
+    num_new = limits.clone()
+    is_ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # of all items
+    for step in range(1, max_new_tokens + 1):
+        tokens = batch.advance()
+        ended = torch.isin(tokens, end_ids) | (limits[batch.items] <= step)
+        if ends.stop and step % _STEPS_BETWEEN_STOPS == 0:
+            ended |= _stopped(batch, is_ended, ends)
+        ended &= ~is_ended[batch.items]
+        if bool(ended.any()):
+            num_new[batch.items[ended]] = step
+            is_ended[batch.items[ended]] = True
+            if bool(is_ended.all()):
+                break
+            batch.drop(is_ended)
+    rows = batch.generated.tolist()
+    return [row[:number] for row, number in zip(rows, num_new.tolist(), strict=True)]
+
+
+def _stopped(batch: _Batch, is_ended: Tensor, ends: _Ends) -> Tensor:
+    """Which rows of the batch hold a stop text by now."""
+    rows = batch.generated[batch.items, : batch.num_generated].tolist()
+    skipped = is_ended[batch.items].tolist()
+    stopped = [not skip and ends.is_stopped(row) for row, skip in zip(rows, skipped, strict=True)]
+    return torch.tensor(stopped, device=is_ended.device)
+
+
+class _Batch:
+    """Prompts that are continued together: padded on the left, so that their last tokens stand in one column."""
+
+    def __init__(
+        self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int
+    ) -> None:
+        """Set out the prompts; nothing is computed yet."""
+        device = model.device
+        longest = max(len(ids) for ids in prompts)
+        self.model = model
+        self.last_position = context - 1
+        self.items: Int[Tensor, " batch"] = torch.arange(len(prompts), device=device)  # the item of each row
+        self.generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
+        self.num_generated = 0
+        self._input_ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
+        lengths = torch.tensor([len(ids) for ids in prompts], device=device)
+        columns = torch.arange(longest + max_new_tokens, device=device)
+        self._seen = (columns >= longest - lengths[:, None]).long()  # batch pos
+        self._positions = (columns[:longest] - (longest - lengths[:, None])).clamp_(min=0)
+        # A model without settable positions (ALiBi) works them out from the mask.
+        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._cache = None
+        self._num_read = longest
+
+    def advance(self) -> Int[Tensor, " batch"]:
+        """Read the newest tokens and return the likeliest next one of each row."""
+        positions = {"position_ids": self._positions} if self._takes_positions else {}
+        output = self.model(
+            input_ids=self._input_ids,
+            attention_mask=self._seen[:, : self._num_read],
+            past_key_values=self._cache,
+            use_cache=True,
+            **positions,
+        )
+        tokens = output.logits[:, -1].argmax(dim=-1)
+        self.generated[self.items, self.num_generated] = tokens
+        self.num_generated += 1
+        self._num_read += 1
+        self._cache = output.past_key_values
+        self._input_ids = tokens[:, None]
+        # Rows that have ended go on for a while and are not looked at; they must not run out of positions.
+        self._positions = (self._positions[:, -1:] + 1).clamp_(max=self.last_position)
+        return tokens
+
+    def drop(self, is_ended: Tensor) -> None:
+        """Take ended rows out of the batch, once they are many."""
+        alive = (~is_ended[self.items]).nonzero().squeeze(1)
+        if len(alive) > (1 - _ENDED_FRACTION) * len(self.items):
+            return
+        self.items = self.items[alive]
+        self._input_ids, self._positions, self._seen = (
+            part[alive] for part in (self._input_ids, self._positions, self._seen)
+        )
+        self._cache.batch_select_indices(alive)
+
+
+@contextlib.contextmanager
+def _last_logits_only(model: PreTrainedModel) -> Iterator[None]:
+    """Only the last position reaches the output head."""
+
+    def last(_head: nn.Module, arguments: tuple[Tensor]) -> tuple[Tensor]:
+        return (arguments[0][:, -1:],)  # batch 1 d_model
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(last)
+    try:
+        yield
+    finally:
+        handle.remove()

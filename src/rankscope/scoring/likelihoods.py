@@ -1,0 +1,193 @@
+"""Log-likelihoods of the options of multiple-choice items: one row an item where that is safe, else one an option."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rankscope.models.masks import attention_window, option_tree_refusal
+from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
+
+# Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
+_TOLERANCE_NATS = {torch.float64: (1e-9, 1e-8), torch.float32: (1e-5, 1e-4)}
+_TOLERANCE_HALF = (5e-2, 2e-1)
+_NUM_CHECKED = 4
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A multiple-choice item as token ids; options with the same tokens share one likelihood.
+
+    Attributes:
+        prompt_ids: At least one token.
+        option_ids: The options' tokens, each at least one.
+    """
+
+    prompt_ids: tuple[int, ...]
+    option_ids: tuple[tuple[int, ...], ...]
+
+    @property
+    def distinct(self) -> tuple[tuple[int, ...], ...]:
+        """The options without repetitions, in order of first appearance."""
+        return tuple(dict.fromkeys(self.option_ids))
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether two options have tokens that are read: only then do they need to be kept from each other."""
+        return sum(len(option) > 1 for option in self.distinct) > 1
+
+
+@dataclass(frozen=True)
+class OptionTrees:
+    """Whether a study's options may be scored in trees: `refusal` says why not.
+
+    Made by `checked_option_trees`, once per study and process, and passed to everything that scores options.
+    """
+
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class OptionScores:
+    """What a model thinks of the options of some items.
+
+    Attributes:
+        log_likelihoods: One tuple an item, in the order of its options; nats, summed over an option's tokens.
+        num_truncated: Items of which at least one option saw a prompt cut from the left.
+        scored_by: `option_tree` where items were scored in one row each.
+    """
+
+    log_likelihoods: tuple[tuple[float, ...], ...]
+    num_truncated: int
+    scored_by: Literal["option_tree", "separate_rows"]
+
+
+def checked_option_trees(
+    model: PreTrainedModel, choices: Sequence[Choice], context: int, max_tokens: int
+) -> OptionTrees | None:
+    """Decide whether options are scored in trees: a known architecture, and the same numbers on the first items.
+
+    Args:
+        model: The model, or one of the same architecture and precision.
+        choices: The first items of the study; a few are compared.
+        context: Positions that the model has.
+        max_tokens: Padded positions in one forward pass.
+
+    Returns:
+        The decision, or None where no item has branches, so that nothing is to be decided yet.
+    """
+    if refusal := option_tree_refusal(model):
+        return OptionTrees(refusal)
+    depth = _tree_depth(model, context)
+    telling = [choice for choice in choices if choice.has_branches and _fits(choice, depth)][:_NUM_CHECKED]
+    if not telling:
+        return None
+    trees = _sums(model, [_tree_row(choice, slot) for choice, slot in _with_slots(telling)], telling, max_tokens)
+    separate = [row for choice, slot in _with_slots(telling) for row in _separate_rows(choice, slot, context)]
+    differences = (trees - _sums(model, separate, telling, max_tokens)).abs()
+    numbers = torch.tensor([len(option) for choice in telling for option in choice.distinct])
+    per_token, least = _TOLERANCE_NATS.get(model.dtype, _TOLERANCE_HALF)
+    # A comparison with NaN is false, so what is not finite is refused too.
+    if bool((differences <= (numbers * per_token).clamp(min=least)).all()):
+        return OptionTrees(None)
+    worst = differences.max().item()
+    return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")
+
+
+def option_log_likelihoods(
+    model: PreTrainedModel, choices: Sequence[Choice], trees: OptionTrees | None, context: int, max_tokens: int
+) -> OptionScores:
+    """The log-likelihood of every option of every item.
+
+    An item that does not fit the context is scored as lm-eval does it, each option in a row of its own behind as much
+    of the prompt's end as fits; so is one that is deeper than a sliding window, which a tree would get wrong.
+
+    Args:
+        model: A causal model in evaluation mode.
+        choices: The items.
+        trees: Whether trees may be used; None: not decided, so no.
+        context: Positions that the model has.
+        max_tokens: Padded positions in one forward pass.
+    """
+    depth = _tree_depth(model, context)
+    may = trees is not None and trees.refusal is None
+    tree_rows, plain_rows, num_single = [], [], 0
+    for choice, slot in _with_slots(choices):
+        if choice.has_branches and may and _fits(choice, depth):
+            tree_rows.append(_tree_row(choice, slot))
+        elif not choice.has_branches and _fits(choice, context):
+            # One branch behind the prompt is an ordinary row: no mask, nothing to trust.
+            plain_rows.append(_tree_row(choice, slot, is_plain=True))
+            num_single += 1
+        else:
+            plain_rows += _separate_rows(choice, slot, context)
+    sums = _sums(model, tree_rows, choices, max_tokens) + _sums(model, plain_rows, choices, max_tokens)
+    results = []
+    for choice, slot in _with_slots(choices):
+        values = dict(zip(choice.distinct, sums[slot : slot + len(choice.distinct)].tolist(), strict=True))
+        results.append(tuple(values[option] for option in choice.option_ids))
+    refused = trees is not None and trees.refusal is not None
+    return OptionScores(
+        log_likelihoods=tuple(results),
+        num_truncated=sum(not _fits(choice, context) for choice in choices),
+        scored_by="option_tree" if (tree_rows or num_single) and not refused else "separate_rows",
+    )
+
+
+def _fits(choice: Choice, context: int) -> bool:
+    """Whether the prompt and each option fit; the last token is predicted and never read."""
+    return len(choice.prompt_ids) + max(map(len, choice.option_ids)) <= context + 1
+
+
+def _tree_depth(model: PreTrainedModel, context: int) -> int:
+    window = attention_window(model)
+    return context if window is None else min(context, window)
+
+
+def _with_slots(choices: Sequence[Choice]) -> Iterator[tuple[Choice, int]]:
+    """Each item with the slot of its first option; distinct options have a slot each."""
+    slot = 0
+    for choice in choices:
+        yield choice, slot
+        slot += len(choice.distinct)
+
+
+def _sums(
+    model: PreTrainedModel, rows: Sequence[ScoredRow], choices: Sequence[Choice], max_tokens: int
+) -> Float[Tensor, " slots"]:
+    return slot_log_likelihoods(model, rows, sum(len(choice.distinct) for choice in choices), max_tokens)
+
+
+def _tree_row(choice: Choice, slot: int, is_plain: bool = False) -> ScoredRow:
+    """[prompt][option 1][option 2]... without the options' last tokens, which are only predicted."""
+    prompt = choice.prompt_ids
+    input_ids, positions, segments = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+    predict_at: list[int] = []
+    targets: list[int] = []
+    slots: list[int] = []
+    for number, option in enumerate(choice.distinct):
+        begin = len(input_ids)
+        read = len(option) - 1
+        input_ids += option[:-1]
+        positions += range(len(prompt), len(prompt) + read)
+        segments += [number + 1] * read
+        predict_at += [len(prompt) - 1, *range(begin, begin + read)]
+        targets += option
+        slots += [slot + number] * len(option)
+    if is_plain:
+        return ScoredRow(input_ids, predict_at, targets, slots)
+    return ScoredRow(input_ids, predict_at, targets, slots, positions, segments)
+
+
+def _separate_rows(choice: Choice, slot: int, context: int) -> list[ScoredRow]:
+    """One row an option, cut from the left where it does not fit."""
+    rows = []
+    for number, option in enumerate(choice.distinct):
+        rows += completion_rows(choice.prompt_ids, option, slot + number, context)
+    return rows

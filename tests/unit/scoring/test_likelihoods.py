@@ -1,0 +1,177 @@
+"""Option log-likelihoods: trees, rows, batches, truncation and lm-eval's numbers."""
+
+import pytest
+import torch
+
+from rankscope.scoring import likelihoods, rows
+from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
+
+TREES, ROWS = OptionTrees(None), OptionTrees("for the test")
+
+
+def by_hand(model, choice, context):
+    """lm-eval's definition, one unpadded forward pass an option."""
+    values = []
+    for option in choice.option_ids:
+        read = (list(choice.prompt_ids) + list(option))[-(context + 1) :][:-1]
+        with torch.no_grad():
+            logits = model(torch.tensor([read])).logits[0]
+        log_probabilities = torch.log_softmax(logits[-len(option) :], dim=-1)
+        values.append(log_probabilities.gather(1, torch.tensor(option)[:, None]).sum().item())
+    return values
+
+
+def random_choices(vocab, number=12, longest_prompt=30, longest_option=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(low, high):
+        length = int(torch.randint(low, high + 1, (1,), generator=generator))
+        return tuple(torch.randint(2, vocab, (length,), generator=generator).tolist())
+
+    return [Choice(ids(1, longest_prompt), tuple(ids(1, longest_option) for _ in range(4))) for _ in range(number)]
+
+
+@pytest.mark.parametrize("trees", [TREES, ROWS, None])
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_options_equal_a_forward_pass_each(make_llama, trees, implementation):
+    model = make_llama(attn_implementation=implementation)
+    choices = random_choices(model.config.vocab_size)
+    scores = option_log_likelihoods(model, choices, trees, 128, 4096)
+    for choice, values in zip(choices, scores.log_likelihoods, strict=True):
+        # transformers' eager attention takes its softmax in float32, whatever the model's precision.
+        tolerance = 1e-5 if implementation == "eager" else 1e-10
+        assert values == pytest.approx(by_hand(model, choice, 128), abs=tolerance)
+    assert scores.num_truncated == 0
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_scores_do_not_depend_on_the_batch(make_llama, dtype, tolerance):
+    model = make_llama(dtype)
+    choices = random_choices(model.config.vocab_size, number=64)
+    for trees in (TREES, ROWS):
+        alone = option_log_likelihoods(model, choices, trees, 128, 1)
+        together = option_log_likelihoods(model, choices, trees, 128, 10**9)
+        for choice, one, other in zip(choices, alone.log_likelihoods, together.log_likelihoods, strict=True):
+            for option, a, b in zip(choice.option_ids, one, other, strict=True):
+                assert a == pytest.approx(b, abs=tolerance * len(option))
+
+
+def test_trees_equal_separate_rows(make_llama):
+    model = make_llama()
+    choices = random_choices(model.config.vocab_size)
+    trees = option_log_likelihoods(model, choices, TREES, 128, 512)
+    separate = option_log_likelihoods(model, choices, ROWS, 128, 512)
+    assert (trees.scored_by, separate.scored_by) == ("option_tree", "separate_rows")
+    for a, b in zip(trees.log_likelihoods, separate.log_likelihoods, strict=True):
+        assert a == pytest.approx(b, abs=1e-10)
+
+
+def test_options_with_the_same_tokens_share_one_likelihood(make_llama):
+    model = make_llama(torch.float32)
+    choice = Choice((5, 6, 7), ((8, 9), (10,), (8, 9), (8, 9, 11)))
+    for trees in (TREES, ROWS):
+        (values,) = option_log_likelihoods(model, [choice], trees, 128, 512).log_likelihoods
+        assert values[0] == values[2]
+        assert len(set(values)) == 3
+
+
+def test_one_token_options_cost_one_row_and_one_row_of_logits(make_llama, monkeypatch):
+    model = make_llama()
+    seen = []
+    logits_of = rows.scored_logits
+
+    def spy(model, positions, **inputs):
+        seen.append((tuple(inputs["input_ids"].shape), len(positions), "attention_mask" in inputs))
+        return logits_of(model, positions, **inputs)
+
+    monkeypatch.setattr(rows, "scored_logits", spy)
+    choice = Choice((5, 6, 7), ((8,), (9,), (10,)))
+    scores = option_log_likelihoods(model, [choice], None, 128, 512)
+    assert seen == [((1, 3), 1, False)]
+    assert scores.scored_by == "option_tree"
+    assert scores.log_likelihoods[0] == pytest.approx(by_hand(model, choice, 128), abs=1e-10)
+
+
+def test_the_budget_counts_padded_positions():
+    lengths = [3, 9, 4, 1, 9, 2]
+    groups = list(rows.token_batches(lengths, 20))
+    assert sorted(index for group in groups for index in group) == list(range(6))
+    for group in groups:
+        assert len(group) * max(lengths[index] for index in group) <= 20
+    assert list(rows.token_batches([50, 50], 20)) == [[0], [1]]  # a longer row still goes through
+    assert list(rows.token_batches([], 20)) == []
+
+
+def test_logits_are_bounded_where_the_vocabulary_is_large(monkeypatch):
+    monkeypatch.setattr(rows, "_MAX_LOGITS", 100)
+    assert list(rows.token_batches([5, 5, 5], 10**6, [60, 30, 30])) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("trees", [TREES, ROWS])
+def test_prompts_are_cut_from_the_left_as_in_lm_eval(make_llama, trees):
+    context = 24
+    model = make_llama(context=context)
+    generator = torch.Generator().manual_seed(1)
+    ids = tuple(torch.randint(2, 300, (60,), generator=generator).tolist())
+    choices = [
+        Choice(ids[:40], (ids[40:43], ids[43:50])),  # both options cut
+        Choice(ids[:20], (ids[40:43], ids[43:49])),  # one option cut
+        Choice(ids[:20], (ids[40:45], ids[45:50])),  # fits exactly: the last token is never read
+        Choice(ids[:20], (ids[36:60], ids[43:46])),  # an option that fills the context
+    ]
+    scores = option_log_likelihoods(model, choices, trees, context, 512)
+    for choice, values in zip(choices, scores.log_likelihoods, strict=True):
+        assert values == pytest.approx(by_hand(model, choice, context), abs=1e-10)
+    assert scores.num_truncated == 3
+
+
+def test_an_option_longer_than_the_context_is_scored_in_windows(make_llama):
+    model = make_llama(context=8)
+    ids = list(range(10, 31))
+    (row_values,) = option_log_likelihoods(model, [Choice((5,), (tuple(ids),))], ROWS, 8, 512).log_likelihoods
+    expected = 0.0
+    tokens = [5, *ids]
+    for begin, end, first in ((1, 9, 0), (9, 17, 8), (17, 22, 13)):
+        with torch.no_grad():
+            logits = torch.log_softmax(model(torch.tensor([tokens[first : end - 1]])).logits[0], dim=-1)
+        expected += sum(logits[at - 1 - first, tokens[at]].item() for at in range(begin, end))
+    assert row_values[0] == pytest.approx(expected, abs=1e-10)
+
+
+def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch):
+    model = make_llama(torch.float32)
+    choices = random_choices(model.config.vocab_size)
+    assert checked_option_trees(model, choices, 128, 512) == TREES
+    # A model that lets branches see each other: the mask is lost.
+    causal = rows.tree_mask
+
+    def leaky(segments, dtype):
+        return causal(torch.zeros_like(segments), dtype)
+
+    monkeypatch.setattr(rows, "tree_mask", leaky)
+    refusal = checked_option_trees(model, choices, 128, 512).refusal
+    assert refusal.startswith("option trees differed from separate rows by ")
+    scores = option_log_likelihoods(model, choices, OptionTrees(refusal), 128, 512)
+    assert scores.scored_by == "separate_rows"
+    assert scores.log_likelihoods[0] == pytest.approx(by_hand(model, choices[0], 128), abs=1e-4)
+
+
+def test_nothing_is_decided_on_items_without_branches(make_llama):
+    assert checked_option_trees(make_llama(), [Choice((5,), ((6,), (7, 8)))], 128, 512) is None
+
+
+def test_the_check_sees_numbers_that_are_not_finite(make_llama):
+    model = make_llama(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+    assert checked_option_trees(model, random_choices(300), 128, 512).refusal is not None
+
+
+def test_only_a_few_items_are_compared(make_llama, monkeypatch):
+    counts = []
+    scored = likelihoods.slot_log_likelihoods
+    monkeypatch.setattr(
+        likelihoods, "slot_log_likelihoods", lambda m, r, n, t: counts.append(len(r)) or scored(m, r, n, t)
+    )
+    checked_option_trees(make_llama(), random_choices(300, number=50), 128, 512)
+    assert counts == [4, 16]
