@@ -1,0 +1,77 @@
+"""Everything that the report is made of, read once from the study directory: records and the tables beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from rankscope.plan import Plan
+from rankscope.records import AnalyseRecord, DecideRecord, EvaluateRecord, Rates, TrainRecord
+from rankscope.spec import Decide
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A part that is not there, and why, so that the page can say so instead of leaving a hole."""
+
+    subject: str
+    stage: str
+    why: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's record on one task, and the file it came from."""
+
+    record: EvaluateRecord
+    source: str
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """An analysis of one model, and the file it came from."""
+
+    record: AnalyseRecord
+    source: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One study as its directory tells it; `source` columns hold paths relative to the study directory.
+
+    Attributes:
+        settings: The rule's numbers from study.yaml; None where that file cannot be read.
+        trains: By run id, every training record there is, whatever its status.
+        steps: The lines of all steps.jsonl: run_id, step, loss_nats_per_token, ..., source.
+        prompts: Per base, task and item: the text as scored, and the base's own answer.
+        answers: Per run at a chosen rate, task and item: is_correct and prediction.
+        matrices: Per run and matrix: layer, module and the spectral measures.
+        heads: Per run (null: the base), layer and head: the attention measures.
+        missing: What could not be read.
+    """
+
+    plan: Plan
+    settings: Decide | None
+    rates: Rates
+    decision: DecideRecord | None
+    trains: Mapping[str, TrainRecord]
+    steps: pl.DataFrame
+    scored: tuple[Scored, ...]
+    analysed: tuple[Analysed, ...]
+    prompts: pl.DataFrame
+    answers: pl.DataFrame
+    matrices: pl.DataFrame
+    heads: pl.DataFrame
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
+
+    def chosen_rate(self, base: str, training_set: str, arm: str) -> float | None:
+        """The learning rate chosen for an arm, or None where none is (yet)."""
+        for choice in self.rates.choices:
+            if (choice.base, choice.training_set, choice.arm) == (base, training_set, arm):
+                return choice.learning_rate
+        return None

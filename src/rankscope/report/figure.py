@@ -1,0 +1,54 @@
+"""What a figure is: panels of one idea, with the words that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot.
+
+    Attributes:
+        title: A few words above it.
+        label: What it shows, in a sentence, for those who cannot see it.
+        spec: Its Vega-Lite specification.
+        group: The group it is about; None where it follows the reader's choice.
+    """
+
+    title: str
+    label: str
+    spec: Mapping[str, Any]
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels side by side, and their words.
+
+    Attributes:
+        key: Its file name and anchor.
+        title: The heading.
+        shows: What it shows, in a sentence or two.
+        reading: How to read high and low.
+        caution: What not to conclude.
+        measures: The measures drawn, whose definitions are put below it.
+        sources: The files, relative to the study directory, that its numbers come from.
+        tasks: The tasks that a reader can switch between; empty where the figure is not per task.
+        notes: By group, what the reader should know of these very numbers.
+        columns: How many panels stand side by side where there is room.
+    """
+
+    key: str
+    title: str
+    shows: str
+    reading: str
+    caution: str
+    panels: Sequence[Panel]
+    measures: Sequence[str]
+    sources: Sequence[str]
+    tasks: Sequence[str] = ()
+    notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: int = 2

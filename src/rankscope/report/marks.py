@@ -1,0 +1,85 @@
+"""What all plots share: the arms' look, highlighting, filtering, tooltips, and data without non-finite numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from rankscope.report.palette import Look
+
+# The page's script sets these three; see page.js. With no arm picked, all are shown in full.
+GROUP_FILTER = "datum.group === group"
+TASK_FILTER = "datum.task === task"
+PICKED = "length(arms) === 0 || indexof(arms, datum.arm) >= 0"
+INK = "currentColor"
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Style:
+    """The looks of the arms, and whether a figure stands alone (then it needs a legend and a size of its own)."""
+
+    looks: Mapping[str, Look]
+    is_static: bool = False
+
+    @property
+    def width(self) -> Any:
+        """A plot's width: that of its place in the page, or a fixed one."""
+        return 320 if self.is_static else "container"
+
+
+def colour(style: Style, *, with_base: bool = False) -> alt.Color:
+    """Arms by colour, the same in every plot; the legend is the page's row of arms."""
+    names = [name for name in style.looks if with_base or name != "base"]
+    scale = alt.Scale(domain=names, range=[style.looks[name].colour for name in names])
+    legend = alt.Legend(title=None, orient="bottom", columns=6, symbolOpacity=1) if style.is_static else None
+    return alt.Color("arm:N", scale=scale, legend=legend)
+
+
+def shape(style: Style) -> alt.Shape:
+    """Methods by shape, so that colour is never the only difference."""
+    names = list(style.looks)
+    scale = alt.Scale(domain=names, range=[style.looks[name].shape for name in names])
+    return alt.Shape("arm:N", scale=scale, legend=None)
+
+
+def picked(faded: float = 0.12, full: float = 1.0) -> Any:
+    """Opacity that fades the arms which the reader did not pick."""
+    return alt.condition(PICKED, alt.value(full), alt.value(faded))
+
+
+def tooltips(**titles: str) -> list[alt.Tooltip]:
+    """Tooltip lines: field=title; fields hold text that is ready to read."""
+    return [alt.Tooltip(f"{name}:N", title=title) for name, title in titles.items()]
+
+
+def log_axis(values: Sequence[float], title: str, base: float) -> alt.X:
+    """A logarithmic axis with a tick at each value that occurs and some air at both ends."""
+    ordered = sorted(set(values))
+    air = 1.35
+    scale = alt.Scale(type="log", base=base, domain=[ordered[0] / air, ordered[-1] * air], nice=False)
+    axis = alt.Axis(values=ordered, format="~g", labelOverlap="greedy", grid=False)
+    return alt.X("x:Q", scale=scale, axis=axis, title=title)
+
+
+def data(frame: pl.DataFrame) -> alt.Data:
+    """A frame as inline data: numbers to six figures, what is not finite as null, for JSON knows neither."""
+    return alt.Data(values=[{key: _cell(value) for key, value in row.items()} for row in frame.iter_rows(named=True)])
+
+
+def horizontal_rule(value: float, title: str) -> alt.Chart:
+    """A dashed line at one value of y, which says what it is when pointed at."""
+    rows = alt.Data(values=[{"y": value, "title": title}])
+    mark = alt.Chart(rows).mark_rule(strokeDash=[4, 4], color=INK, opacity=0.6)
+    return mark.encode(y="y:Q", tooltip=alt.Tooltip("title:N", title="Line"))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,180 @@
+"""The page: one self-contained HTML file with its plots, tables, words, and a policy that forbids the network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rankscope.measures import MEASURES
+from rankscope.report import wording
+from rankscope.report.contents import Contents
+from rankscope.report.figure import Figure
+from rankscope.report.figures import group_names
+from rankscope.report.losses import category_rows, flips, task_rows
+from rankscope.report.palette import looks
+from rankscope.report.static import VEGALITE_VERSION, config, parameters
+from rankscope.report.tables import DECIDE_FILE
+from rankscope.report.verdicts import VerdictView, verdict_view
+
+
+def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures: Mapping[str, Figure]) -> str:
+    """The whole page as HTML; everything that came from data is escaped."""
+    environment = Environment(
+        loader=PackageLoader("rankscope.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": wording.count, "short_count": wording.short_count, "duration": wording.duration,
+        "megabytes": wording.megabytes, "rate": wording.rate, "json": safe_json,
+    }  # fmt: skip
+    groups = list(group_names(contents).values())
+    arms = looks(contents.plan)
+    classes = {name: f"arm-{index}" for index, name in enumerate(arms)}
+    style = environment.get_template("style.css.j2").render(arms=arms, classes=classes)
+    scripts = [vega_bundle(), environment.get_template("page.js").render()]
+    return environment.get_template("page.html.j2").render(
+        plan=contents.plan,
+        settings=contents.settings,
+        policy=content_security_policy(style, scripts),
+        style=Markup(style),
+        scripts=[Markup(script) for script in scripts],
+        groups=groups,
+        arms=arms,
+        classes=classes,
+        state=_state(tables["runs"]),
+        verdicts=verdict_views(contents),
+        figures=figures,
+        first_task=next((figure.tasks[0] for figure in figures.values() if figure.tasks), None),
+        specs={key: [_spec(panel.spec, groups, figure) for panel in figure.panels] for key, figure in figures.items()},
+        config=config(),
+        lost=_lost(contents, tables),
+        measures=MEASURES,
+        runs=tables["runs"].to_dicts(),
+        troubles=tables["troubles"].to_dicts(),
+        data=tables["data"].to_dicts(),
+        settings_table=_settings_table(tables["settings"]),
+        provenance=_provenance(contents),
+        files=sorted(tables),
+    )
+
+
+def verdict_views(contents: Contents) -> list[VerdictView]:
+    """The verdicts in the study's order; empty before there are any."""
+    names = group_names(contents)
+    if contents.decision is None:
+        return []
+    return [
+        verdict_view(verdict, names[verdict.base, verdict.training_set], contents.plan.arms, DECIDE_FILE)
+        for verdict in contents.decision.verdicts
+    ]
+
+
+def safe_json(value: Any) -> Markup:
+    """JSON that may stand inside a script element: no character of it can end the element or open a comment."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def content_security_policy(style: str, scripts: Sequence[str]) -> str:
+    """A policy under which only these very scripts run and nothing can be fetched."""
+    script_hashes = " ".join(_hash(script) for script in scripts)
+    return (
+        f"default-src 'none'; script-src {script_hashes}; style-src {_hash(style)}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def vega_bundle() -> str:
+    """Vega, Vega-Lite, Vega-Embed and Vega's interpreter as one script, from the package that also draws the SVGs."""
+    script = vl_convert.javascript_bundle(vl_version=VEGALITE_VERSION)
+    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _spec(spec: Mapping[str, Any], groups: Sequence[str], figure: Figure) -> dict[str, Any]:
+    """A panel's specification with the values that the page's script sets; the configuration is the page's."""
+    task = figure.tasks[0] if figure.tasks else None
+    kept = {key: value for key, value in spec.items() if key not in ("config", "$schema")}
+    return {
+        **kept,
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "params": parameters(groups[0], task),
+    }
+
+
+def _state(runs: pl.DataFrame) -> dict[str, int]:
+    """How many runs are in which state."""
+    counted = runs.group_by("state", maintain_order=True).len()
+    return dict(counted.iter_rows())
+
+
+def _lost(contents: Contents, tables: Mapping[str, pl.DataFrame]) -> list[dict[str, Any]]:
+    """Per group: the table of tasks, the categories of the arm that matters most, and the flipped items."""
+    verdicts = {}
+    for verdict in contents.decision.verdicts if contents.decision else ():
+        verdicts[verdict.base, verdict.training_set] = verdict
+    lost = []
+    for (base, training_set), group in group_names(contents).items():
+        mine = (pl.col("base") == base) & (pl.col("training_set") == training_set)
+        comparisons, flipped = tables["comparisons"].filter(mine), tables["flipped_items"].filter(mine)
+        verdict = verdicts.get((base, training_set))
+        arm = (verdict.arm or verdict.runner_up) if verdict else None
+        if arm in (None, "base") and not comparisons.is_empty():
+            arm = comparisons["arm"][0]
+        lost.append(
+            {
+                "group": group,
+                "tasks": task_rows(comparisons),
+                "arm": arm,
+                "categories": category_rows(comparisons, arm),
+                "flips": flips(flipped),
+                "num_flips": flipped.select("task", "item_id").n_unique() if flipped.height else 0,
+            }
+        )
+    return lost
+
+
+def _settings_table(settings: pl.DataFrame) -> dict[str, Any]:
+    """The settings on which arms differ, as columns of one row an arm."""
+    keys = list(dict.fromkeys(settings["setting"]))
+    rows: dict[str, dict[str, str]] = {}
+    for row in settings.iter_rows(named=True):
+        rows.setdefault(row["arm"], {})[row["setting"]] = row["value"] or wording.EMPTY
+    return {"keys": keys, "rows": rows}
+
+
+def _provenance(contents: Contents) -> list[tuple[str, str]]:
+    """Versions, revisions, seeds and layout, as name and value."""
+    found = dict(contents.provenance) or next((dict(record.provenance) for record in contents.trains.values()), {})
+    code = found.get("code") or {}
+    packages = {name: version for name, version in (found.get("packages") or {}).items() if version}
+    plan = contents.plan
+    dirty = " (with local changes)" if code.get("dirty") else ""
+    rows = [
+        ("Code revision", f"{code['commit']}{dirty}" if code.get("commit") else "an installed package"),
+        ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
+        ("Python", str(found.get("python", wording.EMPTY))),
+        ("Platform", str(found.get("platform", wording.EMPTY))),
+        ("Layout", f"{plan.layout.device}, {plan.layout.num_workers} worker(s) with "
+         f"{plan.layout.threads_per_worker} thread(s), {plan.dtype}"),
+        ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in plan.runs}))
+         + f"; rates chosen on {', '.join(map(str, plan.search_seeds))}"),
+    ]  # fmt: skip
+    for base in plan.bases.values():
+        revision = f", revision {base.revision}" if base.revision else ""
+        rows.append((f"Base {base.name}", f"{base.source}{revision}, fingerprint {base.fingerprint[:16]}"))
+    return rows

@@ -1,0 +1,234 @@
+"""The report stage: reads the study directory, writes the page, its tables and its figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+from pydantic import BaseModel
+
+from rankscope.errors import UserError
+from rankscope.plan import Plan
+from rankscope.records import Rates
+from rankscope.report.contents import Analysed, Contents, Missing, Scored
+from rankscope.report.figures import group_names, make_figures
+from rankscope.report.page import render_page
+from rankscope.report.static import render_svgs
+from rankscope.report.tables import make_tables
+from rankscope.spec import Decide
+from rankscope.store import RECORD, DamagedFile, Store, read_model, write_text
+from rankscope.study_file import load_study
+
+Value = TypeVar("Value", bound=BaseModel)
+
+_STEPS = ("step", "loss_nats_per_token", "learning_rate", "grad_norm", "num_tokens", "seconds")
+_PROMPTS = ("item_id", "category", "prompt", "options", "target")
+_ANSWERS = ("item_id", "is_correct", "prediction")
+
+
+def run(store: Store) -> Path:
+    """Write the report of a study from its records alone, finished or not, and return the page's path.
+
+    Raises:
+        UserError: The directory holds no plan, so it is no study.
+    """
+    contents = read_contents(store)
+    tables = make_tables(contents)
+    folder = store.report
+    for name, table in tables.items():
+        write_text(folder / "tables" / f"{name}.csv", _csv(table))
+    groups = list(group_names(contents).values())
+    for name, svg in render_svgs(make_figures(tables, contents, is_static=True), groups):
+        write_text(folder / "figures" / f"{name}.svg", svg)
+    page = folder / "index.html"
+    write_text(page, render_page(contents, tables, make_figures(tables, contents)))
+    return page
+
+
+def read_contents(store: Store) -> Contents:
+    """Everything the report needs of a study directory; what is missing or damaged is named, not fatal."""
+    plan = read_model(store.plan_file, Plan)
+    if plan is None:
+        raise UserError("no study was planned here", where=store.root, mend="`rankscope run STUDY --out DIR` makes one")
+    reader = _Reader(store)
+    rates = reader.model(store.decide / "rates.json", lambda: store.read_rates()) or Rates()
+    chosen = {(c.base, c.training_set, c.arm, c.learning_rate) for c in rates.choices}
+    at_chosen = [r for r in plan.runs if (r.base.name, r.training_set.name, r.arm.label, r.learning_rate) in chosen]
+    trains = {}
+    for settings in plan.runs:
+        path = store.train(settings.run_id) / RECORD
+        if record := reader.model(path, lambda run_id=settings.run_id: store.read_train(run_id)):
+            trains[settings.run_id] = record
+    scored, analysed = _read_scored(reader, plan), _read_analysed(reader, plan)
+    return Contents(
+        plan=plan,
+        settings=_read_settings(reader),
+        rates=rates,
+        decision=reader.model(store.decide / RECORD, store.read_decide),
+        trains=trains,
+        steps=_read_steps(reader, trains),
+        scored=tuple(scored),
+        analysed=tuple(analysed),
+        prompts=_read_prompts(reader, scored),
+        answers=_read_answers(reader, scored, {settings.run_id for settings in at_chosen}),
+        matrices=_read_analysis(reader, analysed, "spectra", "matrices.parquet"),
+        heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
+        provenance=_read_provenance(reader),
+        missing=tuple(reader.missing),
+    )
+
+
+class _Reader:
+    """Reads files of one study and keeps a list of what could not be read."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.missing: list[Missing] = []
+
+    def name(self, path: Path) -> str:
+        """The path as the report names it: relative to the study directory."""
+        return path.relative_to(self.store.root).as_posix()
+
+    def model(self, path: Path, read: Callable[[], Value | None]) -> Value | None:
+        """A record, or None where it is absent or damaged (the second is noted)."""
+        try:
+            return read()
+        except DamagedFile as error:
+            self.note(path, str(error))
+            return None
+
+    def table(self, path: Path, read: Callable[[Path], pl.DataFrame]) -> pl.DataFrame | None:
+        """A table with its `source` column, or None where it is absent or damaged (both are noted)."""
+        if not path.is_file():
+            self.note(path, "the file is not there")
+            return None
+        try:
+            return read(path).with_columns(pl.lit(self.name(path)).alias("source"))
+        except (pl.exceptions.PolarsError, OSError) as error:
+            self.note(path, f"cannot be read ({error})")
+            return None
+
+    def note(self, path: Path, why: str) -> None:
+        name = self.name(path)
+        stage = next((part for part in ("train", "evaluate", "analyse", "decide") if part in name.split("/")), "study")
+        self.missing.append(Missing(subject=name, stage=stage, why=why.replace(f"{self.store.root}/", ""), source=name))
+
+
+def _read_settings(reader: _Reader) -> Decide | None:
+    try:
+        return load_study(reader.store.study_file).decide
+    except UserError as error:
+        reader.note(reader.store.study_file, error.what)
+        return None
+
+
+def _read_provenance(reader: _Reader) -> dict[str, Any]:
+    path = reader.store.root / "provenance.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        reader.note(path, f"cannot be read ({error})")
+        return {}
+
+
+def _read_scored(reader: _Reader, plan: Plan) -> list[Scored]:
+    store, found = reader.store, []
+    folders = [store.base_task(base, task) for base, tasks in plan.tasks.items() for task in tasks]
+    folders += [store.task(run.run_id, task) for run in plan.runs for task in plan.tasks[run.base.name]]
+    for folder in folders:
+        path = folder / RECORD
+        if record := reader.model(path, lambda folder=folder: store.read_evaluate(folder)):
+            found.append(Scored(record, reader.name(path)))
+    return found
+
+
+def _read_analysed(reader: _Reader, plan: Plan) -> list[Analysed]:
+    store, found = reader.store, []
+    folders = [store.base_analysis(base, "attention") for base in plan.bases]
+    folders += [store.analysis(run.run_id, name) for run in plan.runs for name in ("spectra", "attention")]
+    for folder in folders:
+        path = folder / RECORD
+        if record := reader.model(path, lambda folder=folder: store.read_analyse(folder)):
+            found.append(Analysed(record, reader.name(path)))
+    return found
+
+
+def _read_steps(reader: _Reader, run_ids: Iterable[str]) -> pl.DataFrame:
+    frames = []
+    for run_id in run_ids:
+        path = reader.store.train(run_id) / "steps.jsonl"
+        if path.is_file() and path.stat().st_size and (frame := reader.table(path, _ndjson)) is not None:
+            frames.append(frame.with_columns(pl.lit(run_id).alias("run_id")))
+    return _concat(frames)
+
+
+def _ndjson(path: Path) -> pl.DataFrame:
+    """The lines of steps.jsonl; a number that is not finite is written as text or null and read back as such."""
+    frame = pl.read_ndjson(path, infer_schema_length=None)
+    return frame.select(pl.col(name).cast(pl.Float64, strict=False) for name in _STEPS if name in frame.columns)
+
+
+def _read_prompts(reader: _Reader, scored: list[Scored]) -> pl.DataFrame:
+    """The texts of every task's items with the base's own answers, for tasks with right and wrong answers."""
+    frames = []
+    for base, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id is None):
+        texts = reader.table(folder / "prompts.parquet", lambda path: pl.read_parquet(path, columns=list(_PROMPTS)))
+        answers = reader.table(folder / "items.parquet", lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
+        if texts is not None and answers is not None:
+            joined = texts.drop("source").join(answers, on="item_id", how="inner")
+            frames.append(joined.with_columns(pl.lit(base).alias("base"), pl.lit(task).alias("task")))
+    return _concat(frames)
+
+
+def _read_answers(reader: _Reader, scored: list[Scored], run_ids: set[str]) -> pl.DataFrame:
+    frames = []
+    for run_id, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id in run_ids):
+        frame = reader.table(folder / "items.parquet", lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
+        if frame is not None:
+            frames.append(frame.with_columns(pl.lit(run_id).alias("run_id"), pl.lit(task).alias("task")))
+    return _concat(frames)
+
+
+def _folders(
+    store: Store, scored: list[Scored], wanted: Callable[[Any], bool]
+) -> Iterator[tuple[str, str, Path]]:
+    """The base or run, the task and the folder of complete scores that have right and wrong answers."""
+    for one in scored:
+        record = one.record
+        if record.status == "complete" and record.scoring != "loss" and wanted(record):
+            subject = record.subject.run_id or record.subject.base
+            yield subject, record.task, store.root / Path(one.source).parent
+
+
+def _read_analysis(reader: _Reader, analysed: list[Analysed], analysis: str, file: str) -> pl.DataFrame:
+    frames = []
+    for one in analysed:
+        if one.record.analysis != analysis or one.record.status != "complete":
+            continue
+        frame = reader.table(reader.store.root / Path(one.source).parent / file, pl.read_parquet)
+        if frame is not None:
+            subject = one.record.subject
+            frames.append(
+                frame.with_columns(
+                    pl.lit(subject.base).alias("base"), pl.lit(subject.run_id, dtype=pl.String).alias("run_id")
+                )
+            )
+    return _concat(frames)
+
+
+def _concat(frames: list[pl.DataFrame]) -> pl.DataFrame:
+    return pl.concat(frames, how="diagonal_relaxed") if frames else pl.DataFrame()
+
+
+def _csv(table: pl.DataFrame) -> str:
+    """A table as CSV; a list within a cell is written as JSON, for CSV has no lists."""
+    lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
+    as_json = [
+        pl.col(name).map_elements(lambda values: json.dumps(list(values)), return_dtype=pl.String) for name in lists
+    ]
+    return table.with_columns(as_json).write_csv()

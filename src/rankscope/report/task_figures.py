@@ -1,0 +1,191 @@
+"""Figures by task: the train x test matrix, one task against the rank, and every task's difference from the base."""
+
+from __future__ import annotations
+
+import altair as alt
+import polars as pl
+
+from rankscope.report.figure import Figure, Panel
+from rankscope.report.marks import (
+    GROUP_FILTER,
+    INK,
+    TASK_FILTER,
+    Style,
+    colour,
+    data,
+    horizontal_rule,
+    log_axis,
+    picked,
+    shape,
+    tooltips,
+)
+from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR
+from rankscope.report.wording import amount_of, evidence, probability, rate, scaled, signed
+
+_RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
+_HINTS = {
+    "arm": "Arm", "rate": "Rate", "task": "Task", "relation": "Relation", "values": "Base, tuned",
+    "shown": "Difference", "p": "Holm p", "evidence": "Rests on",
+}  # fmt: skip
+
+
+def matrix_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
+    """What every training set and arm did to every task: differences from the base as a heat map with numbers."""
+    shown = _shown(comparisons)
+    if shown.is_empty():
+        return None
+    strongest = shown.group_by("unit").agg(pl.col("value").abs().max().alias("strongest"))
+    shown = shown.join(strongest, on="unit", how="left", maintain_order="left").with_columns(
+        # Each unit has its own scale, for a point and a nat cannot be compared.
+        (pl.col("value").abs() / pl.when(pl.col("strongest") > 0).then(pl.col("strongest")).otherwise(1.0))
+        .fill_nan(0.0)
+        .alias("strength")
+    )
+    panels = [
+        Panel(
+            f"Trained on {group}",
+            f"Heat map: the difference from the base of every arm trained on {group}, on every task.",
+            _heat_map(shown.filter(pl.col("group") == group), style).to_dict(validate=False),
+            group=group,
+        )
+        for group in dict.fromkeys(shown["group"])
+    ]
+    return Figure(
+        key="train_test",
+        title="Trained on one thing, tested on everything",
+        shows="The change of every arm against the base on every task, for every training set: points of accuracy, or "
+        "nats per token where the task is text. Tasks marked \N{BULLET} are the ones that were trained for.",
+        reading="Blue is better than the base, orange is worse; the stronger the colour, the larger the change. "
+        "Numbers carry their sign.",
+        caution="A number without its interval invites over-reading; point at a cell for it. Many cells are compared "
+        "here, so some will look large by chance: the Holm-corrected p is in the next section.",
+        panels=panels,
+        measures=("accuracy", "loss_nats_per_token", "gain", "forgetting"),
+        sources=("decide/record.json",),
+    )
+
+
+def one_task_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
+    """One task at a time, against the rank; the reader switches the task."""
+    shown = _shown(comparisons)
+    if shown.filter(pl.col("rank").is_not_null()).is_empty():
+        return None
+    label = "Line plot: the difference from the base on the chosen task, against LoRA rank."
+    return Figure(
+        key="one_task",
+        title="One task at a time",
+        shows="The change against the base on one task, for every rank at its best learning rate, with its interval. "
+        "The line with its band is full fine-tuning.",
+        reading="Above zero the tuned model is better than the base, below it is worse.",
+        caution="Single tasks have few items, so their intervals are wide; the verdict uses the means over tasks.",
+        panels=(Panel("Difference from the base", label, _one_task(shown, style).to_dict(validate=False)),),
+        measures=("accuracy", "loss_nats_per_token"),
+        sources=("decide/record.json",),
+        tasks=list(dict.fromkeys(shown["task"])),
+        columns=1,
+    )
+
+
+def differences_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
+    """Every arm's difference from the base on every task, with its interval."""
+    shown = _shown(comparisons)
+    if shown.is_empty():
+        return None
+    titles = {"accuracy": "Accuracy, points", "nats": "Loss on text, nats per token"}
+    panels = []
+    for unit, title in titles.items():
+        part = shown.filter(pl.col("unit") == unit)
+        if not part.is_empty():
+            label = f"Interval plot: each arm's difference from the base on each task. {title}."
+            panels.append(Panel(title, label, _intervals(part, title, style).to_dict(validate=False)))
+    return Figure(
+        key="task_differences",
+        title="Task by task",
+        shows="Each arm's difference from the base on each task, with its interval; better is to the right of zero.",
+        reading="An interval that does not touch zero shows a change in that task alone; the table gives the p value "
+        "corrected for looking at many.",
+        caution="An interval that touches zero does not show that nothing was lost, only that these items cannot "
+        "tell.",
+        panels=panels,
+        measures=("accuracy", "num_lost", "num_gained", "forgetting_nats"),
+        sources=("decide/record.json",),
+    )
+
+
+def _shown(comparisons: pl.DataFrame) -> pl.DataFrame:
+    """Whole tasks only, on the plots' scale, with the words of their tooltips."""
+    frame = comparisons.filter(pl.col("category").is_null())
+    rows = frame.rows(named=True)
+    values, texts = [], {"shown": [], "values": [], "number": [], "p": [], "evidence": [], "rate": [], "column": []}
+    for row in rows:
+        measure = row["measure"]
+        values.append([scaled(row[key], measure) if row[key] is not None else None for key in ("value", "low", "high")])
+        ends = [amount_of(row[key], None, None, measure, signs=False) for key in ("base_value", "tuned_value")]
+        texts["shown"].append(amount_of(row["value"], row["low"], row["high"], measure).replace("nats", "nats, better"))
+        texts["values"].append(", ".join(ends))
+        texts["number"].append(signed(values[-1][0], 1 if row["unit"] == "accuracy" else 2))
+        texts["p"].append(probability(row["p_holm"]))
+        texts["evidence"].append(evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"]))
+        texts["rate"].append(rate(row["learning_rate"]))
+        mark = " \N{BULLET}" if row["relation"] == "in_domain" else ""
+        texts["column"].append(row["task"] + (" (nats)" if row["unit"] == "nats" else "") + mark)
+    columns = [pl.Series(name, text, dtype=pl.String) for name, text in texts.items()]
+    numbers = [
+        pl.Series(name, [value[index] for value in values], dtype=pl.Float64)
+        for index, name in enumerate(("value", "low", "high"))
+    ]
+    keep = ("group", "arm", "rank", "task", "relation", "unit", "value", "low", "high", *texts)
+    relation = pl.col("relation").replace(_RELATIONS)
+    return frame.with_columns(*columns, *numbers, relation).select(keep)
+
+
+def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
+    plot = alt.Chart(data(frame.drop("low", "high", "rank")))
+    order = list(dict.fromkeys(frame["column"]))
+    x = alt.X("column:N", sort=order, title=None, axis=alt.Axis(labelAngle=-38, orient="top", labelLimit=140))
+    y = alt.Y("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(labelLimit=140))
+    sign = alt.condition("datum.value >= 0", alt.value(GAIN_COLOUR), alt.value(LOSS_COLOUR))
+    strength = alt.FillOpacity("strength:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.62]), legend=None)
+    cells = plot.mark_rect(cornerRadius=3, stroke=None).encode(
+        x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)
+    )
+    numbers = plot.mark_text(fontSize=12, color=INK).encode(x=x, y=y, text="number:N", opacity=picked(0.25))
+    height = alt.Step(30)
+    return alt.layer(cells, numbers).properties(width=style.width, height=height)
+
+
+def _one_task(shown: pl.DataFrame, style: Style) -> alt.LayerChart:
+    frame = shown.with_columns(pl.col("rank").alias("x"), pl.col("arm").str.replace(r"-r\d+", "").alias("family"))
+    plot = alt.Chart(data(frame.drop("number", "column"))).transform_filter(GROUP_FILTER).transform_filter(TASK_FILTER)
+    ranked, unranked = plot.transform_filter("datum.x !== null"), plot.transform_filter("datum.x === null")
+    x = log_axis([rank for rank in frame["rank"] if rank is not None], "LoRA rank", base=2)
+    y = alt.Y("value:Q", title="Difference from the base, points (text: nats)")
+    tint, hints = colour(style), tooltips(**_HINTS)
+    return alt.layer(
+        horizontal_rule(0, "the base"),
+        unranked.mark_rect().encode(y=alt.Y("low:Q"), y2="high:Q", color=tint, opacity=picked(0.02, 0.14)),
+        unranked.mark_rule(strokeWidth=2).encode(y=y, color=tint, opacity=picked(), tooltip=hints),
+        ranked.mark_line(color=INK, strokeWidth=1.5, opacity=0.35).encode(x=x, y=y, detail="family:N"),
+        ranked.mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, opacity=picked()),
+        ranked.mark_point(filled=True, size=80).encode(
+            x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
+        ),
+    ).properties(width=style.width, height=280)
+
+
+def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
+    arms = [name for name in style.looks if name in set(frame["arm"])]
+    plot = alt.Chart(data(frame.drop("rank", "number", "column"))).transform_filter(GROUP_FILTER)
+    y = alt.Y("task:N", sort=list(dict.fromkeys(frame["task"])), title=None, axis=alt.Axis(labelLimit=130, grid=True))
+    offset = alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.35))
+    x = alt.X("value:Q", title=f"Difference from the base. {title}")
+    tint = colour(style)
+    return alt.layer(
+        alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),
+        plot.mark_rule(strokeWidth=2).encode(
+            x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=offset, color=tint, opacity=picked()
+        ),
+        plot.mark_point(filled=True, size=42).encode(
+            x=x, y=y, yOffset=offset, color=tint, shape=shape(style), opacity=picked(), tooltip=tooltips(**_HINTS)
+        ),
+    ).properties(width=style.width, height=alt.Step(max(9, 4 + len(arms)), **{"for": "offset"}))

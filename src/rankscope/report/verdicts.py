@@ -1,0 +1,156 @@
+"""Verdicts as the page shows them: one sentence, the rule with its numbers, and the table of arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rankscope.records import ArmResult, Interval, Verdict
+from rankscope.report.wording import (
+    EMPTY,
+    amount,
+    arm_in_words,
+    between,
+    count,
+    digits_of,
+    evidence,
+    rate,
+    scaled,
+    short_count,
+    signed,
+    unit_of,
+)
+
+_COLUMNS = {
+    "gain": "Learned",
+    "gain_nats": "Learned",
+    "forgetting": "Forgotten",
+    "forgetting_nats": "Forgotten",
+    "behind_best": "Behind best",
+}
+_ELIGIBLE = {"yes": "within", "no": "exceeds", "unknown": "cannot tell"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number in a table: the value, its interval in small type, and what it rests on when pointed at."""
+
+    value: str
+    small: str = ""
+    title: str = ""
+    state: str = ""
+
+
+@dataclass(frozen=True)
+class ArmRow:
+    """One arm's line in the table of a verdict."""
+
+    arm: str
+    learning_rate: str
+    trainable: str
+    trainable_exact: str
+    cells: Sequence[Cell]
+    eligible: Cell
+    is_recommended: bool
+
+
+@dataclass(frozen=True)
+class VerdictView:
+    """A verdict in words."""
+
+    group: str
+    decision: str
+    headline: str
+    sentence: str
+    rule: str
+    runner_up: str | None
+    needed: str | None
+    warnings: Sequence[str]
+    columns: Sequence[tuple[str, str, str]]
+    rows: Sequence[ArmRow]
+
+
+def verdict_view(verdict: Verdict, group: str, order: Sequence[str], source: str) -> VerdictView:
+    """A verdict as the page shows it.
+
+    Args:
+        verdict: From decide/record.json.
+        group: What a reader calls its base and training set.
+        order: The arms' labels in the study's order.
+        source: The file of the verdict, relative to the study directory.
+    """
+    keys = [key for key in _COLUMNS if any(getattr(arm, key) is not None for arm in verdict.arms)]
+    places = {label: place for place, label in enumerate(("base", *order))}
+    arms = sorted(verdict.arms, key=lambda arm: places.get(arm.arm, len(places)))
+    return VerdictView(
+        group=group,
+        decision="none" if verdict.arm == "base" else verdict.decision,
+        headline=_headline(verdict),
+        sentence=_sentence(verdict),
+        rule=verdict.rule,
+        runner_up=verdict.runner_up and arm_in_words(verdict.runner_up),
+        needed=verdict.needed,
+        warnings=verdict.warnings,
+        columns=[(key, _COLUMNS[key], unit_of(_measure(key, verdict))) for key in keys],
+        rows=[_row(arm, keys, verdict, source) for arm in arms],
+    )
+
+
+def _headline(verdict: Verdict) -> str:
+    if verdict.decision == "undecided":
+        return "Undecided."
+    if verdict.arm == "base" or verdict.arm is None:
+        return "Do not fine-tune."
+    at = f" at learning rate {rate(verdict.learning_rate)}" if verdict.learning_rate is not None else ""
+    return f"Use {arm_in_words(verdict.arm)}{at}."
+
+
+def _sentence(verdict: Verdict) -> str:
+    """What to expect, or what would decide it."""
+    if verdict.decision == "undecided":
+        return verdict.needed or "The study's items and seeds cannot tell which arm is best within the budget."
+    if verdict.arm == "base" or verdict.arm is None:
+        return "No arm kept within the accepted forgetting and was better than the base by more than the margin."
+    gains = _expectations(verdict.gain, verdict.gain_nats, "gain")
+    losses = _expectations(verdict.forgetting, verdict.forgetting_nats, "forgetting")
+    learned = f"Expect to learn {gains} in the domain it was trained on" if gains else ""
+    forgot = f"forget {losses} of what the base could do before" if losses else ""
+    confidence = next((i.confidence for i in (verdict.gain, verdict.gain_nats, verdict.forgetting) if i), None)
+    tail = f" ({100 * confidence:g}% intervals in brackets)" if confidence else ""
+    return " and to ".join(part for part in (learned, forgot) if part) + tail + "."
+
+
+def _expectations(accuracy: Interval | None, nats: Interval | None, key: str) -> str:
+    parts = []
+    if accuracy is not None:
+        parts.append(amount(accuracy, key).removeprefix("+"))
+    if nats is not None:
+        parts.append(amount(nats, f"{key}_nats").removeprefix("+").replace("nats", "nats per token"))
+    return " and ".join(parts)
+
+
+def _row(arm: ArmResult, keys: Sequence[str], verdict: Verdict, source: str) -> ArmRow:
+    return ArmRow(
+        arm=arm.arm,
+        learning_rate=rate(arm.learning_rate),
+        trainable=EMPTY if arm.arm == "base" else short_count(arm.num_trainable),
+        trainable_exact=f"{count(arm.num_trainable)} trainable parameters",
+        cells=[_cell(getattr(arm, key), _measure(key, verdict), source) for key in keys],
+        eligible=Cell(_ELIGIBLE[arm.eligible], title=arm.reason, state=arm.eligible),
+        is_recommended=verdict.decision == "recommended" and arm.arm == verdict.arm,
+    )
+
+
+def _measure(key: str, verdict: Verdict) -> str:
+    """The measure in a column; arms are compared by accuracy, or by loss where the data has no right answer."""
+    if key != "behind_best":
+        return key
+    return "gain" if any(arm.gain is not None for arm in verdict.arms) else "gain_nats"
+
+
+def _cell(interval: Interval | None, measure: str, source: str) -> Cell:
+    if interval is None:
+        return Cell(EMPTY, title="not measured")
+    rests = evidence(interval.confidence, interval.num_items, interval.num_seeds, source)
+    value = signed(scaled(interval.value, measure), digits_of(measure))
+    return Cell(value, between(interval.low, interval.high, measure), f"{measure}: {rests}")
