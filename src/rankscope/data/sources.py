@@ -84,7 +84,7 @@ def _stated_preset(name: str) -> Preset:
     if preset is None:
         close = difflib.get_close_matches(name, all_presets(), n=1)
         mend = f"did you mean '{close[0]}'? " if close else ""
-        raise UserError(f"there is no preset '{name}'", where="preset", mend=mend + f"There are {_listed(all_presets())}")
+        raise UserError(f"there is no preset '{name}'", where="preset", mend=f"{mend}Known: {_listed(all_presets())}")
     return preset
 
 
@@ -105,7 +105,8 @@ def _small_world(data: Data, role: Role) -> Rows:
     if name not in TASKS:
         close = difflib.get_close_matches(name, TASKS, n=1)
         mend = f"did you mean '{SMALL_WORLD}{close[0]}'? " if close else ""
-        raise UserError(f"the small world has no task '{name}'", where=data.source, mend=f"{mend}It has {_listed(TASKS)}")
+        mend += f"It has {_listed(TASKS)}"
+        raise UserError(f"the small world has no task '{name}'", where=data.source, mend=mend)
     task = TASKS[name]
     split = data.split or role
     if split not in task.splits:
@@ -149,7 +150,8 @@ def _saved(folder: Path) -> list[Row]:
 
 def _split_files(folder: Path, split: str | None, role: Role) -> list[Path]:
     inside = _data_files(folder)
-    subfolders = {path.name: files for path in sorted(folder.iterdir()) if path.is_dir() and (files := _data_files(path))}
+    below = {path.name: _data_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    subfolders = {name: files for name, files in below.items() if files}
     wanted = _ALIASES.get(split or role, (split or role,))
     for name in wanted:
         if name in subfolders:

@@ -1,0 +1,77 @@
+"""Conversations: the turns before the last answer, and that answer, from messages and from ShareGPT."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rankscope.data.content import Content, field_error
+from rankscope.data.readers import Row
+
+_SPEAKERS = {
+    "human": "user",
+    "user": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "system": "system",
+}
+_MEND = 'turns are {"role": "user", "content": ...}, the last one the assistant\'s'
+
+
+def message_content(row: Row, messages: Any, field: str) -> Content:
+    """A list of `role` and `content`; the last turn, the assistant's, is what is learned.
+
+    Raises:
+        UserError: It is no such list, or ends with another's turn.
+    """
+    return _content(row, _turns(row, messages, field, "role", "content"), field)
+
+
+def conversation_content(row: Row) -> Content:
+    """ShareGPT's list of `from` and `value`; speakers go by their usual names.
+
+    Raises:
+        UserError: It is no such list, or ends with another's turn.
+    """
+    field = "conversations" if "conversations" in row.values else "conversation"
+    turns = row.values.get(field)
+    keys = ("from", "value")
+    if isinstance(turns, list) and turns and isinstance(turns[0], dict) and "role" in turns[0]:
+        keys = ("role", "content")
+    named = []
+    for speaker, text in _turns(row, turns, field, *keys):
+        if speaker.lower() not in _SPEAKERS:
+            raise field_error(row, field, f"has a turn of '{speaker}', who is nobody known", "use human, gpt, system")
+        named.append((_SPEAKERS[speaker.lower()], text))
+    system = row.values.get("system")
+    if isinstance(system, str) and system.strip() and named and named[0][0] != "system":
+        named.insert(0, ("system", system))
+    return _content(row, named, field)
+
+
+def _turns(row: Row, turns: Any, field: str, speaker: str, text: str) -> list[tuple[str, str]]:
+    if not isinstance(turns, list) or not turns:
+        problem = "is missing" if turns is None else "is empty" if turns == [] else "is no list of turns"
+        raise field_error(row, field, problem, _MEND)
+    pairs = []
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, dict) or not isinstance(turn.get(speaker), str):
+            raise field_error(row, field, f"has a turn {number} without '{speaker}'", _MEND)
+        if not isinstance(turn.get(text), str):
+            raise field_error(row, field, f"has a turn {number} whose '{text}' is no text", _MEND)
+        pairs.append((turn[speaker], turn[text]))
+    return pairs
+
+
+def _content(row: Row, turns: list[tuple[str, str]], field: str) -> Content:
+    *before, (role, answer) = turns
+    if role != "assistant":
+        raise field_error(row, field, f"ends with a turn of '{role}', so there is nothing to learn", _MEND)
+    if not answer.strip():
+        raise field_error(row, field, "ends with an empty answer")
+    if not any(role == "user" for role, _ in before):
+        raise field_error(row, field, "has no turn of the user before the answer", _MEND)
+    return Content(row, tuple(before), answer)

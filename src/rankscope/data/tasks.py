@@ -1,0 +1,160 @@
+"""The items of a task and how they are scored, from the contents of its rows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.data.content import Content
+from rankscope.data.examples import Item
+from rankscope.data.forms import Contents
+from rankscope.data.prompts import PLAIN, PromptStyle, put
+from rankscope.data.sources import Rows
+from rankscope.data.splits import normalised
+from rankscope.data.tokens import Tokenizer
+from rankscope.errors import UserError
+from rankscope.runs import TaskSettings, settings_hash
+from rankscope.spec import Kind, Scoring
+
+_NUMBER = re.compile(r"(?s).*####\s*\S.*|\s*[-+]?[$]?\d[\d.,]*%?\s*")
+_LETTER = re.compile(r"\s*\(?[A-Z]\)?[.:]?\s*")
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What the study file says of a task, as far as its items depend on it; None where it says nothing."""
+
+    name: str
+    scoring: Scoring | None
+    kind: Kind | None
+    max_new_tokens: int
+
+
+def prompt_style(rows: Rows) -> PromptStyle:
+    """How the questions of a source are put: as its preset says, else in the plain way."""
+    preset = rows.preset
+    return PromptStyle() if preset is None else PromptStyle(preset.prompt, preset.list_options)
+
+
+def make_task(
+    options: TaskOptions, rows: Rows, understood: Contents, contents: Sequence[Content], tokenizer: Tokenizer
+) -> tuple[list[Item], TaskSettings]:
+    """Items as they are scored, and the resolved settings of their task.
+
+    Args:
+        options: What the study file says.
+        rows: Where the contents came from.
+        understood: All of the source's contents, with their form.
+        contents: Those that become items.
+        tokenizer: The model's, for its chat template.
+
+    Raises:
+        UserError: The scoring that is asked for does not fit the rows.
+    """
+    scoring = options.scoring or _default_scoring(rows, understood)
+    if scoring == "multiple_choice" and not contents[0].options:
+        raise UserError(
+            f"{options.name}: there are no options to choose from, the rows are {understood.form}",
+            where=contents[0].row.where,
+            mend="set `scoring: generate` or `scoring: loss`",
+        )
+    style = prompt_style(rows)
+    items = _items(contents, scoring, style, tokenizer)
+    fallback: Kind | None = "text" if understood.form == "text" else None
+    settings = TaskSettings(
+        name=options.name,
+        scoring=scoring,
+        kind=options.kind or (rows.preset.kind if rows.preset else rows.kind) or fallback,
+        answer=_answer_kind(rows, items),
+        max_new_tokens=options.max_new_tokens,
+        stop=_stops(items, contents, style, tokenizer) if scoring == "generate" else (),
+        fingerprint=settings_hash([[item.prompt, item.options, item.target] for item in items]),
+        num_items=len(items),
+    )
+    return items, settings
+
+
+def contamination(texts: Sequence[str], items: Sequence[Item]) -> int:
+    """How many items of a task are in the training texts: their prompt (or text), case and blanks aside.
+
+    Args:
+        texts: The training examples' prompts; for plain text, which has none, the text.
+        items: The task's items.
+    """
+    known = {normalised(text) for text in texts}
+    return sum(normalised(item.prompt or item.target) in known for item in items)
+
+
+def content_id(*parts: str) -> str:
+    """A short name made of the content: the same wherever the row stands in its file."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names made unique: the second of two equal ones gets `-2`."""
+    seen: dict[str, int] = {}
+    taken = set(names)
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        candidate = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        while seen[name] > 1 and candidate in taken:
+            seen[name] += 1
+            candidate = f"{name}-{seen[name]}"
+        taken.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _items(contents: Sequence[Content], scoring: Scoring, style: PromptStyle, tokenizer: Tokenizer) -> list[Item]:
+    prompted = [put(content, style, tokenizer) for content in contents]
+    names = distinct(
+        [
+            content.row_id or content_id(text.prompt, *text.options, text.answer)
+            for content, text in zip(contents, prompted, strict=True)
+        ]
+    )
+    chooses = scoring == "multiple_choice"
+    return [
+        Item(
+            item_id=name,
+            prompt=text.prompt,
+            options=text.options if chooses else (),
+            target=text.answer,
+            target_index=content.answer_index if chooses else None,
+            category=content.category,
+        )
+        for name, content, text in zip(names, contents, prompted, strict=True)
+    ]
+
+
+def _default_scoring(rows: Rows, understood: Contents) -> Scoring:
+    if rows.preset is not None and (rows.preset.scoring != "multiple_choice" or understood.contents[0].options):
+        return rows.preset.scoring
+    by_form: dict[str, Scoring] = {"multiple_choice": "multiple_choice", "question_answer": "generate"}
+    # Open answers (instructions, conversations) have no one right wording: their loss is what can be said.
+    return by_form.get(understood.form, "loss")
+
+
+def _answer_kind(rows: Rows, items: Sequence[Item]) -> Literal["number", "letter", "text"]:
+    """What a right answer is: the preset's word, else what all the right answers look like."""
+    if rows.preset is not None and rows.preset.answer != "text":
+        return rows.preset.answer
+    if all(_NUMBER.fullmatch(item.target) for item in items):
+        return "number"
+    return "letter" if all(_LETTER.fullmatch(item.target) for item in items) else "text"
+
+
+def _stops(
+    items: Sequence[Item], contents: Sequence[Content], style: PromptStyle, tokenizer: Tokenizer
+) -> tuple[str, ...]:
+    """Where a plain model's answer ends: at its line's end if all answers are one line, else at the next question."""
+    if tokenizer.chat_template is not None:
+        return ()
+    if not any("\n" in item.target.strip() for item in items):
+        return ("\n",)
+    opening = (style.plain or PLAIN).partition("{")[0].strip()
+    return (opening,) if opening and contents[0].verbatim is None else ()
