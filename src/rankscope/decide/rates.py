@@ -110,17 +110,20 @@ def _reason(
 def update_rates(store: Store, plan: Plan) -> Rates:
     """Add a choice for every arm whose candidates are done, write decide/rates.json, and return all choices.
 
-    A choice whose runs are the same is never changed; one whose candidates are others now is made anew, and one of an
-    arm that the study no longer has is dropped.
+    A choice is never changed while its runs and what they scored are the same. It is made anew when an arm's candidates
+    are others now, or when one that failed was run again; the choice of an arm that the study lost is dropped.
     """
     made = {(item.base, item.training_set, item.arm): item for item in store.read_rates().choices}
     choices = []
     for (base, training_set, arm), runs in _searches(plan).items():
-        old = made.get((base, training_set, arm))
-        if old is not None and set(old.run_ids) == {run.run_id for run in runs}:
-            choices.append(old)
-        elif (trials := _trials(store, plan, runs)) is not None:
-            choices.append(_record(plan, runs, choose_rate(trials)))
+        old, trials = made.get((base, training_set, arm)), _trials(store, plan, runs)
+        has_same_runs = old is not None and set(old.run_ids) == {run.run_id for run in runs}
+        if trials is not None:
+            new = _record(plan, runs, choose_rate(trials))
+            is_same = has_same_runs and new.model_copy(update={"chosen_at": old.chosen_at}) == old
+            choices.append(old if is_same else new)
+        elif has_same_runs:
+            choices.append(old)  # a candidate is being run again; until it is done the choice stands
     rates = Rates(choices=tuple(choices))
     if choices and rates != store.read_rates():
         write_text(store.decide / RATES, rates.model_dump_json(indent=1) + "\n")
@@ -171,15 +174,17 @@ def _score_key(plan: Plan, run: RunSettings) -> str:
 
 
 def _record(plan: Plan, runs: Sequence[RunSettings], choice: Choice) -> RateChoice:
-    first = runs[0]
+    first, key = runs[0], _score_key(plan, runs[0])
+    # Within `choose_rate` higher is better; the record holds the measure as it is named.
+    sign = -1.0 if key == "loss_nats_per_token" else 1.0
     return RateChoice(
         base=first.base.name,
         training_set=first.training_set.name,
         arm=first.arm.label,
         learning_rate=choice.learning_rate,
-        scores=choice.scores,
+        scores={rate: None if score is None else sign * score for rate, score in choice.scores.items()},
         losses=choice.losses,
-        score_key=_score_key(plan, first),
+        score_key=key,
         at_edge=choice.at_edge,
         reason=choice.reason,
         chosen_at=datetime.now(UTC).isoformat(timespec="microseconds"),

@@ -1,0 +1,267 @@
+"""The decide stage on study directories with chosen truth: what it reads, what it writes, what it warns of."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+
+from rankscope.decide import stage
+from rankscope.decide.rates import update_rates
+from rankscope.records import ArmResult, DecideRecord, TaskComparison, Verdict
+from rankscope.store import DamagedFile, check_files
+from synthetic import ARMS, TASKS, Arm, Synthetic, Task, write_study
+
+ROOMY = {"forgetting_budget": 0.06, "margin": 0.08}
+
+
+def decide(study: Synthetic) -> DecideRecord:
+    update_rates(study.store, study.plan)
+    return stage.run(study.store, study.study, study.plan)
+
+
+def by_arm(verdict: Verdict) -> dict[str, ArmResult]:
+    return {result.arm: result for result in verdict.arms}
+
+
+def compared(record: DecideRecord, arm: str, task: str, category: str | None = None) -> TaskComparison:
+    found = [row for row in record.comparisons if (row.arm, row.task, row.category) == (arm, task, category)]
+    assert len(found) == 1
+    return found[0]
+
+
+def rewrite(folder: Path, frame: pl.DataFrame) -> None:
+    """Put other items in place, as if they had been scored so."""
+    from rankscope.records import EvaluateRecord
+    from rankscope.store import read_model, write_parquet, write_record
+
+    write_parquet(folder / "items.parquet", frame)
+    write_record(folder, read_model(folder / "record.json", EvaluateRecord), ["items.parquet"])
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
+    return write_study(tmp_path_factory.mktemp("study"), decide=ROOMY)
+
+
+@pytest.fixture(scope="module")
+def record(study: Synthetic) -> DecideRecord:
+    return decide(study)
+
+
+def test_the_truth_of_the_study_is_found(record: DecideRecord) -> None:
+    (verdict,) = record.verdicts
+    assert (verdict.decision, verdict.arm, verdict.learning_rate) == ("recommended", "lora-r16", 3e-4)
+    eligible = {arm: result.eligible for arm, result in by_arm(verdict).items()}
+    assert eligible == {"base": "yes", "lora-r4": "yes", "lora-r16": "yes", "lora-r64": "no", "full": "no"}
+    assert verdict.gain.low < 0.45 < verdict.gain.high
+    assert (verdict.gain.num_seeds, verdict.gain.num_items) == (3, 300)
+    assert by_arm(verdict)["full"].num_trainable == 900_000
+
+
+def test_the_record_is_as_others_read_it(study: Synthetic, record: DecideRecord) -> None:
+    assert study.store.read_decide() == record
+    check_files(study.store.decide, record)
+    verdict = json.loads((study.store.decide / "record.json").read_text())["verdicts"][0]
+    for key in ("base", "training_set", "decision", "arm", "learning_rate", "gain", "forgetting", "rule", "runner_up"):
+        assert key in verdict
+    assert verdict["needed"] is None
+    assert set(verdict["gain"]) == {"value", "low", "high", "confidence", "num_items", "num_seeds"}
+
+
+def test_comparisons_are_the_plain_means_over_seeds_and_items(study: Synthetic, record: DecideRecord) -> None:
+    base = pl.read_parquet(study.store.base_task("small", "general") / "items.parquet")
+    runs = [run for run in study.runs("lora-r64") if run.learning_rate == 3e-4]
+    tuned = [pl.read_parquet(study.store.task(run.run_id, "general") / "items.parquet") for run in runs]
+    row = compared(record, "lora-r64", "general")
+    assert row.base_value == pytest.approx(base["is_correct"].mean())
+    assert row.tuned_value == pytest.approx(np.mean([frame["is_correct"].mean() for frame in tuned]))
+    assert row.difference.value == pytest.approx(row.tuned_value - row.base_value)
+    before, after = base["is_correct"].to_numpy(), tuned[0]["is_correct"].to_numpy()
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    assert (row.num_lost, row.num_gained) == (lost, gained)
+    assert row.p_value == pytest.approx(stats.binomtest(lost, lost + gained).pvalue)
+    assert row.p_holm >= row.p_value
+
+
+def test_losses_are_weighed_by_tokens(study: Synthetic, record: DecideRecord) -> None:
+    row = compared(record, "full", "text")
+    base = pl.read_parquet(study.store.base_task("small", "text") / "items.parquet")
+    assert row.unit == "nats"
+    assert row.base_value == pytest.approx(base["nll_nats"].sum() / base["num_scored_tokens"].sum())
+    assert row.difference.value == pytest.approx(row.base_value - row.tuned_value)
+    assert row.difference.low < -0.3 < row.difference.high
+    assert row.p_value is None
+    result = by_arm(record.verdicts[0])["full"]
+    assert result.forgetting_nats.value == pytest.approx(-row.difference.value)
+    assert result.forgetting_nats.low == pytest.approx(-row.difference.high)
+
+
+def test_categories_are_compared_where_there_are_several(record: DecideRecord) -> None:
+    names = [row.category for row in record.comparisons if row.arm == "full" and row.task == "general"]
+    assert names == [None, "people", "towns", "work"]
+    parts = [compared(record, "full", "general", name) for name in ("people", "towns", "work")]
+    assert [part.difference.num_items for part in parts] == [100, 100, 100]
+    whole = compared(record, "full", "general")
+    assert np.mean([part.difference.value for part in parts]) == pytest.approx(whole.difference.value)
+
+
+def test_small_single_and_too_many_categories_are_left_out(tmp_path: Path) -> None:
+    tasks = [
+        replace(TASKS[0], categories=("one",)),
+        Task("wide", "out_of_domain", num_items=350, categories=tuple(f"c{i}" for i in range(61))),
+        Task("thin", "retention", num_items=20, categories=tuple(f"c{i}" for i in range(10))),
+    ]
+    record = decide(write_study(tmp_path, tasks=tasks, arms=ARMS[:1]))
+    assert {row.category for row in record.comparisons} == {None}
+
+
+def test_the_tidy_table_has_the_same_rows_with_each_seed(study: Synthetic, record: DecideRecord) -> None:
+    frame = pl.read_parquet(study.store.decide / "comparisons.parquet")
+    assert frame.height == len(record.comparisons)
+    row = frame.row(0, named=True)
+    assert row["seeds"] == [0, 1, 2]
+    assert np.mean(row["seed_differences"]) == pytest.approx(row["difference"])
+    assert row["difference"] == pytest.approx(record.comparisons[0].difference.value)
+    assert row["low"] == pytest.approx(record.comparisons[0].difference.low)
+    assert row["seed_sd"] >= 0
+
+
+def test_an_edge_of_the_grid_is_warned_of(record: DecideRecord) -> None:
+    assert any(text.startswith("full: the chosen rate 1e-05 is the lowest") for text in record.verdicts[0].warnings)
+
+
+def test_relations_make_the_families_of_holm(record: DecideRecord) -> None:
+    # One task out of domain, four arms: a family of four.
+    rows = sorted((compared(record, arm.label, "legal") for arm in ARMS), key=lambda row: row.p_value)
+    assert rows[0].p_holm == pytest.approx(min(1.0, 4 * rows[0].p_value))
+
+
+def test_the_order_of_items_and_arms_changes_nothing(tmp_path: Path, record: DecideRecord) -> None:
+    study = write_study(tmp_path, decide=ROOMY)
+    generator = np.random.default_rng(0)
+    folders = [path.parent for path in tmp_path.glob("*/*/evaluate/*/items.parquet")]
+    assert len(folders) > 20
+    for folder in folders:
+        frame = pl.read_parquet(folder / "items.parquet")
+        rewrite(folder, frame[generator.permutation(frame.height)])
+    plan = study.plan.model_copy(update={"arms": study.plan.arms[::-1], "runs": study.plan.runs[::-1]})
+    shuffled = decide(Synthetic(study.store, study.study, plan)).verdicts[0]
+    expected = record.verdicts[0]
+    same = {"decision", "arm", "runner_up", "rule"}
+    assert shuffled.model_dump(include=same) == expected.model_dump(include=same)
+    for arm, result in by_arm(expected).items():
+        assert by_arm(shuffled)[arm].eligible == result.eligible
+        assert by_arm(shuffled)[arm].gain.low == pytest.approx(result.gain.low, abs=1e-12)
+
+
+def test_an_arm_that_is_clearly_bad_changes_nothing(tmp_path: Path, record: DecideRecord) -> None:
+    bad = Arm("lora", 256, num_trainable=1, shift={"taught": -0.25, "general": -0.7, "text": -2.0}, seed_sd=0.05)
+    after = decide(write_study(tmp_path, arms=[*ARMS, bad], decide=ROOMY)).verdicts[0]
+    before = record.verdicts[0]
+    assert (after.decision, after.arm) == (before.decision, before.arm)
+    for arm in ("lora-r4", "lora-r16"):
+        one, two = by_arm(before)[arm], by_arm(after)[arm]
+        assert two.eligible == one.eligible
+        assert (two.gain.high - two.gain.low) < 1.5 * (one.gain.high - one.gain.low)
+
+
+def test_failed_seeds_are_left_out_and_named(tmp_path: Path) -> None:
+    arms = [ARMS[0], replace(ARMS[1], failed_seeds=(2,))]
+    verdict = decide(write_study(tmp_path, arms=arms, decide=ROOMY)).verdicts[0]
+    assert "lora-r16 seed 2: failed; left out" in verdict.warnings
+    assert by_arm(verdict)["lora-r16"].gain.num_seeds == 2
+    assert by_arm(verdict)["lora-r4"].gain.num_seeds == 3
+    assert by_arm(verdict)["lora-r4"].behind_best.num_seeds == 2, "paired by the seeds that both have"
+
+
+def test_an_arm_whose_every_rate_diverged_is_not_judged(tmp_path: Path) -> None:
+    gone = Arm("lora", 64, rates=(1e-2,), best=0, num_trainable=64_000, diverged=(1e-2,))
+    verdict = decide(write_study(tmp_path, arms=[*ARMS[:2], gone], decide=ROOMY)).verdicts[0]
+    assert verdict.arm == "lora-r16"
+    result = by_arm(verdict)["lora-r64"]
+    assert (result.gain, result.learning_rate, result.num_trainable) == (None, None, 64_000)
+    assert result.reason == "no rate can be chosen: 0.01 diverged"
+
+
+def test_scores_that_are_missing_not_finite_or_of_other_items_are_left_out_and_named(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:2], decide=ROOMY)
+    first, second, third = [run for run in study.runs("lora-r4") if run.learning_rate == 3e-4]
+    (study.store.task(first.run_id, "legal") / "record.json").unlink()
+    folder = study.store.task(second.run_id, "text")
+    rewrite(folder, pl.read_parquet(folder / "items.parquet").with_columns(nll_nats=pl.lit(float("inf"))))
+    folder = study.store.task(third.run_id, "general")
+    rewrite(folder, pl.read_parquet(folder / "items.parquet")[:-1])
+    record = decide(study)
+    warnings = record.verdicts[0].warnings
+    for seed, task in ((0, "legal"), (1, "text"), (2, "general")):
+        assert f"lora-r4 seed {seed}: no usable scores of {task}; left out there" in warnings
+        assert compared(record, "lora-r4", task).difference.num_seeds == 2
+    assert by_arm(record.verdicts[0])["lora-r4"].forgetting.num_seeds == 2
+
+
+def test_a_task_that_the_base_was_not_scored_on_is_left_out(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:2])
+    (study.store.base_task("small", "text") / "record.json").unlink()
+    verdict = decide(study).verdicts[0]
+    assert "text: the base has no scores, so the task is left out" in verdict.warnings
+    assert by_arm(verdict)["lora-r4"].forgetting_nats is None
+    assert "that budget does not apply" in verdict.rule
+
+
+def test_changed_scores_are_noticed(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:1])
+    path = study.store.base_task("small", "text") / "items.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(DamagedFile, match="checksum"):
+        decide(study)
+
+
+def test_an_untrained_adapter_forgets_exactly_nothing(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:1])
+    for run, task in itertools.product(study.runs("lora-r4"), TASKS):
+        folder = study.store.task(run.run_id, task.name)
+        if folder.exists():
+            rewrite(folder, pl.read_parquet(study.store.base_task("small", task.name) / "items.parquet"))
+    record = decide(study)
+    result = by_arm(record.verdicts[0])["lora-r4"]
+    assert (result.gain.value, result.forgetting.value, result.forgetting_nats.value) == (0.0, 0.0, 0.0)
+    assert result.forgetting.high == pytest.approx(3 / 300, rel=0.01)
+    assert (result.forgetting_nats.low, result.forgetting_nats.high) == (0.0, 0.0)
+    assert record.verdicts[0].arm == "base"
+
+
+def test_one_seed_is_warned_of(tmp_path: Path) -> None:
+    verdict = decide(write_study(tmp_path, seeds=(7,), decide=ROOMY)).verdicts[0]
+    assert any(text.startswith("num_seeds=1") for text in verdict.warnings)
+    assert by_arm(verdict)["lora-r16"].gain.num_seeds == 1
+
+
+def test_where_all_in_domain_is_text_the_loss_decides(tmp_path: Path) -> None:
+    tasks = [Task("ours", "in_domain", scoring="loss", num_items=100), replace(TASKS[2])]
+    arms = [
+        Arm("lora", 4, num_trainable=4, shift={"ours": 0.1}, seed_sd=0.001),
+        Arm("lora", 16, num_trainable=16, shift={"ours": 0.3}, seed_sd=0.001),
+    ]
+    verdict = decide(write_study(tmp_path, tasks=tasks, arms=arms, decide={"forgetting_budget": 0.06})).verdicts[0]
+    assert verdict.arm == "lora-r16"
+    assert verdict.gain is None
+    assert verdict.gain_nats.value == pytest.approx(0.3, abs=0.02)
+
+
+def test_there_is_one_verdict_per_base_and_training_set(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:2], bases=("one", "two"), training_sets=("new", "old"))
+    found = [(verdict.base, verdict.training_set) for verdict in decide(study).verdicts]
+    assert found == [("one", "new"), ("one", "old"), ("two", "new"), ("two", "old")]
+
+
+def test_before_any_rate_is_chosen_the_stage_says_so(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:1])
+    verdict = stage.run(study.store, study.study, study.plan).verdicts[0]
+    assert verdict.warnings == ("lora-r4: its learning rate is not chosen yet; not judged",)
