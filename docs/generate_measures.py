@@ -1,0 +1,85 @@
+"""Write docs/measures.md from `rankscope.measures`, where every reported number is declared.
+
+`python docs/generate_measures.py` writes the page; with `--check` it fails where the page is not what would be written.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+from rankscope.measures import MEASURES, Measure
+
+PAGE = Path(__file__).with_name("measures.md")
+
+# Where each section begins in the order of the declarations, and what is said there.
+_SECTIONS = {
+    "accuracy": (
+        "Learning and forgetting",
+        """Of a model on a task, or of a tuned model against its base on the same items. An untrained adapter has a gain
+        and a forgetting of exactly 0.""",
+    ),
+    "update_norm": (
+        "The update of a matrix",
+        """`dW` is what training added to a matrix: `scaling * B @ A` for LoRA (`scaling` is alpha/r, or alpha/sqrt(r)
+        with rank-stabilised LoRA), tuned less base for full fine-tuning. `s_1 >= s_2 >= ...` are its singular values,
+        `W0` is the base's matrix. An update of zero has a norm of 0, and no rank of any kind: those are absent. In the
+        summary of a run, `update_norm` is the total over everything that was trained, embeddings and norms included;
+        the other measures are means over the matrices of linear layers.""",
+    ),
+    "attention_entropy": (
+        "Attention of a head",
+        """A head's pattern has one row for each position that looks, `q`, over the keys `k` that it may see (causality,
+        sliding windows and padding decide which). Base and tuned model see the same probe texts. An untrained adapter
+        has a divergence of exactly 0. In the summary of a run each is the mean over layers and heads.""",
+    ),
+}
+_INTRODUCTION = """Every number that rankscope reports, under the key that records, tables and the report use. This page is
+    written by `docs/generate_measures.py` from `src/rankscope/measures.py`. Where a number does not exist (the rank of an
+    update that is zero, the use of a rank where none was granted) it is absent, never a stand-in."""
+_BETTER = {"higher": "higher", "lower": "lower", "neither": ""}
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    lines = ["# Measures", "", _wrapped(_INTRODUCTION)]
+    for key, measure in MEASURES.items():
+        if key in _SECTIONS:
+            title, text = _SECTIONS[key]
+            lines += ["", f"## {title}", "", _wrapped(text), "", "| key | what it tells | formula | unit | better | source |"]
+            lines.append("|---|---|---|---|---|---|")
+        lines.append(_row(measure))
+    return "\n".join(lines) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), width=120, break_on_hyphens=False)
+
+
+def _row(measure: Measure) -> str:
+    cells = [
+        f"`{measure.key}`",
+        measure.meaning,
+        f"`{measure.formula}`" if any(mark in measure.formula for mark in "=|^*") else measure.formula,
+        "" if measure.unit == "none" else measure.unit,
+        _BETTER[measure.better],
+        measure.source,
+    ]
+    # A bar ends a cell, also inside code.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or check it; 1 where it is out of date."""
+    if arguments == ["--check"]:
+        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
+            return 0
+        sys.stderr.write("docs/measures.md is out of date: run python docs/generate_measures.py\n")
+        return 1
+    PAGE.write_text(page(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
