@@ -13,8 +13,9 @@ from jaxtyping import Float
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-# Below this size all singular values are found faster than one iteratively.
-_DENSE_SIZE = 256
+# Up to this size a direct solver is faster than an iteration, which is slow where the largest values lie close together
+# (1536 x 576 of normal numbers: 0.3 s and 1.7 s).
+_DENSE_SIZE = 2048
 # Sums of equal terms come out a rounding short of the threshold they reach exactly.
 _ROUNDING = 1e-12
 
@@ -55,12 +56,14 @@ def dense_singular_values(delta_W: Float[Tensor, "d_out d_in"]) -> Float[Tensor,
 def spectral_norm(W: Float[Tensor, "d_out d_in"], tolerance: float = SPECTRAL_TOLERANCE) -> float:
     """The largest singular value of a matrix, `||W||_2`.
 
-    All values are computed where the smaller side is at most 256. Above that it is found by the implicitly restarted
-    Lanczos method (ARPACK) on `W'W` or `WW'`, in float64, to a relative error of `tolerance`.
+    Up to 2,048 on the smaller side it is the root of the largest eigenvalue of the Gram matrix, exact to float64's
+    rounding. Above that it is found by the implicitly restarted Lanczos method (ARPACK) to a relative error of
+    `tolerance`.
     """
     wide = W.double()
     if min(wide.shape) <= _DENSE_SIZE:
-        return float(torch.linalg.matrix_norm(wide, ord=2))
+        gram = wide @ wide.T if wide.shape[0] < wide.shape[1] else wide.T @ wide
+        return float(torch.linalg.eigvalsh(gram)[-1].clamp_min(0.0).sqrt())
     if not bool(wide.any()):
         return 0.0  # the iteration has no direction to go in
     # A fixed start gives the same digits each time; a random one is orthogonal to nothing in particular.
