@@ -123,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rankscope.data.smallworld.study import STUDY_FILE
+    from rankscope.data.smallworld import STUDY_FILE
     from rankscope.study_file import load_study
 
     study = load_study(STUDY_FILE)

@@ -30,14 +30,14 @@ def estimate(
     trained = scored = arithmetic = disk = 0
     for run in _expected_runs(study, list(runs)):
         base = run.base.name
-        size = num_parameters(shapes[base])
+        size = _multiplied(shapes[base])
         tokens = _tokens_per_example(examples[base, run.training_set.name]) * run.num_steps
         tokens = int(tokens * run.optimization.batch_size)
         trained += tokens
         arithmetic += tokens * size * (_TRAIN_FULL if run.arm.method == "full" else _TRAIN_FROZEN)
         disk += _BYTES * num_trainable(run.arm.method, run.arm.rank, shapes[base])
     for base, base_shapes in shapes.items():
-        size = num_parameters(base_shapes)
+        size = _multiplied(base_shapes)
         per_model = sum(_characters(prompts[base, task]) for task in study.evaluate) // 3
         searches = sum(_characters(prompts[base, validation_task(name)]) for name in study.train) // 3
         num_arms = len(expand_arms(study)) * len(study.train)
@@ -60,6 +60,11 @@ def num_trainable(method: str, rank: int | None, shapes: Shapes) -> int:
     if method == "full" or rank is None:
         return num_parameters(shapes)
     return sum(rank * (d_out + d_in) for d_out, d_in in layer_matrices(shapes).values())
+
+
+def _multiplied(shapes: Shapes) -> int:
+    """Parameters that every token is multiplied with: those of the layers; the head sees scored positions only."""
+    return sum(d_out * d_in for d_out, d_in in layer_matrices(shapes).values())
 
 
 def _expected_runs(study: Study, runs: list[RunSettings]) -> list[RunSettings]:

@@ -100,12 +100,14 @@ def _arm_lines(study: Study) -> list[str]:
         rates = ", ".join(f"{rate:g}" for rate in arm.learning_rate)
         fields.append({"arm": settings.label, "rates": rates} | overrides | settings.options)
     keys = list(dict.fromkeys(key for row in fields for key in row))
-    shown = [key for key in keys if key == "arm" or len({str(row.get(key)) for row in fields}) > 1]
-    widths = {key: max(len(key), *(len(str(row.get(key, "-"))) for row in fields)) for key in shown}
+    values = {key: [str(row[key]) for row in fields if key in row] for key in keys}
+    shown = [key for key in keys if key == "arm" or len(set(values[key])) > 1]
+    widths = {key: max(len(key), *map(len, values[key])) for key in shown}
     lines = ["  " + "  ".join(key.ljust(widths[key]) for key in shown)]
-    lines += ["  " + "  ".join(str(row.get(key, "-")).ljust(widths[key]) for key in shown) for row in fields]
-    same = [key for key in keys if key not in shown]
-    return [*lines, "  the same for all: " + ", ".join(f"{key} {fields[0].get(key)}" for key in same)]
+    lines += ["  " + "  ".join(str(row.get(key, "-")).ljust(widths[key]) for key in shown).rstrip() for row in fields]
+    shared = study.optimization.model_dump(exclude_none=True, by_alias=True)
+    same = {key: values[key][0] for key in keys if key not in shown} | shared
+    return [*lines, "  the same for all that have it: " + ", ".join(f"{key} {value}" for key, value in same.items())]
 
 
 def _data_lines(summary: DataSummary) -> list[str]:

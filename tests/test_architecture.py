@@ -1,0 +1,79 @@
+"""The shape of the code: small modules, small functions, a frozen command line, and no torch where none is needed."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rankscope.cli import _parser
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "rankscope"
+MODULES = sorted(path for path in SOURCE.rglob("*.py"))
+MAX_MODULE, MAX_FUNCTION, MAX_LOOP = 500, 60, 100
+
+OPTIONS = {
+    "init": {"--model", "--train", "--out"},
+    "plan": {"STUDY", "--set", "--json"},
+    "run": {"STUDY", "--set", "--out", "--retry-failed"},
+    "status": {"DIR", "--json", "--watch"},
+    "report": {"DIR"},
+    "demo": {"--out"},
+}
+
+
+def test_the_modules_are_there() -> None:
+    assert len(MODULES) > 50
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_a_module_can_be_read_in_one_sitting(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= MAX_MODULE
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            limit = MAX_LOOP if (path.name, node.name) == ("loop.py", "train") else MAX_FUNCTION
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= limit, f"{path.name}:{node.lineno} {node.name} has {length} lines"
+
+
+def test_sub_packages_hold_a_docstring_and_nothing_else() -> None:
+    packages = [path for path in SOURCE.glob("*/**/__init__.py")]
+    assert len(packages) >= 10
+    for path in packages:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert len(tree.body) == 1 and ast.get_docstring(tree), path
+
+
+def test_the_options_of_every_verb_are_frozen() -> None:
+    (verbs,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    found = {
+        name: {a.option_strings[-1] if a.option_strings else a.metavar for a in sub._actions} - {"--help"}
+        for name, sub in verbs.choices.items()
+    }
+    assert found == OPTIONS
+
+
+@pytest.mark.parametrize(
+    "module", ["rankscope", "rankscope.cli", "rankscope.planning", "rankscope.status", "rankscope.report.stage"]
+)
+def test_it_imports_without_torch(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_loop_knows_no_method() -> None:
+    text = (SOURCE / "train" / "loop.py").read_text(encoding="utf-8").lower()
+    assert "lora" not in text and "peft" not in text
+
+
+def test_the_stages_know_no_report() -> None:
+    stages = [path for name in ("train", "evaluate", "analyse") for path in (SOURCE / name).glob("*.py")]
+    assert len(stages) > 6
+    for path in stages:
+        assert "rankscope.report" not in path.read_text(encoding="utf-8")
