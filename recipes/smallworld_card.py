@@ -27,8 +27,8 @@ begins and separates documents. There is no chat template.
 ## How it was made
 
 `python recipes/pretrain_smallworld.py --seed {seed} --out FOLDER`: one pass over {num_tokens:,} tokens in {num_steps:,}
-steps, {seconds} seconds on one processor core. Known facts are shown {exposures} times each, as
-statements and as questions, but never in the question wording that the test uses. New facts are not shown; the names
+steps, {processor_seconds} seconds of one processor core. Known facts are shown {exposures} times each,
+as statements and as questions, but never in the question wording that the test uses. New facts are not shown; the names
 they are about are.
 
 ## What it knows
