@@ -291,18 +291,15 @@ def _summary(
 def _task_summary(
     names: tuple[str, str], source: str, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer
 ) -> Summary:
-    pairs = tokenizer.encode_pairs(
-        [(item.prompt, continuation) for item in items for continuation in item.options or (item.target,)]
-    )
-    lengths = [(len(prompt), len(scored)) for prompt, scored in pairs]
+    # Prompt and options are counted apart: as they are scored, one token of an option may melt into its neighbour, but
+    # counting them so would take as many encodings of each prompt as it has options.
+    prompts = [max(1, len(ids)) for ids in tokenizer.encode_batch([item.prompt for item in items])]
+    followed = [item.options or (item.target,) for item in items]
+    scored = iter(tokenizer.count_bare([text for texts in followed for text in texts]))
+    lengths = [[next(scored) for _ in texts] for texts in followed]
+    longest = [prompt + max(own) for prompt, own in zip(prompts, lengths, strict=True)]
     limit = tokenizer.context_length
-    per_item, at = [], 0
-    for item in items:
-        mine = lengths[at : at + max(1, len(item.options))]
-        at += len(mine)
-        longest = max(prompt + scored for prompt, scored in mine)
-        per_item.append((mine[0][0], sum(scored for _, scored in mine), longest))
-    prompt, scored = tokenizer.encode_pair(items[0].prompt, items[0].target)
+    shown, right = tokenizer.encode_pair(items[0].prompt, items[0].target)
     return Summary(
         base=names[0],
         name=names[1],
@@ -311,13 +308,13 @@ def _task_summary(
         form=understood.form,
         num_rows=len(understood.contents),
         num_used=len(items),
-        num_truncated=0 if limit is None else sum(longest > limit for _, _, longest in per_item),
+        num_truncated=0 if limit is None else sum(length > limit for length in longest),
         num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
-        num_tokens=sum(prompt + scored for prompt, scored, _ in per_item),
-        num_scored_tokens=sum(scored for _, scored, _ in per_item),
-        longest_tokens=max(longest for _, _, longest in per_item),
-        sample_prompt=tokenizer.decode(prompt, skip_special_tokens=False),
-        sample_trained=tokenizer.decode(scored, skip_special_tokens=False),
+        num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
+        num_scored_tokens=sum(sum(own) for own in lengths),
+        longest_tokens=max(longest),
+        sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
+        sample_trained=tokenizer.decode(right, skip_special_tokens=False),
     )
 
 

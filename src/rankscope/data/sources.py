@@ -59,8 +59,9 @@ def read_rows(data: Data, role: Role) -> Rows:
     if data.source.startswith(SMALL_WORLD):
         found = _small_world(data, role)
     elif path.exists():
-        rows = _folder(path, data.split, role) if path.is_dir() else read_file(path)
-        found = Rows(rows, "files", stated or _named_preset(path), stated is not None)
+        preset = stated or _named_preset(path)
+        rows = _folder(path, _wanted(data.split or role, preset)) if path.is_dir() else read_file(path)
+        found = Rows(rows, "files", preset, stated is not None)
     elif preset := find_preset(data.source):
         found = Rows(_hub(_of_preset(data, preset, role), role), "hub", stated or preset, True)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data.source) and path.suffix.lower() not in READERS:
@@ -118,19 +119,24 @@ def _small_world(data: Data, role: Role) -> Rows:
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
-def _folder(folder: Path, split: str | None, role: Role) -> list[Row]:
+def _wanted(split: str, preset: Preset | None) -> tuple[str, ...]:
+    """The names under which a split is looked for, best first: `dev` is validation to many, and to some also test."""
+    names = (split,) if preset is None else (split, preset.hub.splits.get(split, split))
+    return tuple(dict.fromkeys(alias for name in names for alias in (name, *_ALIASES.get(name, ()))))
+
+
+def _folder(folder: Path, wanted: tuple[str, ...]) -> list[Row]:
     """The rows of a folder: one written by `datasets`, or one with a file or a folder of files for each split."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
-        chosen = _chosen_split(folder, splits, split, role)
-        return _saved(folder / chosen)
+        return _saved(folder / _first_known(folder, wanted, splits))
     if (folder / "state.json").is_file():
         return _saved(folder)
-    files = _split_files(folder, split, role)
+    files = _split_files(folder, wanted)
     several = len(files) > 1 and not any(_SHARD.search(path.stem) for path in files)
     rows: list[Row] = []
     for path in files:
-        category = _category(path, split or role) if several else None
+        category = _category(path, wanted) if several else None
         rows += [dataclasses.replace(row, category=category) for row in read_file(path)]
     return rows
 
@@ -148,26 +154,20 @@ def _saved(folder: Path) -> list[Row]:
     return [row for name in names for row in read_file(folder / Path(str(name)).name)]
 
 
-def _split_files(folder: Path, split: str | None, role: Role) -> list[Path]:
+def _split_files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
     inside = _data_files(folder)
     below = {path.name: _data_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    subfolders = {name: files for name, files in below.items() if files}
-    wanted = _ALIASES.get(split or role, (split or role,))
-    for name in wanted:
-        if name in subfolders:
-            return subfolders[name]
-    names = {path: _split_name(path.stem, split) for path in inside}
-    for name in wanted:
-        if files := [path for path in inside if names[path] == name]:
-            return files
-    known = sorted({*subfolders, *(name for name in names.values() if name)})
-    if inside and not known:
-        return inside
-    if not known:
+    splits = {name: files for name, files in below.items() if files}
+    for path in inside:
+        if name := _split_name(path.stem, wanted):
+            splits.setdefault(name, []).append(path)
+    if inside and not any(_split_name(path.stem, wanted) for path in inside) and not set(wanted) & set(splits):
+        return inside  # files that name no split are the whole data set
+    if not splits:
         raise UserError(
             "the folder holds no data files", where=folder, mend=f"files that end in {_listed(READERS)} are read"
         )
-    raise _no_split(str(folder), split or role, known)
+    return splits[_first_known(folder, wanted, sorted(splits))]
 
 
 def _data_files(folder: Path) -> list[Path]:
@@ -180,23 +180,22 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
 
 
-def _split_name(stem: str, stated: str | None) -> str | None:
+def _split_name(stem: str, wanted: tuple[str, ...]) -> str | None:
     """The split that a file's name says: train.jsonl, anatomy_test.csv, train-00000-of-00003.parquet."""
     parts = re.split(r"[-_.]", stem)
-    names = {"train", *(name for names in _ALIASES.values() for name in names), *((stated,) if stated else ())}
+    names = {"train", *(name for names in _ALIASES.values() for name in names), *wanted}
     return stem if stem in names else next((part for part in (parts[0], parts[-1]) if part in names), None)
 
 
-def _category(path: Path, split: str) -> str:
-    endings = ("train", *_ALIASES.get(split, (split,)))
-    return next((path.stem[: -len(end) - 1] for end in endings if path.stem.endswith(f"_{end}")), path.stem)
+def _category(path: Path, wanted: tuple[str, ...]) -> str:
+    return next((path.stem[: -len(end) - 1] for end in wanted if path.stem.endswith(f"_{end}")), path.stem)
 
 
-def _chosen_split(folder: Path, splits: list[str], split: str | None, role: Role) -> str:
-    for name in _ALIASES.get(split or role, (split or role,)):
+def _first_known(folder: Path, wanted: tuple[str, ...], splits: list[str]) -> str:
+    for name in wanted:
         if name in splits:
             return name
-    raise _no_split(str(folder), split or role, splits)
+    raise _no_split(str(folder), wanted[0], splits)
 
 
 def _no_split(source: str, split: str, known: list[str]) -> UserError:

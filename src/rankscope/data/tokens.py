@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,10 @@ class Tokenizer:
         # The fast variant leaves out offsets, which nothing here reads.
         return [self._trimmed(encoding.ids) for encoding in self._backend.encode_batch_fast(list(texts))]
 
+    def count_bare(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has by itself, without the tokenizer's own in front."""
+        return [len(ids) for ids in self._encode_bare(texts)]
+
     def encode_pair(self, prompt: str, completion: str) -> tuple[list[int], list[int]]:
         """The ids of a prompt and of what follows it, as lm-evaluation-harness splits them for causal models.
 
@@ -211,7 +215,7 @@ class Tokenizer:
             [] if text is None else next(bare_ids if opened and text.startswith(opened) else full_ids) for text in texts
         ]
 
-    def _encode_bare(self, texts: Sequence[str]) -> Any:
+    def _encode_bare(self, texts: Sequence[str]) -> Iterator[list[int]]:
         return (encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False))
 
     def _after_prefix(self, ids: list[int]) -> tuple[list[int], list[int]]:
