@@ -92,12 +92,12 @@ def option_letter(text: str) -> str | None:
     """
     if only := _ONLY.fullmatch(text):
         return only[1].upper()
-    stated = {_letter(match) for match in _STATED.finditer(text) if not _is_word(match, text)}
+    stated = {_letter(match) for match in _STATED.finditer(text) if not _is_word(match, text, "aIi")}
     if stated:
         return stated.pop() if len(stated) == 1 else None
     if first := _FIRST.match(text):
         return _letter(first)
-    alone = {_letter(match) for match in _UPPER.finditer(text) if not _is_word(match, text)}
+    alone = {_letter(match) for match in _UPPER.finditer(text) if not _is_word(match, text, "AI")}
     return alone.pop() if len(alone) == 1 else None
 
 
@@ -115,6 +115,9 @@ def _letter(match: re.Match[str]) -> str:
     return next(group for group in match.groups() if group).upper()
 
 
-def _is_word(match: re.Match[str], text: str) -> bool:
-    """Whether a bare `a` or `I` reads as a word: it is followed by another one."""
-    return match.groups()[2] is not None and _letter(match) in "AI" and bool(re.match(r"\s+\w", text[match.end() :]))
+def _is_word(match: re.Match[str], text: str, words: str) -> bool:
+    """Whether a bare letter reads as an English word: it is one, and another word follows.
+
+    After `answer is` only a small `a` is an article; at the beginning of a sentence a capital one is.
+    """
+    return (match.groups()[2] or "-") in words and bool(re.match(r"\s+\w", text[match.end() :]))

@@ -140,7 +140,7 @@ def _score_choices(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         **_mean(frame, "is_correct", "accuracy"),
         **_mean(frame, "is_correct_per_byte", "accuracy_per_byte"),
         **_loss_per_token(frame),
-        "option_mass": _option_mass(choices, scores.log_likelihoods),
+        **_option_mass(choices, scores.log_likelihoods),
     }
     return ScoredTask(frame, values, scores.num_truncated, scores.scored_by, trees)
 
@@ -229,13 +229,13 @@ def _first_highest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
-def _option_mass(choices: Sequence[Choice], log_likelihoods: Sequence[Sequence[float]]) -> float:
+def _option_mass(choices: Sequence[Choice], log_likelihoods: Sequence[Sequence[float]]) -> dict[str, float]:
     """Mean probability that the model gives to the options together, each distinct one once."""
     masses = [
         sum(math.exp(value) for value in dict(zip(choice.option_ids, values, strict=True)).values())
         for choice, values in zip(choices, log_likelihoods, strict=True)
     ]
-    return sum(masses) / len(masses)
+    return {"option_mass": sum(masses) / len(masses)} if masses else {}
 
 
 def _row(item: Item, **cells: object) -> dict[str, object]:

@@ -1,0 +1,136 @@
+"""Greedy generation equals transformers', token by token, whatever the batch."""
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from rankscope.scoring import generation
+from rankscope.scoring.generation import generate
+from rankscope.scoring.rows import context_length
+
+PROMPTS = [
+    "Question: Which drug lowers the fever?\nAnswer:",
+    "Anna",
+    "The court held that the statute of limitations had run before the claim",
+    "",
+    "Once upon a time there was ",
+    "6 * 4 =",
+    "Berlin",
+]
+
+
+def prompt_ids(tokenizer, prompt):
+    return tokenizer.encode(prompt) if prompt else [0]
+
+
+def reference(model, ids, max_new_tokens):
+    output = model.generate(
+        torch.tensor([ids]), do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=1, pad_token_id=1
+    )
+    return output[0, len(ids) :].tolist()
+
+
+def eager_to_end(model, factor):
+    """Raise the end token's share, so that items end at different steps."""
+    with torch.no_grad():
+        model.lm_head.weight[1] = model.lm_head.weight[1] * factor
+    return model
+
+
+@pytest.mark.parametrize("max_tokens", [1, 100, 10**6])
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_tokens_equal_transformers_generate(make_llama, tokenizer, max_tokens, factor):
+    model = eager_to_end(make_llama(), factor)
+    results = generate(model, tokenizer, PROMPTS, 20, (), max_tokens)
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        assert list(result.ids) == reference(model, prompt_ids(tokenizer, prompt), 20)
+        assert not result.is_truncated
+    ends = {len(result.ids) for result in results}
+    assert (len(ends) > 2) == (factor == 3.0), "the test should see items that end at different steps"
+    for result in results:
+        kept = result.ids[:-1] if result.ids[-1] == 1 else result.ids
+        assert result.text == tokenizer.decode(kept)
+
+
+_SHAPE = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("qwen2", {**_SHAPE, "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}),
+        ("mistral", {**_SHAPE, "sliding_window": 6}),
+        ("gpt2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3}),
+        ("opt", {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),
+        ("bloom", {"hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}),
+    ],
+)
+def test_other_architectures_too(model_type, options, tokenizer):
+    config = AutoConfig.for_model(model_type, vocab_size=tokenizer.vocab_size, bos_token_id=0, eos_token_id=1, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    if model_type != "bloom":  # eager only, whose float32 softmax makes NaN of padding in float64
+        model = model.double()
+    for prompt, result in zip(PROMPTS, generate(model, tokenizer, PROMPTS, 12, (), 10**6), strict=True):
+        assert list(result.ids) == reference(model, prompt_ids(tokenizer, prompt), 12)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10**6])
+def test_a_stop_text_ends_an_item_where_it_is_complete(make_llama, tokenizer, max_tokens):
+    model = make_llama()
+    free = generate(model, tokenizer, PROMPTS, 30, (), max_tokens)
+    # A stop text from the middle of what each would write: two characters that may span tokens.
+    for number, long in enumerate(free):
+        stop = long.text[11:13]
+        (result,) = generate(model, tokenizer, [PROMPTS[number]], 30, (stop, "never written"), max_tokens)
+        cut = long.text.index(stop)
+        assert result.text == long.text[:cut]
+        assert list(result.ids) == list(long.ids[: len(result.ids)])
+        assert stop in tokenizer.decode(result.ids)
+        assert stop not in tokenizer.decode(result.ids[:-1])
+    stops = tuple(long.text[11:13] for long in free)
+    together = generate(model, tokenizer, PROMPTS, 30, stops, max_tokens)
+    alone = [generate(model, tokenizer, [prompt], 30, stops, max_tokens)[0] for prompt in PROMPTS]
+    assert together == alone
+
+
+def test_ended_items_cost_no_more_steps(make_llama, tokenizer, monkeypatch):
+    model = make_llama()
+    widths = []
+    advance = generation._Batch.advance
+    monkeypatch.setattr(generation._Batch, "advance", lambda self: widths.append(len(self.items)) or advance(self))
+    first = generate(model, tokenizer, PROMPTS, 30, (), 10**6)
+    assert widths == [len(PROMPTS)] * 30
+    widths.clear()
+    # All but one hold their stop text by step 8; looked for every 8 steps.
+    stops = tuple(result.text[:2] for result in first[1:])
+    generate(model, tokenizer, PROMPTS, 30, stops, 10**6)
+    assert widths[:8] == [len(PROMPTS)] * 8
+    assert len(widths) == 8 or widths[8] < len(PROMPTS)
+
+
+def test_long_prompts_are_cut_and_items_end_with_the_context(make_llama, tokenizer):
+    context = 24
+    model = make_llama(context=context)
+    assert context_length(model, 999) == context
+    prompt = PROMPTS[2] * 3
+    ids = tokenizer.encode(prompt)
+    assert len(ids) > context
+    cut, whole = generate(model, tokenizer, [prompt, "Anna"], 8, (), 10**6)
+    assert (cut.is_truncated, whole.is_truncated) == (True, False)
+    assert list(cut.ids) == reference(model, ids[-16:], 8)
+    # More new tokens than the context leaves: half of it is the prompt's, and the last token is never read.
+    short = tokenizer.encode("Anna buys")
+    longer, other = generate(model, tokenizer, [prompt, "Anna buys"], 100, (), 10**6)
+    assert len(longer.ids) == context + 1 - context // 2
+    assert list(longer.ids) == reference(model, ids[-12:], context + 1 - 12)
+    assert len(other.ids) == context + 1 - len(short)
+    assert list(other.ids) == reference(model, short, context + 1 - len(short))
+
+
+def test_no_prompts_no_generations(make_llama, tokenizer):
+    assert generate(make_llama(), tokenizer, [], 5, (), 100) == []

@@ -1,0 +1,171 @@
+"""A task's rows and measures, by hand."""
+
+import math
+
+import polars as pl
+import pytest
+import torch
+
+from rankscope.data.examples import Item
+from rankscope.errors import UserError
+from rankscope.scoring import tasks
+from rankscope.scoring.likelihoods import OptionScores, OptionTrees
+from rankscope.scoring.tasks import ITEM_SCHEMA, score_task
+
+FORMAT = [
+    "item_id", "category", "is_correct", "prediction", "target", "is_invalid", "option_log_likelihoods",
+    "num_scored_tokens", "nll_nats",
+]  # fmt: skip
+
+
+
+def test_the_columns_are_those_of_the_format(make_llama, tokenizer, make_settings, choice_items):
+    for scoring in ("multiple_choice", "generate", "loss"):
+        scored = score_task(make_llama(), tokenizer, choice_items, make_settings(scoring), 512)
+        assert scored.items.schema == pl.Schema(ITEM_SCHEMA)
+        assert scored.items.columns[: len(FORMAT)] == FORMAT
+        assert scored.items["item_id"].to_list() == [item.item_id for item in choice_items]
+        assert scored.items["category"].to_list() == [item.category for item in choice_items]
+        empty = score_task(make_llama(), tokenizer, [], make_settings(scoring), 512)
+        assert empty.items.schema == pl.Schema(ITEM_SCHEMA)
+        assert empty.values == {}
+
+
+def test_multiple_choice(make_llama, tokenizer, make_settings, choice_items):
+    model = make_llama()
+    scored = score_task(model, tokenizer, choice_items, make_settings(), 512)
+    assert (scored.scored_by, scored.note, scored.num_truncated) == ("option_tree", None, 0)
+    num_right = num_right_per_byte = num_tokens = 0
+    nll = mass = 0.0
+    for item, row in zip(choice_items, scored.items.iter_rows(named=True), strict=True):
+        values = []
+        for option in item.options:
+            prompt, completion = tokenizer.encode_pair(item.prompt, option)
+            with torch.no_grad():
+                logits = torch.log_softmax(model(torch.tensor([prompt + completion])).logits[0], dim=-1)
+            values.append(sum(logits[len(prompt) - 1 + at, token].item() for at, token in enumerate(completion)))
+        assert row["option_log_likelihoods"] == pytest.approx(values, abs=1e-9)
+        best = item.options[values.index(max(values))]
+        per_byte = [value / len(option.lstrip().encode()) for value, option in zip(values, item.options, strict=True)]
+        assert row["prediction"] == best
+        assert row["is_correct"] == (best == item.options[0])
+        assert row["is_correct_per_byte"] == (item.options[per_byte.index(max(per_byte))] == item.options[0])
+        assert row["num_scored_tokens"] == len(tokenizer.encode_pair(item.prompt, item.options[0])[1])
+        assert row["nll_nats"] == pytest.approx(-values[0], abs=1e-9)
+        assert row["is_invalid"] is None
+        num_right += row["is_correct"]
+        num_right_per_byte += row["is_correct_per_byte"]
+        nll, num_tokens = nll - values[0], num_tokens + row["num_scored_tokens"]
+        mass += sum(math.exp(value) for value in dict(zip(item.options, values, strict=True)).values())
+    assert scored.values == pytest.approx(
+        {
+            "accuracy": num_right / 10,
+            "accuracy_per_byte": num_right_per_byte / 10,
+            "loss_nats_per_token": nll / num_tokens,
+            "option_mass": mass / 10,
+        }
+    )
+
+
+def test_ties_go_to_the_first_and_twins_are_one_answer(make_llama, tokenizer, make_settings, monkeypatch):
+    items = [
+        Item("tie", "p", (" a", " b"), " b", 1),
+        Item("first", "p", (" a", " b"), " a", 0),
+        Item("twin", "p", (" a", " b", " a"), " a", 2),
+    ]
+    fixed = OptionScores(((-1.0, -1.0), (-1.0, -1.0), (-1.0, -2.0, -1.0)), 0, "option_tree")
+    monkeypatch.setattr(tasks, "option_log_likelihoods", lambda *_: fixed)
+    scored = score_task(make_llama(), tokenizer, items, make_settings(), 512)
+    assert scored.items["prediction"].to_list() == [" a", " a", " a"]
+    assert scored.items["is_correct"].to_list() == [False, True, True]
+
+
+def test_a_refusal_of_trees_is_kept_with_its_reason(make_llama, tokenizer, make_settings, choice_items):
+    model = make_llama()
+    first = score_task(model, tokenizer, choice_items, make_settings(), 512)
+    assert first.trees == OptionTrees(None)
+    refused = score_task(model, tokenizer, choice_items, make_settings(), 512, OptionTrees("because"))
+    assert (refused.scored_by, refused.note, refused.trees) == ("separate_rows", "because", OptionTrees("because"))
+    assert refused.items["prediction"].to_list() == first.items["prediction"].to_list()
+
+
+def test_cut_items_count_and_are_counted(make_llama, tokenizer, make_settings):
+    long = "The court held that the statute of limitations had run. " * 8
+    items = [Item("long", long, (" yes it had", " no it had not"), " yes it had", 0), Item("short", "Anna", (" b", " c"), " b", 0)]
+    scored = score_task(make_llama(context=40), tokenizer, items, make_settings(), 512)
+    assert scored.num_truncated == 1
+    assert len(scored.items) == 2
+    losses = score_task(make_llama(context=40), tokenizer, items, make_settings("loss"), 512)
+    assert losses.num_truncated == 1
+
+
+def test_losses_of_texts(make_llama, tokenizer, make_settings):
+    model = make_llama()
+    texts = ["Once upon a time there was a girl.", "Straße in Berlin", ""]
+    items = [Item(f"t{number}", "", (), text) for number, text in enumerate(texts)]
+    scored = score_task(model, tokenizer, items, make_settings("loss"), 512)
+    total, tokens = 0.0, 0
+    for text, row in zip(texts, scored.items.iter_rows(named=True), strict=True):
+        ids = tokenizer.encode(text)  # opens with <s>
+        assert ids[0] == tokenizer.bos_token_id
+        with torch.no_grad():
+            logits = torch.log_softmax(model(torch.tensor([ids])).logits[0], dim=-1)
+        nll = -sum(logits[at - 1, ids[at]].item() for at in range(1, len(ids)))
+        assert row["nll_nats"] == pytest.approx(nll, abs=1e-9)
+        assert row["num_scored_tokens"] == len(ids) - 1
+        assert row["num_bytes"] == len(text.encode())
+        assert row["is_correct"] is None
+        total, tokens = total + nll, tokens + len(ids) - 1
+    assert scored.values["loss_nats_per_token"] == pytest.approx(total / tokens)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    assert scored.values["bits_per_byte"] == pytest.approx(total / math.log(2) / num_bytes)
+    assert (scored.num_truncated, scored.scored_by) == (0, None)
+
+
+def test_generations(make_llama, tokenizer, make_settings, monkeypatch):
+    written = iter(["1 + 1 = 2. #### 2", "so 2", "nothing"])
+
+    class Written:
+        is_truncated = False
+
+        def __init__(self):
+            self.text = next(written)
+
+    seen = {}
+
+    def fake(model, tokenizer, prompts, **options):
+        seen.update(options, prompts=prompts)
+        return [Written() for _ in prompts]
+
+    monkeypatch.setattr(tasks, "generate", fake)
+    items = [Item(f"i{number}", f"p{number}", (), "1 + 1 = 2. #### 2") for number in range(3)]
+    settings = make_settings("generate", "number", stop=("Question:",))
+    scored = score_task(make_llama(), tokenizer, items, settings, 512)
+    assert seen == {"prompts": ["p0", "p1", "p2"], "max_new_tokens": 16, "stop": ("Question:",), "max_tokens": 512}
+    assert scored.items["prediction"].to_list() == ["2", "2", None]
+    assert scored.items["is_correct"].to_list() == [True, True, False]
+    assert scored.items["is_correct_strict"].to_list() == [True, False, False]
+    assert scored.items["is_invalid"].to_list() == [False, False, True]
+    assert scored.items["generated"].to_list() == ["1 + 1 = 2. #### 2", "so 2", "nothing"]
+    assert scored.values == pytest.approx({"accuracy": 2 / 3, "accuracy_strict": 1 / 3, "invalid_fraction": 1 / 3})
+
+
+def test_generation_end_to_end(make_llama, tokenizer, make_settings):
+    items = [Item("a", "Anna buys", (), "pens"), Item("b", "The court", (), "held")]
+    scored = score_task(make_llama(), tokenizer, items, make_settings("generate"), 512)
+    assert all(scored.items["generated"])
+    assert set(scored.values) == {"accuracy", "invalid_fraction"}
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        (Item("x", "p", (), "t"), "no options"),
+        (Item("x", "p", (" a", " b"), " a", None), "no options"),
+        (Item("x", "p", (" a", ""), " a", 0), "adds no tokens"),
+    ],
+)
+def test_what_cannot_be_scored_is_said(make_llama, tokenizer, make_settings, item, message):
+    with pytest.raises(UserError, match=message) as raised:
+        score_task(make_llama(), tokenizer, [item], make_settings(), 512)
+    assert raised.value.where == "task task, item x"
