@@ -35,9 +35,10 @@ _SECTIONS = {
         has a divergence of exactly 0. In the summary of a run each is the mean over layers and heads.""",
     ),
 }
-_INTRODUCTION = """Every number that rankscope reports, under the key that records, tables and the report use. This page is
-    written by `docs/generate_measures.py` from `src/rankscope/measures.py`. Where a number does not exist (the rank of an
-    update that is zero, the use of a rank where none was granted) it is absent, never a stand-in."""
+_INTRODUCTION = """Every number that rankscope reports, under the key that records, tables and the report use. This page
+    is written by `docs/generate_measures.py` from `src/rankscope/measures.py`. Where a number does not exist (the rank
+    of an update that is zero, the use of a rank where none was granted) it is absent, never a stand-in."""
+_HEAD = ("| key | what it tells | formula | unit | better | source |", "|---|---|---|---|---|---|")
 _BETTER = {"higher": "higher", "lower": "lower", "neither": ""}
 
 
@@ -47,8 +48,7 @@ def page() -> str:
     for key, measure in MEASURES.items():
         if key in _SECTIONS:
             title, text = _SECTIONS[key]
-            lines += ["", f"## {title}", "", _wrapped(text), "", "| key | what it tells | formula | unit | better | source |"]
-            lines.append("|---|---|---|---|---|---|")
+            lines += ["", f"## {title}", "", _wrapped(text), "", *_HEAD]
         lines.append(_row(measure))
     return "\n".join(lines) + "\n"
 

@@ -6,7 +6,6 @@ embedding table, stored transposed as GPT-2's Conv1D) is read off the base's own
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -18,16 +17,15 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from peft import LoraConfig, PeftConfig
-from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from peft.utils import CONFIG_NAME
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import UserError
 from rankscope.models.methods import ADAPTER, MODEL
+from rankscope.models.tensor_files import TensorFiles
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PEFT_PREFIX = "base_model.model."
 # Initialisations that take a part out of the base, so that B @ A is not what the model moved by.
 _ALTERS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
@@ -107,7 +105,7 @@ def iter_updates(base_folder: Path, trained_folder: Path) -> Iterator[Update]:
 
 
 def _iter_full(base: _Base, folder: Path) -> Iterator[Update]:
-    tuned = _Checkpoint.of_model(folder)
+    tuned = TensorFiles.of_model(folder)
     names = {base.canonical(key): key for key in tuned.files}
     for name in sorted(base.keys.keys() ^ names.keys(), key=_in_order):
         if not base.is_optional(name):
@@ -120,9 +118,7 @@ def _iter_full(base: _Base, folder: Path) -> Iterator[Update]:
 
 def _iter_adapter(base: _Base, folder: Path) -> Iterator[Update]:
     config = _lora_config(folder)
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise _no_safetensors(folder, SAFETENSORS_WEIGHTS_NAME)
-    adapter = _Checkpoint.of_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    adapter = TensorFiles.of_adapter(folder)
     for key in sorted(adapter.files, key=_in_order):
         stem = key.removeprefix(_PEFT_PREFIX)
         if stem.endswith(".lora_A.weight"):
@@ -171,46 +167,6 @@ def _lora_config(folder: Path) -> LoraConfig:
     return config
 
 
-class _Checkpoint:
-    """Tensors by name in safetensors files, each read when asked for.
-
-    Args:
-        files: By tensor, the file that holds it.
-    """
-
-    def __init__(self, files: dict[str, Path]) -> None:
-        self.files = files
-
-    @classmethod
-    def of_file(cls, path: Path) -> _Checkpoint:
-        """One file."""
-        with safe_open(path, framework="pt") as tensors:
-            return cls(dict.fromkeys(tensors.keys(), path))
-
-    @classmethod
-    def of_model(cls, folder: Path) -> _Checkpoint:
-        """A model's folder, in one file or in shards."""
-        if (folder / _WEIGHTS).is_file():
-            return cls.of_file(folder / _WEIGHTS)
-        if not (folder / _INDEX).is_file():
-            raise _no_safetensors(folder, _WEIGHTS)
-        shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        for name in sorted(set(shards.values())):
-            if not (folder / name).is_file():
-                raise UserError(f"the shard {name} is missing", where=folder / _INDEX, mend="copy the whole folder")
-        return cls({key: folder / name for key, name in shards.items()})
-
-    def shape(self, key: str) -> tuple[int, ...]:
-        """A tensor's shape, without reading it."""
-        with safe_open(self.files[key], framework="pt") as tensors:
-            return tuple(tensors.get_slice(key).get_shape())
-
-    def read(self, key: str) -> Tensor:
-        """One tensor, in the precision of the file."""
-        with safe_open(self.files[key], framework="pt") as tensors:
-            return tensors.get_tensor(key)
-
-
 class _Base:
     """The base's tensors on disk, and what each of them is.
 
@@ -223,7 +179,7 @@ class _Base:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.checkpoint = _Checkpoint.of_model(folder)
+        self.files = TensorFiles.of_model(folder)
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -239,7 +195,7 @@ class _Base:
         first: dict[int, str] = {}
         parameters = model.named_parameters(remove_duplicate=False)
         self._parameters = {name: first.setdefault(id(parameter), name) for name, parameter in parameters}
-        self.keys = {self.canonical(key): key for key in self.checkpoint.files}
+        self.keys = {self.canonical(key): key for key in self.files.files}
 
     def canonical(self, key: str) -> str:
         """The name in the model of a tensor of the files."""
@@ -266,7 +222,7 @@ class _Base:
         name = self.canonical(f"{module}.weight")
         self._check_name(name, folder)
         shape = (factors.B.shape[0], factors.A.shape[1])
-        base_shape = self.checkpoint.shape(self.keys[name])
+        base_shape = self.files.shape(self.keys[name])
         base_shape = base_shape[::-1] if name in self.transposed else base_shape
         if shape != base_shape:
             raise self._wrong_base(name, base_shape, shape, folder)
@@ -289,7 +245,7 @@ class _Base:
         )
 
     def _read(self, name: str) -> Tensor:
-        return self._orient(name, self.checkpoint.read(self.keys[name]))
+        return self._orient(name, self.files.read(self.keys[name]))
 
     def _orient(self, name: str, tensor: Tensor) -> Tensor:
         return tensor.T if name in self.transposed else tensor
@@ -320,17 +276,3 @@ def _in_order(name: str) -> tuple[int, str]:
     """Layers in the order of their numbers (10 after 9); what is outside them comes first."""
     layer = _layer(name)
     return -1 if layer is None else layer, name
-
-
-def _no_safetensors(folder: Path, name: str) -> UserError:
-    if not folder.is_dir():
-        return UserError("there is no such folder", where=folder)
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles:
-        load = "PeftModel" if name == SAFETENSORS_WEIGHTS_NAME else "AutoModelForCausalLM"
-        return UserError(
-            f"the weights are a pickle ({pickles[0]}), which can run code when it is read; only safetensors are read",
-            where=folder,
-            mend=f"load it with {load}.from_pretrained where you trust it, then save_pretrained writes {name}",
-        )
-    return UserError(f"holds no {name}", where=folder)

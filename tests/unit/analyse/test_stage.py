@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from rankscope.analyse import stage
 from rankscope.internals import attention
 from rankscope.internals.patterns import batches, show_patterns
+from rankscope.models.loading import Models as LoadedModels
 from rankscope.plan import Pack
 from rankscope.store import check_files, write_parquet
 from synthetic import Arm, write_study
@@ -65,6 +66,17 @@ class Models:
                 self.model = wrapped.unload()
         finally:
             self.is_changed = False
+
+
+class OwnModels(LoadedModels):
+    """The models of a worker, with a base from a folder."""
+
+    def __init__(self, store, folder):
+        super().__init__(store, "float32", "cpu")
+        self.folder = folder
+
+    def base_folder(self, settings):
+        return self.folder
 
 
 class Watcher:
@@ -246,6 +258,22 @@ class TestAttention:
         base_frame = pl.read_parquet(synthetic.store.base_analysis("small", "attention") / "heads.parquet")
         assert frame["attention_entropy_base"].to_list() == base_frame["attention_entropy"].to_list()
         assert frame["attention_entropy"].to_list() != base_frame["attention_entropy"].to_list()
+
+    def test_with_the_models_of_a_worker(self, study):
+        """Packed layers in the base itself, instead of PEFT's: the same numbers, and the same exact zero."""
+        synthetic, models = study
+        run_ids = [run.run_id for run in synthetic.plan.runs]
+        expected = []
+        for kind in (models, OwnModels(synthetic.store, models.folder)):
+            for folder in synthetic.store.root.rglob("analyse"):
+                shutil.rmtree(folder)
+            analyse((synthetic, kind), names=["attention"])
+            analyse((synthetic, kind), run_ids, ["attention"])
+            records = [synthetic.store.read_analyse(synthetic.store.analysis(name, "attention")) for name in run_ids]
+            expected.append([record.summary for record in records])
+        assert [summary["attention_divergence"] > 0 for summary in expected[1]] == [False, True, True]
+        for one, other in zip(*expected, strict=True):
+            assert one == pytest.approx(other, rel=1e-5)
 
     def test_deleted_patterns_are_made_again_before_the_tuned_model(self, study):
         synthetic, models = study

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from rankscope.errors import UserError
+from rankscope.models.tensor_files import TensorFiles
 from rankscope.models.weights import iter_updates, trained_folder
 
 # PEFT 0.21 asks transformers 5.23 for a property that is about to go.
@@ -194,10 +195,8 @@ def test_only_one_tensor_is_read_at_a_time(tmp_path, monkeypatch):
     make_base(tmp_path / "tuned")
     iterator = iter_updates(tmp_path / "base", tmp_path / "tuned")
     read = []
-    from rankscope.models import weights
-
-    original = weights._Checkpoint.read
-    monkeypatch.setattr(weights._Checkpoint, "read", lambda self, key: read.append(key) or original(self, key))
+    original = TensorFiles.read
+    monkeypatch.setattr(TensorFiles, "read", lambda self, key: read.append(key) or original(self, key))
     next(iterator)
     assert len(read) == 2  # the base's and the tuned one's
     next(iterator)
