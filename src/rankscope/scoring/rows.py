@@ -102,7 +102,7 @@ def slot_log_likelihoods(
     """
     max_tokens = min(max_tokens, _MAX_TOKENS_CPU) if model.device.type == "cpu" else max_tokens
     sums = torch.zeros(num_slots, dtype=torch.float64)
-    vocab = model.get_output_embeddings().weight.shape[0]
+    vocab = model.config.get_text_config().vocab_size
     lengths = [len(row.input_ids) for row in rows]
     logits = [len(set(row.predict_at)) * vocab for row in rows]
     with torch.no_grad():

@@ -19,9 +19,6 @@ from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_tr
 from rankscope.scoring.losses import completion_losses
 from rankscope.scoring.rows import context_length
 
-# A change of what scoring computes for the same items must change this, so that old scores are not taken for new.
-SCORING_VERSION = 1
-
 # items.parquet. The first nine are the format that other programs read; what does not apply is null.
 ITEM_SCHEMA = {
     "item_id": pl.String,

@@ -1,42 +1,18 @@
 """A small tokenizer and tiny random models; nothing here is downloaded."""
 
-import json
-
 import pytest
-import tokenizers
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rankscope.data.examples import Item
 from rankscope.data.tokens import Tokenizer
 from rankscope.runs import TaskSettings
-
-CORPUS = [
-    "Question: Which drug lowers the fever of a child? Answer: aspirin, ibuprofen or paracetamol.",
-    "The court held that the statute of limitations had run before the claim was brought.",
-    "Anna buys 6 boxes of 4 pens and 24 loose pens. 6 * 4 = 24. 24 + 24 = 48. #### 48",
-    "Once upon a time there was a little girl who lived in a small house near the river in Berlin.",
-]
+from small_tokenizer import BOS, EOS, save_tokenizer
 
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer")
-    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS * 3, trainer)
-    backend.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    backend.save(str(folder / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
+    return save_tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="session")
@@ -57,8 +33,8 @@ def make_llama(tokenizer):
             max_position_embeddings=context,
             # Wide enough that random models have opinions and ties do not occur.
             initializer_range=0.3,
-            bos_token_id=0,
-            eos_token_id=1,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
             **options,
         )
         with torch.random.fork_rng():
@@ -95,7 +71,8 @@ def choice_items():
         ("48", "24", "6 * 4 = 24. 24 + 24 = 48"),
         ("Once upon a time", "The court"),
     ]
+    pairs = [(prompt, choices) for prompt, choices in zip(prompts, options, strict=True)] * 2
     return [
-        Item(f"i{number}", prompts[number % 5], options[number % 5], options[number % 5][0], 0, "even odd".split()[number % 2])
-        for number in range(10)
+        Item(f"i{number}", prompt, choices, choices[0], 0, ("even", "odd")[number % 2])
+        for number, (prompt, choices) in enumerate(pairs)
     ]

@@ -37,7 +37,7 @@ def test_numbers_are_judged_as_lm_eval_judges_gsm8k(text, target):
     flexible = extraction.RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
     judgement = judge(text, target, "number")
     for pattern, is_correct in ((strict, judgement.is_correct_strict), (flexible, judgement.is_correct)):
-        read = list(pattern.apply([[text]], [{}]))[0][0]
+        read = next(iter(pattern.apply([[text]], [{}])))[0]
         expected = metrics.exact_match_hf_evaluate(
             [read], [target], regexes_to_ignore=[",", r"\$", "(?s).*#### ", r"\.$"], ignore_case=True
         )

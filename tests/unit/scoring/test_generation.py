@@ -69,7 +69,8 @@ _SHAPE = {
     ],
 )
 def test_other_architectures_too(model_type, options, tokenizer):
-    config = AutoConfig.for_model(model_type, vocab_size=tokenizer.vocab_size, bos_token_id=0, eos_token_id=1, **options)
+    special = {"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 1}
+    config = AutoConfig.for_model(model_type, **special, **options)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config).eval()

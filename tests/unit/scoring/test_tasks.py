@@ -91,7 +91,8 @@ def test_a_refusal_of_trees_is_kept_with_its_reason(make_llama, tokenizer, make_
 
 def test_cut_items_count_and_are_counted(make_llama, tokenizer, make_settings):
     long = "The court held that the statute of limitations had run. " * 8
-    items = [Item("long", long, (" yes it had", " no it had not"), " yes it had", 0), Item("short", "Anna", (" b", " c"), " b", 0)]
+    long_options = (" yes it had", " no it had not")
+    items = [Item("long", long, long_options, " yes it had", 0), Item("short", "Anna", (" b", " c"), " b", 0)]
     scored = score_task(make_llama(context=40), tokenizer, items, make_settings(), 512)
     assert scored.num_truncated == 1
     assert len(scored.items) == 2

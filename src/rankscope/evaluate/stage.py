@@ -1,0 +1,141 @@
+"""The evaluation stage: from a model and a task's prompts to one row an item, a folder and a record each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import polars as pl
+import psutil
+from transformers import PreTrainedModel
+
+from rankscope.data.examples import Item, items_from_frame
+from rankscope.data.tokens import Tokenizer
+from rankscope.plan import VALIDATION, Pack, Plan, validation_task
+from rankscope.provenance import provenance
+from rankscope.records import EvaluateRecord, Subject
+from rankscope.runs import BaseSettings, RunSettings
+from rankscope.scoring.likelihoods import OptionTrees
+from rankscope.scoring.tasks import score_task
+from rankscope.store import Store, write_parquet, write_record
+
+ITEMS, PROMPTS = "items.parquet", "prompts.parquet"
+
+
+@runtime_checkable  # the tests check types at run time
+class Models(Protocol):
+    """What this stage needs of the process's models."""
+
+    def base(self, settings: BaseSettings) -> PreTrainedModel:
+        """The base itself."""
+
+    def tuned(self, run: RunSettings) -> AbstractContextManager[PreTrainedModel]:
+        """A trained run's model; the base may be changed while it is in use."""
+
+    def tokenizer(self, settings: BaseSettings) -> Tokenizer:
+        """The base's tokenizer."""
+
+
+@runtime_checkable  # the tests check types at run time
+class Watcher(Protocol):
+    """Who may ask the stage to stop."""
+
+    def wants_stop(self) -> bool:
+        """The stage is to return; what has no record is done next time."""
+
+
+def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
+    """Score the tasks of a pack that have no complete record yet: of its runs, or of the base where it has none."""
+    stage = _Stage(pack.base, plan, store, models)
+    trees = None
+    for run_id in pack.run_ids or (None,):
+        names = [name for name in pack.names if not stage.is_done(run_id, name)]
+        if not names:
+            continue
+        with stage.model(run_id) as model:
+            for name in names:
+                if watcher.wants_stop():
+                    return
+                trees = stage.score(model, run_id, name, trees)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    base: str
+    plan: Plan
+    store: Store
+    models: Models
+
+    def folder(self, run_id: str | None, name: str) -> Path:
+        """Where a model's scores of a task lie."""
+        return self.store.base_task(self.base, name) if run_id is None else self.store.task(run_id, name)
+
+    def is_done(self, run_id: str | None, name: str) -> bool:
+        """Whether the scores are there, and of the model and items that the plan means."""
+        record = self.store.read_evaluate(self.folder(run_id, name))
+        expected = self.plan.evaluation_hash(self.base, run_id, name)
+        return record is not None and record.status == "complete" and record.settings_hash == expected
+
+    @contextmanager
+    def model(self, run_id: str | None) -> Iterator[PreTrainedModel]:
+        """The run's model, or the base."""
+        if run_id is None:
+            yield self.models.base(self.plan.bases[self.base])
+        else:
+            with self.models.tuned(self.plan.run(run_id)) as model:
+                yield model
+
+    def score(
+        self, model: PreTrainedModel, run_id: str | None, name: str, trees: OptionTrees | None
+    ) -> OptionTrees | None:
+        """Score one task and write its items, then its record; returns what is known of option trees by now."""
+        started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
+        folder, settings = self.folder(run_id, name), self.plan.task(self.base, run_id, name)
+        tokenizer = self.models.tokenizer(self.plan.bases[self.base])
+        scored = score_task(
+            model, tokenizer, self._items(run_id, name), settings, self.plan.max_tokens_per_batch, trees
+        )
+        write_parquet(folder / ITEMS, scored.items)
+        record = EvaluateRecord(
+            status="complete",
+            settings_hash=self.plan.evaluation_hash(self.base, run_id, name),
+            provenance=provenance(),
+            started_at=started_at,
+            seconds=time.perf_counter() - started,
+            peak_memory_bytes=psutil.Process().memory_info().rss,
+            subject=self._subject(run_id),
+            task=name,
+            scoring=settings.scoring,
+            num_items=len(scored.items),
+            num_truncated=scored.num_truncated,
+            scored_by=scored.scored_by,
+            note=scored.note,
+            values=scored.values,
+        )
+        # prompts.parquet lies beside the base's items, written before by whoever made the plan.
+        write_record(folder, record, (ITEMS, PROMPTS) if run_id is None else (ITEMS,))
+        return scored.trees
+
+    def _items(self, run_id: str | None, name: str) -> list[Item]:
+        """The task's items as every model of the base is scored on them."""
+        if run_id is not None and name == VALIDATION:
+            name = validation_task(self.plan.run(run_id).training_set.name)
+        return items_from_frame(pl.read_parquet(self.store.base_task(self.base, name) / PROMPTS))
+
+    def _subject(self, run_id: str | None) -> Subject:
+        if run_id is None:
+            return Subject(base=self.base)
+        settings = self.plan.run(run_id)
+        return Subject(
+            base=self.base,
+            training_set=settings.training_set.name,
+            arm=settings.arm.label,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            run_id=run_id,
+        )
