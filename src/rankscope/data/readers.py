@@ -15,7 +15,6 @@ import polars as pl
 
 from rankscope.errors import UserError, line_of
 
-_BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n|\Z)")
 _GAP = re.compile(r"[\s,]*")
 
 
@@ -192,16 +191,15 @@ def _table(read: Callable[[io.BytesIO], pl.DataFrame]) -> Callable[[bytes, Path]
 
 
 def _paragraphs(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Paragraphs, kept as they are written but for the blank lines around them."""
-    text = _text(content, path).replace("\r\n", "\n")
-    line, start = 1, 0
-    for gap in (*_BLANK_LINES.finditer(text), None):
-        end = len(text) if gap is None else gap.start()
-        if text[start:end].strip():
-            yield line, {"text": text[start:end].strip("\n")}
-        if gap is not None:
-            line += text.count("\n", start, gap.end())
-            start = gap.end()
+    """Runs of lines that are not blank, kept as they are written."""
+    start, held = 1, []
+    for number, line in enumerate((*_text(content, path).replace("\r\n", "\n").split("\n"), ""), start=1):
+        if line.strip():
+            start = start if held else number
+            held.append(line)
+        elif held:
+            yield start, {"text": "\n".join(held)}
+            held = []
 
 
 READERS: dict[str, Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]] = {
