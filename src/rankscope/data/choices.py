@@ -118,7 +118,10 @@ def _listed(row: Row, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Options in one field: a list, or the hub's `text` and `label` lists."""
     value = row.values.get(name)
     if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
-        return _options(row, name, value["text"]), tuple(str(label) for label in value["label"])
+        options, labels = _options(row, name, value["text"]), tuple(str(label) for label in value["label"])
+        if len(labels) != len(options):
+            raise field_error(row, name, f"has {len(options)} texts and {len(labels)} labels")
+        return options, labels
     if isinstance(value, dict):  # {"A": ..., "B": ...}
         return _options(row, name, list(value.values())), tuple(str(label) for label in value)
     if value is None:

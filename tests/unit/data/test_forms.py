@@ -1,0 +1,293 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rankscope.data.forms import understand
+from rankscope.data.presets import all_presets, find_preset
+from rankscope.data.readers import Row
+from rankscope.data.sources import Rows
+from rankscope.errors import UserError
+
+
+def rows(*values, origin="files", preset=None, stated=True):
+    found = [Row(row, "data.jsonl", line) for line, row in enumerate(values, start=1)]
+    return Rows(found, origin, find_preset(preset) if preset else None, stated)
+
+
+def one(row, columns=None, **options):
+    understood = understand(rows(row, **options), columns)
+    return understood.form, understood.contents[0]
+
+
+USER = {"role": "user", "content": "How?"}
+ASSISTANT = {"role": "assistant", "content": "So."}
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "turns", "answer"),
+    [
+        ({"messages": [USER, ASSISTANT]}, "messages", (("user", "How?"),), "So."),
+        (
+            {"messages": [{"role": "system", "content": "S"}, USER, ASSISTANT, USER, {**ASSISTANT, "content": "End."}]},
+            "messages",
+            (("system", "S"), ("user", "How?"), ("assistant", "So."), ("user", "How?")),
+            "End.",
+        ),
+        ({"prompt": [USER], "completion": [ASSISTANT]}, "prompt_completion", (("user", "How?"),), "So."),
+        ({"instruction": "Do", "input": "", "output": "Done"}, "alpaca", (("user", "Do"),), "Done"),
+        ({"instruction": "Do", "input": "this", "output": "Done"}, "alpaca", (("user", "Do\n\nthis"),), "Done"),
+        (
+            {"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}], "system": "S"},
+            "sharegpt",
+            (("system", "S"), ("user", "Q")),
+            "A",
+        ),
+        ({"question": "Q", "answer": "A"}, "question_answer", (("user", "Q"),), "A"),
+        ({"question": "Q", "answer": 42}, "question_answer", (("user", "Q"),), "42"),
+        ({"question": "Q", "response": "A"}, "question_answer", (("user", "Q"),), "A"),
+    ],
+)
+def test_forms_are_found_by_their_fields(row, form, turns, answer):
+    found, content = one(row)
+    assert (found, content.turns, content.answer, content.verbatim) == (form, turns, answer, None)
+
+
+def test_strings_of_prompt_and_completion_are_taken_as_they_are():
+    form, content = one({"prompt": "2 + 2 = ", "completion": "4"})
+    assert (form, content.verbatim, content.answer, content.turns) == ("prompt_completion", "2 + 2 = ", "4", ())
+
+
+def test_plain_text_has_no_prompt():
+    form, content = one({"text": " A story.\n", "id": 7, "category": "tale"})
+    assert (form, content.verbatim, content.answer) == ("text", "", " A story.\n")
+    assert (content.row_id, content.category) == ("7", "tale")
+
+
+OPTIONS = ["red", "green", "blue"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q", "choices": OPTIONS, "answer": 1},
+        {"question": "Q", "choices": OPTIONS, "answer": 1.0},
+        {"question": "Q", "choices": OPTIONS, "answer": "B"},
+        {"question": "Q", "choices": OPTIONS, "answer": "(b)"},
+        {"question": "Q", "choices": OPTIONS, "answer": "green"},
+        {"question": "Q", "options": OPTIONS, "label": "1"},
+        {"question": "Q", "choices": {"text": OPTIONS, "label": ["1", "2", "3"]}, "answerKey": "2"},
+        {"question": "Q", "choices": {"text": OPTIONS, "label": ["A", "B", "C"]}, "answerKey": "B"},
+        {"question": "Q", "options": {"A": "red", "B": "green", "C": "blue"}, "answer": "B"},
+        {"question": "Q", "choice0": "red", "choice1": "green", "choice2": "blue", "answer": "1"},
+        {"question": "Q", "choice1": "red", "choice2": "green", "choice3": "blue", "answer": "B"},
+        {"question": "Q", "A": "red", "B": "green", "C": "blue", "answer": "B"},
+        {"question": "Q", "opa": "red", "opb": "green", "opc": "blue", "cop": "B"},
+    ],
+)
+def test_multiple_choice_in_its_usual_spellings(row):
+    form, content = one(row)
+    assert form == "multiple_choice"
+    assert (content.turns, content.options) == ((("user", "Q"),), tuple(OPTIONS))
+    assert (content.answer_index, content.answer) == (1, "green")
+
+
+def test_options_in_columns_are_counted_even_where_they_are_numbers():
+    row = {"question": "2 + 1?", "choice0": "1", "choice1": "0", "choice2": "3", "choice3": "2", "answer": "2"}
+    assert one(row)[1].answer == "3"
+
+
+def test_an_answer_with_two_meanings_is_refused():
+    with pytest.raises(UserError, match="different options") as caught:
+        one({"question": "2 + 1?", "choices": ["1", "0", "3", "2"], "answer": "2"})
+    assert caught.value.where == "data.jsonl:1"
+    # Beside a row that only one reading fits there is no doubt.
+    rest = {"question": "2 + 1?", "choices": ["7", "8", "9"], "answer": "8"}
+    both = understand(rows({"question": "2 + 1?", "choices": ["1", "0", "3", "2"], "answer": "2"}, rest))
+    assert [content.answer for content in both.contents] == ["2", "8"]
+
+
+def test_numbers_of_medmcqa_say_themselves_where_they_start():
+    options = {"question": "Q", "opa": "a", "opb": "b", "opc": "c", "opd": "d"}
+    from_one = understand(rows({**options, "cop": 1}, {**options, "cop": 4}))
+    assert [content.answer for content in from_one.contents] == ["a", "d"]
+    from_zero = understand(rows({**options, "cop": 0}, {**options, "cop": 3}))
+    assert [content.answer for content in from_zero.contents] == ["a", "d"]
+    with pytest.raises(UserError, match="preset: medmcqa"):
+        understand(rows({**options, "cop": 2}))
+    assert one({**options, "cop": 2}, preset="medmcqa")[1].answer == "b"
+    assert one({**options, "cop": 2}, preset="medmcqa", origin="hub")[1].answer == "c"
+    saved = understand(rows({**options, "cop": 0}, {**options, "cop": 2}, preset="medmcqa"))
+    assert [content.answer for content in saved.contents] == ["a", "c"]
+
+
+HUB_ROWS = {
+    "gsm8k": ({"question": "Q", "answer": "1+1=2\n#### 2"}, "Q", (), "1+1=2\n#### 2"),
+    "mathqa": (
+        {"Problem": "Q", "options": "a ) 38 , b ) 1,000 , c ) none", "correct": "b", "Rationale": ""},
+        "Q",
+        ("38", "1,000", "none"),
+        "1,000",
+    ),
+    "mmlu": ({"question": "Q", "choices": ["0", "2", "1"], "answer": 1, "subject": "law"}, "Q", ("0", "2", "1"), "2"),
+    "medmcqa": (
+        {"question": "Q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3, "subject_name": "law"},
+        "Q",
+        ("a", "b", "c", "d"),
+        "d",
+    ),
+    "casehold": ({"context": "Q", "endings": ["x", "y"], "label": 1}, "Q", ("x", "y"), "y"),
+    "arc_easy": (
+        {"question": "Q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "Q", ("x", "y"), "y"
+    ),
+    "piqa": ({"goal": "Q", "sol1": "x", "sol2": "y", "label": 1}, "Q", ("x", "y"), "y"),
+    "winogrande": (
+        {"sentence": "Ann saw Bo; _ ran.", "option1": "Ann", "option2": "Bo", "answer": "2"},
+        "Ann saw Bo;",
+        ("Ann ran.", "Bo ran."),
+        "Bo ran.",
+    ),
+    "wikitext2": ({"page": "Text."}, "Text.", (), "Text."),
+    "tinystories": ({"text": "Text."}, "Text.", (), "Text."),
+}
+HUB_ROWS |= {"arc_challenge": HUB_ROWS["arc_easy"], "mmlu_letters": HUB_ROWS["mmlu"]}
+
+
+@pytest.mark.parametrize("name", list(HUB_ROWS))
+def test_rows_of_the_public_originals(name):
+    row, question, options, answer = HUB_ROWS[name]
+    content = one(row, preset=name, origin="hub")[1]
+    assert (content.question, content.options, content.answer) == (question, options, answer)
+    assert content.category == ("law" if name in ("mmlu", "mmlu_letters", "medmcqa") else None)
+
+
+def test_every_preset_is_tried_above():
+    assert set(all_presets()) == set(HUB_ROWS)
+    assert find_preset("wikitext").name == "wikitext2"
+
+
+def test_options_written_inside_the_text():
+    text = "How much ? The options: ['A ) 2 : 3', 'B ) 4 , 5']"
+    content = one({"instruction": text, "answer": "B"}, preset="mathqa")[1]
+    assert (content.question, content.options, content.answer_index) == ("How much ?", ("2 : 3", "4 , 5"), 1)
+    text = "Please choose the correct answer to the question: Which?\n\nAnswer1: a b. Answer2: c.\n\nAnswer format: x"
+    content = one({"instruction": text, "answer": "answer2"}, preset="arc_easy")[1]
+    assert (content.question, content.options, content.answer_index) == ("Which?", ("a b.", "c."), 1)
+
+
+def test_headings_go_with_the_text_below_them():
+    texts = (" = Title = ", " First. ", " Second. ", " = = Part = = ", " = End = ", " Last. ")
+    understood = understand(rows(*({"text": text} for text in texts), preset="wikitext"))
+    assert [content.answer for content in understood.contents] == [
+        " = Title = \n \n First. ", " Second. ", " = = Part = = \n \n = End = \n \n Last. "
+    ]  # fmt: skip
+    assert [content.row.line for content in understood.contents] == [1, 3, 4]
+
+
+def test_a_name_that_only_suggests_a_preset_does_not_force_it():
+    assert one({"question": "Q", "response": "A"}, preset="mmlu", stated=False)[0] == "question_answer"
+    with pytest.raises(UserError, match="preset 'mmlu' does not know"):
+        one({"question": "Q", "response": "A"}, preset="mmlu")
+
+
+def test_columns_named_by_hand():
+    form, content = one({"q": "Q", "a": "A", "text": "T"}, {"question": "q", "answer": "a"})
+    assert (form, content.question, content.answer) == ("question_answer", "Q", "A")
+    columns = {"question": "q", "choices": "list", "answer": "key"}
+    form, content = one({"q": "Q", "list": ["x", "y"], "key": "B"}, columns)
+    assert (form, content.answer) == ("multiple_choice", "y")
+    form, content = one({"messages": [USER], "story": "T"}, {"text": "story"})
+    assert (form, content.answer) == ("text", "T")
+
+
+CHOICE = {"question": "Q", "choices": ["x", "y"]}
+REFUSED = {
+    "unknown form": ([{"foo": 1}], "no form that is known"),
+    "mixed forms": ([{"text": "T"}, {"question": "Q", "answer": "A"}], "the first one text"),
+    "no question": ([{"question": "Q", "answer": "A"}, {"answer": "A"}], "'question' is missing"),
+    "no answer": ([{"question": "Q", "answer": "A"}, {"question": "Q"}], "'answer' is missing"),
+    "null answer": ([{"question": "Q", "answer": "A"}, {"question": "Q", "answer": None}], "'answer' is null"),
+    "empty answer": ([{"question": "Q", "answer": "A"}, {"question": "Q", "answer": " "}], "'answer' is empty"),
+    "list as answer": ([{"question": "Q", "answer": "A"}, {"question": "Q", "answer": ["A"]}], "is list, not text"),
+    "empty completion": ([{"prompt": "P", "completion": "C"}, {"prompt": "P", "completion": ""}], "is empty"),
+    "no output": ([{"instruction": "I", "output": "O"}, {"instruction": "I"}], "'output' is missing"),
+    "empty text": ([{"text": "T"}, {"text": "\n"}], "'text' is empty"),
+    "number above": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": 2}], "none of the 2 options"),
+    "number below": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": -1}], "none of the 2 options"),
+    "letter above": ([{**CHOICE, "answer": "A"}, {**CHOICE, "answer": "C"}], "none of the 2 options"),
+    "unknown text": ([{**CHOICE, "answer": "x"}, {**CHOICE, "answer": "zebra"}], "none of the 2 options"),
+    "true as answer": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": True}], "none of the 2 options"),
+    "no right option": ([{**CHOICE, "answer": 0}, CHOICE], "'answer' is missing"),
+    "one option": ([{"question": "Q", "choices": ["x"], "answer": 0}], "two or more"),
+    "empty option": ([{"question": "Q", "choices": ["x", ""], "answer": 0}], "option 2 that is empty"),
+    "null option": ([{"question": "Q", "choices": ["x", None], "answer": 0}], "option 2 that is no text"),
+    "options as text": ([{"question": "Q", "choices": "x, y", "answer": 0}], "no list of options"),
+    "labels and texts": ([{"question": "Q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}], "1 label"),
+    "no turns": ([{"messages": []}], "is empty"),
+    "turns as text": ([{"messages": "hello"}], "no list of turns"),
+    "turn without role": ([{"messages": [{"content": "x"}]}], "without 'role'"),
+    "turn of parts": ([{"messages": [{"role": "user", "content": [{"type": "text"}]}]}], "'content' is no text"),
+    "user has the last word": ([{"messages": [USER]}], "nothing to learn"),
+    "nobody asks": ([{"messages": [ASSISTANT]}], "no turn of the user"),
+    "empty last turn": ([{"messages": [USER, {**ASSISTANT, "content": ""}]}], "an empty answer"),
+    "unknown speaker": ([{"conversations": [{"from": "cat", "value": "miaow"}]}], "nobody known"),
+}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_malformed_rows_are_refused_with_file_line_field_and_mend(name):
+    values, message = REFUSED[name]
+    with pytest.raises(UserError, match=message) as caught:
+        understand(rows(*values))
+    assert caught.value.where == f"data.jsonl:{len(values)}"
+    assert caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [({"question": "nope"}, "no field 'nope'"), ({"quest": "question"}, "nothing that a column can be")],
+)
+def test_wrong_columns_are_refused(columns, message):
+    with pytest.raises(UserError, match=message) as caught:
+        one({"question": "Q", "answer": "A"}, columns)
+    assert caught.value.mend
+
+
+def test_rows_that_do_not_follow_a_preset_are_refused():
+    with pytest.raises(UserError, match="not written as"):
+        one({"instruction": "no options here", "answer": "A"}, preset="mathqa")
+    with pytest.raises(UserError, match="no '_' to fill"):
+        one({"sentence": "S", "option1": "a", "option2": "b", "answer": "1"}, preset="winogrande")
+    with pytest.raises(UserError, match="there are no rows"):
+        understand(Rows([], "files"))
+
+
+NAMES = ["messages", "conversations", "question", "choices", "answer", "prompt", "completion", "text", "opa", "opb"]
+LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("A"))
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "label"]), inner, max_size=3),
+    ),
+    max_leaves=8,
+)
+
+
+@given(
+    st.lists(st.dictionaries(st.sampled_from(NAMES), TREES, max_size=4), min_size=1, max_size=4),
+    st.sampled_from([None, "medmcqa", "mmlu", "arc_easy", "winogrande", "wikitext"]),
+)
+@settings(max_examples=300, deadline=None)
+def test_no_rows_whatever_raise_anything_but_a_users_error(values, preset):
+    try:
+        understood = understand(rows(*values, preset=preset, stated=False))
+    except UserError as error:
+        assert error.where
+        assert error.mend
+        return
+    for content in understood.contents:
+        assert content.answer.strip()
+        assert content.answer_index is None or content.options[content.answer_index] == content.answer
+        json.dumps(content.turns)

@@ -1,0 +1,45 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rankscope.data.splits import held_out, num_duplicates, split_position
+
+QUESTIONS = st.lists(st.text(max_size=20), min_size=1, max_size=40)
+
+
+@given(QUESTIONS, QUESTIONS, st.floats(0.05, 0.95))
+def test_nothing_moves_when_rows_are_added(first, more, fraction):
+    alone, together = held_out(first, fraction), held_out(first + more, fraction)
+    # The one exception: a set so small that chance held out nothing gives up its lowest row until it has others.
+    if any(split_position(question) < fraction for question in first):
+        assert together[: len(first)] == alone
+
+
+@given(QUESTIONS, st.floats(0.05, 0.95), st.randoms(use_true_random=False))
+def test_order_does_not_matter_and_twins_fall_on_one_side(questions, fraction, random):
+    both = questions + [question.upper().lower() + " " for question in questions]
+    sides = dict(zip(both, held_out(both, fraction), strict=True))
+    order = list(range(len(both)))
+    random.shuffle(order)
+    shuffled = held_out([both[index] for index in order], fraction)
+    assert [sides[both[index]] for index in order] == shuffled
+
+
+def test_twins_differ_in_case_and_blanks_only():
+    assert split_position("What  is\nit?") == split_position(" what is it? ") != split_position("What is it")
+
+
+def test_about_the_fraction_is_held_out():
+    held = held_out([f"question {number}" for number in range(20_000)], 0.1)
+    # Four standard deviations of a binomial: sqrt(20000 * 0.1 * 0.9) = 42.
+    assert abs(sum(held) - 2000) < 170
+
+
+def test_something_is_always_held_out_unless_nothing_shall_be():
+    assert sum(held_out(["a", "b", "c"], 1e-9)) == 1
+    assert held_out(["a", "b"], 0.0) == [False, False]
+    assert held_out(["a", "b"], 1.0) == [True, True]
+    assert held_out([], 0.5) == []
+
+
+def test_duplicates_are_those_that_came_before():
+    assert num_duplicates(["a", "b", "a", "a"]) == 2
