@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 # An arm whose seeds spread so much more than the other arms' stands alone; the level is shared among the arms.
-OUTLIER_LEVEL = 0.05
+OUTLIER_LEVEL = 0.01
+# One with so many times the others' variance leans on its own. Both were chosen by simulation (docs/statistics.md).
+LEAN = 3.0
 POWER = 0.8
 MAX_SEEDS = 50
 MAX_ITEM_FACTOR = 100.0
@@ -63,8 +65,11 @@ class SeedVariance:
 
     @property
     def variance(self) -> float:
-        """The seeds' own variance, sigma_a^2: never negative."""
-        return max(0.0, self.between - self.residual)
+        """The seeds' own variance, sigma_a^2: never negative.
+
+        With one or two degrees of freedom the difference would often be 0 by chance, so less is subtracted.
+        """
+        return max(0.0, self.between - (1.0 - 1.0 / self.df**2) * self.residual)
 
 
 @dataclass(frozen=True)
@@ -158,15 +163,26 @@ def alike(spreads: Sequence[Spread]) -> list[int]:
 def pooled_seed_variance(spreads: Sequence[Spread]) -> list[SeedVariance | None]:
     """How much each arm moves with the seed, measured from all arms that move alike.
 
-    Two or three seeds say little about one arm, but as many arms as there are say much about all.
+    Two or three seeds say little about one arm, but as many arms as there are say much about all. Arms are not quite
+    alike, though, so one whose own variance is much the larger is given the mean of the pool's and its own.
 
     Returns:
-        One for each spread: the pool's, the arm's own where it stands alone, None where no seeds were repeated.
+        One for each spread; an arm that stands alone has its own, and without any repeated seed there is None.
     """
     own = [own_seed_variance(item) for item in spreads]
     pool = alike(spreads)
     shared = _pool([own[index] for index in pool]) if pool else None
-    return [item if item is not None and index not in pool else shared for index, item in enumerate(own)]
+    return [
+        item if item is not None and index not in pool else leaned(shared, item) for index, item in enumerate(own)
+    ]
+
+
+def leaned(shared: SeedVariance | None, own: SeedVariance | None) -> SeedVariance | None:
+    """The pool's variance, moved halfway to a comparison's own where that is several times as large."""
+    if shared is None or own is None or own.between <= LEAN * shared.between:
+        return shared
+    between, residual = (shared.between + own.between) / 2, (shared.residual + own.residual) / 2
+    return SeedVariance(between, residual, shared.df)
 
 
 def pooled_pair_variance(pairs: Sequence[Spread], num_arms: int) -> SeedVariance | None:

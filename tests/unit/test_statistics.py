@@ -67,7 +67,7 @@ def test_components_are_those_of_the_analysis_of_variance() -> None:
     own = own_seed_variance(result)
     assert result.residual_variance == pytest.approx(residual_mean_square / 25)
     assert own == SeedVariance(pytest.approx(seeds / 3 / 25), pytest.approx(residual_mean_square / 25), 3)
-    assert own.variance == pytest.approx((seeds / 3 - residual_mean_square) / 25)
+    assert own.variance == pytest.approx((seeds / 3 - (1 - 1 / 9) * residual_mean_square) / 25)
 
 
 def test_components_recover_the_truth() -> None:
@@ -93,9 +93,9 @@ def test_seed_variance_is_pooled_over_arms_by_degrees_of_freedom() -> None:
     arms = [spread([rng(seed).normal(size=(count, 30))], is_bounded=False) for seed, count in enumerate((2, 3, 5, 1))]
     pooled = pooled_seed_variance(arms)
     own = [np.var(arm.seed_means, ddof=1) for arm in arms[:3]]
-    assert pooled[0].df == 1 + 2 + 4
-    assert pooled[0].between == pytest.approx((own[0] + 2 * own[1] + 4 * own[2]) / 7)
-    assert pooled[3] == pooled[0], "an arm with one seed borrows the others' variance"
+    # An arm with one seed borrows the others' variance.
+    assert pooled[3].df == 1 + 2 + 4
+    assert pooled[3].between == pytest.approx((own[0] + 2 * own[1] + 4 * own[2]) / 7)
 
 
 def test_no_arm_with_two_seeds_means_no_seed_variance() -> None:
@@ -110,6 +110,25 @@ def test_an_arm_that_falls_apart_does_not_widen_the_others() -> None:
     assert alike([*calm, wild]) == [0, 1, 2, 3, 4]
     assert after[:5] == before
     assert after[5] == own_seed_variance(wild)
+
+
+def test_an_arm_with_several_times_the_pools_variance_leans_on_its_own() -> None:
+    def steady(size: float) -> Spread:
+        return spread([np.array([[-size], [0.0], [size]]) + np.zeros((3, 10))], is_bounded=False)
+
+    arms = [*(steady(0.1) for _ in range(4)), steady(0.3)]
+    pooled = pooled_seed_variance(arms)
+    shared = (4 * 0.01 + 0.09) / 5
+    assert alike(arms) == [0, 1, 2, 3, 4]
+    assert [item.between for item in pooled] == pytest.approx([shared] * 4 + [(shared + 0.09) / 2])
+    assert [item.df for item in pooled] == [10] * 5
+
+
+def test_with_one_degree_of_freedom_no_item_noise_is_taken_off() -> None:
+    assert SeedVariance(0.03, 0.01, 1).variance == pytest.approx(0.03)
+    assert SeedVariance(0.03, 0.01, 2).variance == pytest.approx(0.0225)
+    assert SeedVariance(0.03, 0.01, 100).variance == pytest.approx(0.02, rel=1e-3)
+    assert SeedVariance(0.01, 0.03, 100).variance == 0.0
 
 
 def test_pairs_pool_to_the_interaction_mean_square() -> None:

@@ -16,6 +16,7 @@ from rankscope.statistics import (
     Spread,
     alike,
     estimate,
+    leaned,
     own_seed_variance,
     pooled_pair_variance,
     pooled_seed_variance,
@@ -110,6 +111,6 @@ def between_arms(
     def seeds(pair: tuple[str, str], item: Spread) -> SeedVariance | None:
         # A pair with an arm that stands alone has its own seeds only.
         own = own_seed_variance(item)
-        return shared if own is None or regular.issuperset(pair) else own
+        return leaned(shared, own) if own is None or regular.issuperset(pair) else own
 
     return {pair: estimate(item, seeds(pair, item), confidence) for pair, item in pairs.items()}

@@ -157,8 +157,8 @@ def _read(store: Store, plan: Plan, base: str, training_set: str) -> Measured:
     for name, settings in plan.tasks[base].items():
         unit = "nats" if settings.scoring == "loss" else "accuracy"
         frame = _items(store, measured, store.base_task(base, name))
-        if frame is None:
-            measured.warnings.append(f"{name}: the base has no scores, so the task is left out")
+        if frame is None or not np.isfinite(_values(frame, unit)).all():
+            measured.warnings.append(f"{name}: the base has no usable scores, so the task is left out")
             continue
         measured.tasks.append(
             TaskScores(
@@ -190,8 +190,8 @@ def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
     if choice is None or choice.learning_rate != settings.learning_rate:
         return
     if train is None or train.status != "complete":
-        status = "has not run" if train is None else train.status
-        measured.warnings.append(f"{arm} seed {settings.seed}: {status}; left out")
+        status = "has not run" if train is None else f"{train.status} at the chosen rate"
+        measured.warnings.append(f"{arm} seed {settings.seed}: {status}; its numbers are those of its other seeds")
         return
     seconds = train.seconds
     for task in measured.tasks:

@@ -159,7 +159,9 @@ def _span(estimate: Estimate | None, unit: str) -> str:
 
 
 def _names(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    if len(names) < 2:
+        return names[0] if names else "no task"
+    return f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _duration(seconds: float) -> str:

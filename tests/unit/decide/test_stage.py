@@ -175,7 +175,8 @@ def test_an_arm_that_is_clearly_bad_changes_nothing(tmp_path: Path, record: Deci
 def test_failed_seeds_are_left_out_and_named(tmp_path: Path) -> None:
     arms = [ARMS[0], replace(ARMS[1], failed_seeds=(2,))]
     verdict = decide(write_study(tmp_path, arms=arms, decide=ROOMY)).verdicts[0]
-    assert "lora-r16 seed 2: failed; left out" in verdict.warnings
+    text = "lora-r16 seed 2: failed at the chosen rate; its numbers are those of its other seeds"
+    assert text in verdict.warnings
     assert by_arm(verdict)["lora-r16"].gain.num_seeds == 2
     assert by_arm(verdict)["lora-r4"].gain.num_seeds == 3
     assert by_arm(verdict)["lora-r4"].behind_best.num_seeds == 2, "paired by the seeds that both have"
@@ -210,9 +211,19 @@ def test_a_task_that_the_base_was_not_scored_on_is_left_out(tmp_path: Path) -> N
     study = write_study(tmp_path, arms=ARMS[:2])
     (study.store.base_task("small", "text") / "record.json").unlink()
     verdict = decide(study).verdicts[0]
-    assert "text: the base has no scores, so the task is left out" in verdict.warnings
+    assert "text: the base has no usable scores, so the task is left out" in verdict.warnings
     assert by_arm(verdict)["lora-r4"].forgetting_nats is None
     assert "that budget does not apply" in verdict.rule
+
+
+def test_without_a_usable_task_in_domain_no_arm_is_judged(tmp_path: Path) -> None:
+    study = write_study(tmp_path, arms=ARMS[:2])
+    folder = study.store.base_task("small", "taught")
+    rewrite(folder, pl.read_parquet(folder / "items.parquet").with_columns(is_correct=pl.lit(None, dtype=pl.Boolean)))
+    verdict = decide(study).verdicts[0]
+    assert "taught: the base has no usable scores, so the task is left out" in verdict.warnings
+    assert by_arm(verdict)["lora-r16"].reason == "no seed has been scored on all tasks in domain"
+    assert "mean over no task" in verdict.rule
 
 
 def test_changed_scores_are_noticed(tmp_path: Path) -> None:
