@@ -52,9 +52,12 @@ def judge(
 def decided(field: Field) -> str | None:
     """The arm that the rule names whatever the truth of what is still unknown; None where that is no single arm.
 
+    Without any arm that could be judged there is nothing to say, not even that the base should stay as it is.
     Going up in size: an arm that is out in every case is passed over; an arm that is in in every case is the answer;
     an arm that is neither could be the answer, so nothing larger can be named.
     """
+    if field.judged == [BASE]:
+        return None
     for _, group in groupby(_in_order(field, field.judged), key=field.num_trainable):
         same_size = [arm for arm in group if not is_out(field, arm)]
         settled = [arm for arm in same_size if is_in(field, arm)]

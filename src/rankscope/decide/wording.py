@@ -60,6 +60,8 @@ def outcome(field: Field, winner: str | None, best: str) -> str:
     """What the rule gave, in a sentence or two."""
     unit = field.question.score.removeprefix("gain")
     best_words = f"The best arm that is surely eligible is {best}{_gain(field, best, unit)}."
+    if field.judged == [BASE]:
+        return "No arm could be judged: undecided."
     if winner is None:
         return f"{best_words} The intervals leave more than one arm possible: undecided."
     if winner == BASE:
@@ -92,6 +94,8 @@ def reason(field: Field, arm: str, best: str) -> str:
 
 def needed(field: Field, questions: Sequence[OpenQuestion]) -> str:
     """What would decide: how many further seeds or items, what they cost, and the line of the study file."""
+    if field.judged == [BASE]:
+        return "No arm could be judged; the warnings say why. Where every rate diverged, try lower ones."
     asked = "; ".join(_asked(item) for item in questions) or "the comparisons contradict one another"
     known = [item for item in questions if item.estimate is not None and item.estimate.low is not None]
     if not known or len(known) < len(questions):

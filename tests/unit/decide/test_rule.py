@@ -235,10 +235,11 @@ def test_an_arm_whose_every_rate_diverged_has_no_score_and_says_why() -> None:
     assert "r64: no rate can be chosen: 0.1 diverged; not judged" in found.warnings
 
 
-def test_without_any_judged_arm_the_base_stays_and_the_warnings_say_why() -> None:
+def test_without_any_judged_arm_nothing_is_decided_and_the_warnings_say_why() -> None:
     found = judge([Standing("r64", "lora", 64, reason="diverged")], {}, question())
-    assert found.arm == "base"
+    assert (found.decision, found.arm) == ("undecided", None)
     assert found.warnings == ("r64: diverged; not judged",)
+    assert "No arm could be judged" in found.needed
 
 
 def test_a_clearly_bad_arm_changes_nothing() -> None:

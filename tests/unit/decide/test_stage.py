@@ -276,3 +276,4 @@ def test_before_any_rate_is_chosen_the_stage_says_so(tmp_path: Path) -> None:
     study = write_study(tmp_path, arms=ARMS[:1])
     verdict = stage.run(study.store, study.study, study.plan).verdicts[0]
     assert verdict.warnings == ("lora-r4: its learning rate is not chosen yet; not judged",)
+    assert verdict.decision == "undecided"
