@@ -91,8 +91,9 @@ class Watcher:
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, monkeypatch):
     """A base, an untrained adapter, a trained one and a fully tuned model with a planted update of rank 2."""
+    monkeypatch.setattr(stage, "_TOKENS_PER_BATCH", 14)  # the longest alone, then two batches of short ones
     arms = [Arm(method, rank, (1e-3,), best=0) for method, rank in (("lora", 2), ("lora", 3), ("full", None))]
     synthetic = write_study(tmp_path / "study", arms=arms, seeds=(0,))
     torch.manual_seed(0)
@@ -214,6 +215,8 @@ class TestAttention:
     def test_untrained_adapter_diverges_exactly_nothing(self, study):
         analyse(study, names=["attention"])
         record, folder, _ = analysed(study, "lora-r2", "attention")
+        patterns = study[0].store.base_analysis("small", "attention") / "patterns"
+        assert len(list(patterns.glob("batch*-layer*.safetensors"))) == 3 * 3
         frame = pl.read_parquet(folder / "heads.parquet")
         assert frame["attention_divergence"].to_list() == [0.0] * 12
         assert record.summary["attention_divergence"] == 0.0
