@@ -91,7 +91,7 @@ def best_eligible(field: Field) -> str:
 def favourite(field: Field, leave_out: str | None = None) -> str | None:
     """The arm that the rule would name if the estimates were the truth, one arm left out."""
     arms = _seeming(field, leave_out)
-    if not arms:
+    if not arms or field.judged == [BASE]:
         return None
     best = max(field.score(arm) for arm in arms)
     return next(arm for arm in _in_order(field, arms) if field.score(arm) >= best - field.question.margin)

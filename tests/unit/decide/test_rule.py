@@ -237,7 +237,7 @@ def test_an_arm_whose_every_rate_diverged_has_no_score_and_says_why() -> None:
 
 def test_without_any_judged_arm_nothing_is_decided_and_the_warnings_say_why() -> None:
     found = judge([Standing("r64", "lora", 64, reason="diverged")], {}, question())
-    assert (found.decision, found.arm) == ("undecided", None)
+    assert (found.decision, found.arm, found.runner_up) == ("undecided", None, None)
     assert found.warnings == ("r64: diverged; not judged",)
     assert "No arm could be judged" in found.needed
 
