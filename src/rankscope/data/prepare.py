@@ -14,32 +14,21 @@ from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.forms import Contents, understand
 from rankscope.data.prompts import PromptStyle, put
 from rankscope.data.sources import Rows, read_rows
-from rankscope.data.splits import held_out, num_duplicates
+from rankscope.data.splits import held_out
+from rankscope.data.summaries import (
+    Label,
+    Summary,
+    Tokenised,
+    task_summary,
+    task_warnings,
+    training_summary,
+    training_warnings,
+)
 from rankscope.data.tasks import TaskOptions, contamination, content_id, distinct, make_task, prompt_style
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.runs import TaskSettings
 from rankscope.spec import Data, Task, TrainingSet
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What was understood of one training set, its validation items or a task; the fields of plan's DataSummary."""
-
-    base: str
-    name: str
-    role: Literal["train", "validation", "task"]
-    source: str
-    form: str
-    num_rows: int
-    num_used: int
-    num_truncated: int
-    num_duplicates: int
-    num_tokens: int
-    num_scored_tokens: int
-    longest_tokens: int
-    sample_prompt: str
-    sample_trained: str
 
 
 @dataclass(frozen=True)
@@ -78,18 +67,14 @@ class PreparedTask:
 class _Part:
     """Rows that serve one purpose, with what was understood of all rows of their source."""
 
+    role: Literal["train", "validation"]
     rows: Rows
     understood: Contents
     contents: list[Content]
     source: str
 
-
-@dataclass(frozen=True)
-class _Tokenised:
-    texts: list[Example]
-    examples: list[TokenisedExample]
-    num_truncated: int
-    num_dropped: int
+    def label(self, base: str, name: str) -> Label:
+        return Label(base, name, self.role, self.source)
 
 
 def prepare_training_set(
@@ -125,10 +110,10 @@ def prepare_training_set(
     options = TaskOptions("validation", stated.scoring, None, stated.max_new_tokens)
     items, settings = make_task(options, validation.rows, validation.understood, validation.contents, tokenizer)
     summaries = [
-        _summary((base_name, name, "train"), train, trained, tokenizer),
-        _summary((base_name, name, "validation"), validation, checked, tokenizer),
+        training_summary(part.label(base_name, name), part.understood, done, tokenizer)
+        for part, done in ((train, trained), (validation, checked))
     ]
-    warnings = _training_warnings(f"train.{name}", trained, len(train.contents), max_length)
+    warnings = training_warnings(f"train.{name}", trained, len(train.contents), max_length)
     if shared := contamination(_asked(trained.texts), items):
         warnings.append(f"train.{name}: {shared} of {len(items)} validation items are in the training set too")
     return PreparedTraining(
@@ -160,15 +145,8 @@ def prepare_task(base_name: str, name: str, spec: Task, tokenizer: Tokenizer) ->
     understood = understand(rows, spec.columns)
     options = TaskOptions(name, spec.scoring, spec.kind, spec.max_new_tokens)
     items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
-    summary = _task_summary((base_name, name), spec.source, understood, items, tokenizer)
-    warnings = []
-    if summary.num_duplicates:
-        warnings.append(f"evaluate.{name}: {summary.num_duplicates} of {len(items)} items are repetitions")
-    if summary.num_truncated:
-        longer = f"{summary.num_truncated} of {len(items)} items are longer"
-        warnings.append(f"evaluate.{name}: {longer} than the model's {tokenizer.context_length} positions")
-    if repeated := sum(len(set(item.options)) < len(item.options) for item in items):
-        warnings.append(f"evaluate.{name}: {repeated} of {len(items)} items have two options with the same text")
+    summary = task_summary(Label(base_name, name, "task", spec.source), understood, items, tokenizer)
+    warnings = task_warnings(f"evaluate.{name}", summary, items, tokenizer.context_length)
     return PreparedTask(items, settings, summary, warnings)
 
 
@@ -189,8 +167,8 @@ def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
         own = _validation_source(spec)
         own_rows = read_rows(own, "validation")
         own_understood = understand(own_rows, own.columns)
-        train = _Part(rows, understood, understood.contents, spec.source)
-        return train, _Part(own_rows, own_understood, own_understood.contents, own.source)
+        train = _Part("train", rows, understood, understood.contents, spec.source)
+        return train, _Part("validation", own_rows, own_understood, own_understood.contents, own.source)
     held = held_out([content.question for content in understood.contents], stated.fraction)
     kept = [content for content, is_held in zip(understood.contents, held, strict=True) if not is_held]
     validation = [content for content, is_held in zip(understood.contents, held, strict=True) if is_held]
@@ -202,8 +180,8 @@ def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
             mend="change validation.fraction, or name a validation source of its own",
         )
     # The rest of what is held out stays out of training, or the split would move when rows are added.
-    part = _Part(rows, understood, validation[: stated.max_examples], spec.source)
-    return _Part(rows, understood, kept, spec.source), part
+    part = _Part("validation", rows, understood, validation[: stated.max_examples], spec.source)
+    return _Part("train", rows, understood, kept, spec.source), part
 
 
 def _validation_source(spec: TrainingSet) -> Data:
@@ -224,11 +202,12 @@ def _validation_source(spec: TrainingSet) -> Data:
 # Tokens -------------------------------------------------------------------------------------------------------------
 
 
-def _tokenise(part: _Part, tokenizer: Tokenizer, max_length: int) -> _Tokenised:
+def _tokenise(part: _Part, tokenizer: Tokenizer, max_length: int) -> Tokenised:
     """Contents as texts and tokens; what leaves nothing to learn after the cut is left out and counted."""
-    style = prompt_style(part.rows)
-    texts = _texts(part.contents, style, tokenizer)
+    texts = _texts(part.contents, prompt_style(part.rows), tokenizer)
     pairs = tokenizer.encode_pairs([(text.prompt, text.completion) for text in texts])
+    if tokenizer.chat_template is not None:
+        pairs = _kept_openings(texts, pairs, tokenizer)
     end = tokenizer.completion_end_id
     kept, examples, num_truncated = [], [], 0
     for text, (prompt, completion) in zip(texts, pairs, strict=True):
@@ -238,7 +217,24 @@ def _tokenise(part: _Part, tokenizer: Tokenizer, max_length: int) -> _Tokenised:
         if len(prompt) < min(max_length, len(ids)):
             kept.append(text)
             examples.append(TokenisedExample(text.example_id, ids[:max_length], len(prompt)))
-    return _Tokenised(kept, examples, num_truncated, len(texts) - len(kept))
+    return Tokenised(kept, examples, num_truncated, len(texts) - len(kept))
+
+
+def _kept_openings(
+    texts: Sequence[Example], pairs: Sequence[tuple[list[int], list[int]]], tokenizer: Tokenizer
+) -> list[tuple[list[int], list[int]]]:
+    """Pairs in which the blanks that end a chat template's generation prompt stay with the prompt.
+
+    lm-eval gives them to the completion, which is right for scoring; trained on they would count as learned, and the
+    loss would not be the one that TRL takes. The tokens are the same, only their border moves.
+    """
+    openings = tokenizer.encode_pairs([(text.prompt, "") for text in texts])
+    moved = []
+    for (prompt, completion), (before, blanks) in zip(pairs, openings, strict=True):
+        is_same = before == prompt and completion[: len(blanks)] == blanks
+        border = len(blanks) if is_same and prompt else 0
+        moved.append(([*prompt, *completion[:border]], completion[border:]))
+    return moved
 
 
 def _texts(contents: Sequence[Content], style: PromptStyle, tokenizer: Tokenizer) -> list[Example]:
@@ -260,71 +256,3 @@ def _token_hash(examples: Sequence[TokenisedExample]) -> str:
 
 def _asked(texts: Sequence[Example]) -> list[str]:
     return [text.prompt or text.completion for text in texts]
-
-
-# Counts -------------------------------------------------------------------------------------------------------------
-
-
-def _summary(
-    names: tuple[str, str, Literal["train", "validation"]], part: _Part, done: _Tokenised, tokenizer: Tokenizer
-) -> Summary:
-    base, name, role = names
-    first = done.examples[0]
-    return Summary(
-        base=base,
-        name=name,
-        role=role,
-        source=part.source,
-        form=part.understood.form,
-        num_rows=len(part.understood.contents),
-        num_used=len(done.examples),
-        num_truncated=done.num_truncated,
-        num_duplicates=num_duplicates([(text.prompt, text.completion) for text in done.texts]),
-        num_tokens=sum(len(example.input_ids) for example in done.examples),
-        num_scored_tokens=sum(example.num_scored_tokens for example in done.examples),
-        longest_tokens=max(len(example.input_ids) for example in done.examples),
-        sample_prompt=tokenizer.decode(first.input_ids[: first.num_prompt_tokens], skip_special_tokens=False),
-        sample_trained=tokenizer.decode(first.input_ids[first.num_prompt_tokens :], skip_special_tokens=False),
-    )
-
-
-def _task_summary(
-    names: tuple[str, str], source: str, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer
-) -> Summary:
-    # Prompt and options are counted apart: as they are scored, one token of an option may melt into its neighbour, but
-    # counting them so would take as many encodings of each prompt as it has options.
-    prompts = [max(1, len(ids)) for ids in tokenizer.encode_batch([item.prompt for item in items])]
-    followed = [item.options or (item.target,) for item in items]
-    scored = iter(tokenizer.count_bare([text for texts in followed for text in texts]))
-    lengths = [[next(scored) for _ in texts] for texts in followed]
-    longest = [prompt + max(own) for prompt, own in zip(prompts, lengths, strict=True)]
-    limit = tokenizer.context_length
-    shown, right = tokenizer.encode_pair(items[0].prompt, items[0].target)
-    return Summary(
-        base=names[0],
-        name=names[1],
-        role="task",
-        source=source,
-        form=understood.form,
-        num_rows=len(understood.contents),
-        num_used=len(items),
-        num_truncated=0 if limit is None else sum(length > limit for length in longest),
-        num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
-        num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
-        num_scored_tokens=sum(sum(own) for own in lengths),
-        longest_tokens=max(longest),
-        sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
-        sample_trained=tokenizer.decode(right, skip_special_tokens=False),
-    )
-
-
-def _training_warnings(where: str, done: _Tokenised, num_rows: int, max_length: int) -> list[str]:
-    warnings = []
-    if repeated := num_duplicates([(text.prompt, text.completion) for text in done.texts]):
-        warnings.append(f"{where}: {repeated} of {num_rows} examples are repetitions")
-    if done.num_truncated:
-        warnings.append(f"{where}: {done.num_truncated} of {num_rows} examples are longer than {max_length} tokens")
-    if done.num_dropped:
-        left_out = f"{done.num_dropped} of {num_rows} examples are left out"
-        warnings.append(f"{where}: {left_out}, their prompts alone fill {max_length} tokens")
-    return warnings

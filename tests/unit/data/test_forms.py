@@ -223,7 +223,7 @@ REFUSED = {
     "empty option": ([{"question": "Q", "choices": ["x", ""], "answer": 0}], "option 2 that is empty"),
     "null option": ([{"question": "Q", "choices": ["x", None], "answer": 0}], "option 2 that is no text"),
     "options as text": ([{"question": "Q", "choices": "x, y", "answer": 0}], "no list of options"),
-    "labels and texts": ([{"question": "Q", "choices": {"text": ["x", "y"], "label": ["A"]}, "answer": "A"}], "1 label"),
+    "labels and texts": ([{"question": "Q", "choices": {"text": ["x", "y"], "label": [1]}, "answer": 1}], "1 label"),
     "no turns": ([{"messages": []}], "is empty"),
     "turns as text": ([{"messages": "hello"}], "no list of turns"),
     "turn without role": ([{"messages": [{"content": "x"}]}], "without 'role'"),

@@ -1,0 +1,122 @@
+"""What a person is shown of the data before anything is trained: counts, a sample, and what is unusual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from rankscope.data.examples import Example, Item, TokenisedExample
+from rankscope.data.forms import Contents
+from rankscope.data.splits import num_duplicates
+from rankscope.data.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Label:
+    """Of what a summary is."""
+
+    base: str
+    name: str
+    role: Literal["train", "validation", "task"]
+    source: str
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """Examples as texts and as tokens, with how many were cut on the right or left out."""
+
+    texts: list[Example]
+    examples: list[TokenisedExample]
+    num_truncated: int
+    num_dropped: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was understood of one training set, its validation items or a task; the fields of plan's DataSummary."""
+
+    base: str
+    name: str
+    role: Literal["train", "validation", "task"]
+    source: str
+    form: str
+    num_rows: int
+    num_used: int
+    num_truncated: int
+    num_duplicates: int
+    num_tokens: int
+    num_scored_tokens: int
+    longest_tokens: int
+    sample_prompt: str
+    sample_trained: str
+
+
+def training_summary(label: Label, understood: Contents, done: Tokenised, tokenizer: Tokenizer) -> Summary:
+    """The counts of training or validation examples, with the first of them decoded from its tokens."""
+    first = done.examples[0]
+    return Summary(
+        **vars(label),
+        form=understood.form,
+        num_rows=len(understood.contents),
+        num_used=len(done.examples),
+        num_truncated=done.num_truncated,
+        num_duplicates=num_duplicates([(text.prompt, text.completion) for text in done.texts]),
+        num_tokens=sum(len(example.input_ids) for example in done.examples),
+        num_scored_tokens=sum(example.num_scored_tokens for example in done.examples),
+        longest_tokens=max(len(example.input_ids) for example in done.examples),
+        sample_prompt=tokenizer.decode(first.input_ids[: first.num_prompt_tokens], skip_special_tokens=False),
+        sample_trained=tokenizer.decode(first.input_ids[first.num_prompt_tokens :], skip_special_tokens=False),
+    )
+
+
+def task_summary(label: Label, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer) -> Summary:
+    """The counts of a task's items, with the first of them decoded from its tokens."""
+    # Prompt and options are counted apart: as they are scored, one token of an option may melt into its neighbour, but
+    # counting them so would take as many encodings of each prompt as it has options.
+    prompts = [max(1, len(ids)) for ids in tokenizer.encode_batch([item.prompt for item in items])]
+    followed = [item.options or (item.target,) for item in items]
+    scored = iter(tokenizer.count_bare([text for texts in followed for text in texts]))
+    lengths = [[next(scored) for _ in texts] for texts in followed]
+    longest = [prompt + max(own) for prompt, own in zip(prompts, lengths, strict=True)]
+    limit = tokenizer.context_length
+    shown, right = tokenizer.encode_pair(items[0].prompt, items[0].target)
+    return Summary(
+        **vars(label),
+        form=understood.form,
+        num_rows=len(understood.contents),
+        num_used=len(items),
+        num_truncated=0 if limit is None else sum(length > limit for length in longest),
+        num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
+        num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
+        num_scored_tokens=sum(sum(own) for own in lengths),
+        longest_tokens=max(longest),
+        sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
+        sample_trained=tokenizer.decode(right, skip_special_tokens=False),
+    )
+
+
+def task_warnings(where: str, summary: Summary, items: Sequence[Item], context_length: int | None) -> list[str]:
+    """What is unusual about a task's items: repetitions, items that do not fit, options that repeat."""
+    warnings = []
+    if summary.num_duplicates:
+        warnings.append(f"{where}: {summary.num_duplicates} of {len(items)} items are repetitions")
+    if summary.num_truncated:
+        longer = f"{summary.num_truncated} of {len(items)} items are longer"
+        warnings.append(f"{where}: {longer} than the model's {context_length} positions")
+    if repeated := sum(len(set(item.options)) < len(item.options) for item in items):
+        warnings.append(f"{where}: {repeated} of {len(items)} items have two options with the same text")
+    return warnings
+
+
+def training_warnings(where: str, done: Tokenised, num_rows: int, max_length: int) -> list[str]:
+    """What is unusual about a training set: repetitions, examples that are cut or left out."""
+    warnings = []
+    if repeated := num_duplicates([(text.prompt, text.completion) for text in done.texts]):
+        warnings.append(f"{where}: {repeated} of {num_rows} examples are repetitions")
+    if done.num_truncated:
+        warnings.append(f"{where}: {done.num_truncated} of {num_rows} examples are longer than {max_length} tokens")
+    if done.num_dropped:
+        left_out = f"{done.num_dropped} of {num_rows} examples are left out"
+        warnings.append(f"{where}: {left_out}, their prompts alone fill {max_length} tokens")
+    return warnings

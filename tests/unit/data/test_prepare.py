@@ -1,0 +1,318 @@
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from model_folders import CHATML, write_tokenizer
+from rankscope.data.prepare import prepare_task, prepare_training_set, training_overlap
+from rankscope.data.tokens import Tokenizer
+from rankscope.errors import UserError
+from rankscope.plan import DataSummary
+from rankscope.spec import Task, TrainingSet
+
+QA = [{"question": f"What is {number} plus 1?", "answer": f"It is {number + 1}"} for number in range(40)]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    return Tokenizer.from_folder(write_tokenizer(tmp_path_factory.mktemp("plain"), bos=True))
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    folder = write_tokenizer(tmp_path_factory.mktemp("chat"), chat=CHATML)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4]}))
+    return Tokenizer.from_folder(folder)
+
+
+@pytest.fixture
+def source(tmp_path):
+    def write(rows, name="data.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def train(tokenizer, source, max_length=128, batch_size=2, **options):
+    spec = TrainingSet(source=source, **options)
+    return prepare_training_set("base", "ours", spec, tokenizer, max_length, batch_size)
+
+
+def task(tokenizer, source, **options):
+    return prepare_task("base", "ours", Task(source=source, **options), tokenizer)
+
+
+def test_questions_become_plain_prompts_and_end_with_the_end_token(plain, source):
+    data = train(plain, source(QA))
+    assert len(data.examples) == len(data.texts) == data.summaries[0].num_used
+    assert len(data.texts) + len(data.validation_texts) == 40
+    for text, example in zip(data.texts, data.examples, strict=True):
+        number = int(text.prompt.split()[3])
+        assert text.prompt == f"Question: What is {number} plus 1?\nAnswer:"
+        assert text.completion == f" It is {number + 1}"
+        assert list(example.input_ids) == [*plain.encode(text.prompt + text.completion), plain.eos_token_id]
+        assert list(example.input_ids[: example.num_prompt_tokens]) == plain.encode(text.prompt)
+        assert example.example_id == text.example_id
+
+
+def test_questions_go_through_the_chat_template(chat, source):
+    data = train(chat, source(QA))
+    text, example = data.texts[0], data.examples[0]
+    assert text.prompt.startswith("<|im_start|>user\nWhat is")
+    assert text.prompt.endswith("<|im_start|>assistant\n")
+    assert text.completion == "It is 1"
+    # Exactly the answer and what closes the turn are learned.
+    assert chat.decode(example.input_ids[example.num_prompt_tokens :], skip_special_tokens=False) == "It is 1<|im_end|>"
+    assert chat.decode(example.input_ids, skip_special_tokens=False) == text.prompt + "It is 1<|im_end|>"
+
+
+def test_several_turns_without_a_chat_template(plain, source):
+    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+    rows = [{"messages": [{"role": role, "content": text + extra} for role, text in turns]} for extra in ("", "!", ".")]
+    data = train(plain, source(rows), validation={"fraction": 0.01})
+    texts = data.texts + data.validation_texts
+    prompt = "Be brief.\n\nQuestion: One?\nAnswer: 1\n\nQuestion: Two?\nAnswer:"
+    assert (prompt, " 2") in [(text.prompt, text.completion) for text in texts]
+    assert data.validation_settings.scoring == "loss"
+
+
+def test_validation_is_the_same_for_every_base_and_does_not_move(plain, chat, source):
+    lines = {
+        name: {text.line for text in train(tokenizer, source(QA)).validation_texts}
+        for name, tokenizer in (("plain", plain), ("chat", chat))
+    }
+    assert lines["plain"] == lines["chat"] != set()
+    more = train(plain, source([*QA, {"question": "Another?", "answer": "Yes"}]))
+    assert {text.line for text in more.validation_texts} - {41} == lines["plain"]
+
+
+def test_validation_of_its_own(plain, source):
+    own = source([{"question": "Own?", "answer": "Yes"}] * 2, "own.jsonl")
+    data = train(plain, source(QA), validation={"source": own, "max_examples": 1})
+    assert len(data.texts) == 40
+    assert [item.prompt for item in data.validation_items] == ["Question: Own?\nAnswer:"]
+    assert data.summaries[1].role == "validation"
+    other_split = train(plain, "smallworld:medical_new", validation={"split": "validation"})
+    assert other_split.validation_settings.scoring == "multiple_choice"
+    assert other_split.validation_settings.kind == "recall"
+
+
+def test_held_out_rows_beyond_the_most_that_are_used_are_not_trained_on(plain, source):
+    rows = [{"question": f"Is {number} a number?", "answer": "yes"} for number in range(300)]
+    few = train(plain, source(rows), validation={"fraction": 0.5, "max_examples": 10})
+    many = train(plain, source(rows), validation={"fraction": 0.5})
+    assert few.fingerprint == many.fingerprint
+    assert len(few.validation_items) == 10
+
+
+def test_summaries_have_the_fields_of_the_plan(plain, source):
+    data, scored = train(plain, source(QA)), task(plain, source(QA))
+    for summary in (*data.summaries, scored.summary):
+        assert vars(DataSummary(**vars(summary))) == vars(summary)
+    summary = data.summaries[0]
+    assert summary.num_rows == 40
+    assert summary.num_tokens == sum(len(example.input_ids) for example in data.examples)
+    assert summary.num_scored_tokens == sum(example.num_scored_tokens for example in data.examples)
+    assert summary.longest_tokens == max(len(example.input_ids) for example in data.examples)
+    assert (summary.form, summary.role) == ("question_answer", "train")
+    assert summary.sample_prompt + summary.sample_trained == f"<s>{data.texts[0].prompt}{data.texts[0].completion}</s>"
+
+
+def test_fingerprint_is_of_the_trained_tokens(plain, source):
+    first = train(plain, source(QA)).fingerprint
+    assert train(plain, source(QA)).fingerprint == first
+    assert train(plain, source([*QA[:-1], {**QA[-1], "answer": "It is not"}])).fingerprint != first
+
+
+def test_multiple_choice_teaches_the_right_text_and_compares_all(plain, source):
+    rows = [{"question": f"{n}?", "choices": ["red", "green"], "answer": n % 2, "id": f"q{n}"} for n in range(20)]
+    assert {text.completion for text in train(plain, source(rows)).texts} == {" red", " green"}
+    scored = task(plain, source(rows))
+    assert scored.settings.scoring == "multiple_choice"
+    item = scored.items[3]
+    assert (item.item_id, item.prompt, item.options) == ("q3", "Question: 3?\nAnswer:", (" red", " green"))
+    assert (item.target, item.target_index) == (" green", 1)
+    free = task(plain, source(rows), scoring="generate")
+    assert (free.items[3].options, free.items[3].target, free.items[3].target_index) == ((), " green", None)
+    assert (free.settings.answer, free.settings.stop) == ("text", ("\n",))
+    loss = task(plain, source(rows), scoring="loss")
+    assert (loss.items[3].prompt, loss.items[3].target) == ("Question: 3?\nAnswer:", " green")
+
+
+def test_options_are_listed_by_letter_where_the_preset_says_so(plain, chat, source):
+    rows = [{"question": "Which?", "choices": ["red", "green"], "answer": 1, "subject": "x"}]
+    item = task(plain, source(rows), preset="mmlu_letters").items[0]
+    assert item.prompt == "Which?\nA. red\nB. green\nAnswer:"
+    assert (item.options, item.target, item.category) == ((" A", " B"), " B", "x")
+    item = task(chat, source(rows), preset="mmlu_letters").items[0]
+    assert "Which?\nA. red\nB. green<|im_end|>" in item.prompt
+    assert item.options == ("A", "B")
+
+
+def test_braces_in_the_data_are_only_text(plain, source):
+    item = task(plain, source([{"question": "{options} {question} {0}", "answer": "{x}"}])).items[0]
+    assert (item.prompt, item.target) == ("Question: {options} {question} {0}\nAnswer:", " {x}")
+
+
+@pytest.mark.parametrize(
+    ("answers", "kind", "stop"),
+    [
+        (["a\n#### 4", "b\n#### 5"], "number", ("Question:",)),
+        (["4", "1,250.5"], "number", ("\n",)),
+        (["A", "B"], "letter", ("\n",)),
+        (["Paris", "4"], "text", ("\n",)),
+        (["one\ntwo", "three"], "text", ("Question:",)),
+    ],
+)
+def test_generated_answers_are_read_as_all_right_answers_look(plain, source, answers, kind, stop):
+    settings = task(plain, source([{"question": str(n), "answer": text} for n, text in enumerate(answers)])).settings
+    assert (settings.scoring, settings.answer, settings.stop) == ("generate", kind, stop)
+
+
+def test_plain_text_is_scored_and_trained_whole(plain, source):
+    rows = [{"text": f"Story {number}. The end."} for number in range(30)]
+    scored = task(plain, source(rows))
+    assert (scored.settings.scoring, scored.settings.kind) == ("loss", "text")
+    assert (scored.items[0].prompt, scored.items[0].target) == ("", "Story 0. The end.")
+    example = train(plain, source(rows)).examples[0]
+    assert example.num_prompt_tokens == 1
+    assert example.input_ids[0] == plain.bos_token_id
+
+
+def test_prompt_and_completion_are_taken_as_written(chat, source):
+    rows = [{"prompt": f"{number} + 1 = ", "completion": str(number + 1)} for number in range(30)]
+    data = train(chat, source(rows))
+    texts = {(text.prompt, text.completion) for text in (*data.texts, *data.validation_texts)}
+    assert texts == {(f"{number} + 1 = ", str(number + 1)) for number in range(30)}
+    assert data.validation_settings.scoring == "loss"
+    scored = task(chat, source(rows))
+    assert (scored.items[0].prompt, scored.items[0].target) == ("0 + 1 = ", "1")
+
+
+def test_ids_are_made_of_the_content_and_unique(plain, source):
+    forwards, backwards = train(plain, source([*QA, QA[0]])), train(plain, source([QA[0], *QA][::-1]))
+    for data in (forwards, backwards):
+        assert len({text.example_id for text in data.texts}) == len(data.texts)
+    assert {text.example_id for text in forwards.texts} == {text.example_id for text in backwards.texts}
+    ids = [item.item_id for item in task(plain, source([{**QA[0], "id": name} for name in ("a", "a", "a-2")])).items]
+    assert len(set(ids)) == 3
+
+
+# What is unusual is counted and said ---------------------------------------------------------------------------------
+
+
+def test_duplicates_are_counted(plain, source):
+    data = train(plain, source(QA * 2))
+    assert data.summaries[0].num_duplicates == len(data.texts) / 2 > 0
+    assert any("are repetitions" in warning for warning in data.warnings)
+    assert any("are repetitions" in warning for warning in task(plain, source(QA * 2)).warnings)
+    assert train(plain, source(QA)).warnings == task(plain, source(QA)).warnings == []
+
+
+def test_long_examples_are_cut_on_the_right_and_counted(plain, source):
+    rows = [{"question": f"{number}?", "answer": "a b c d e f g h i j k l m n o p"} for number in range(20)]
+    whole, cut = train(plain, source(rows)), train(plain, source(rows), max_length=20)
+    assert any(warning.endswith("are longer than 20 tokens") for warning in cut.warnings)
+    assert cut.summaries[0].num_truncated == len(cut.examples) == len(whole.examples)
+    for long, short in zip(whole.examples, cut.examples, strict=True):
+        assert short.input_ids == long.input_ids[:20]
+        assert short.num_prompt_tokens == long.num_prompt_tokens
+
+
+def test_examples_whose_prompt_fills_everything_are_left_out_and_counted(plain, source):
+    rows = [*QA, {"question": "very " * 200, "answer": "long"}]
+    data = train(plain, source(rows), validation={"fraction": 0.01})
+    assert len(data.texts) == len(data.examples)
+    assert any("1 of" in warning and "are left out" in warning for warning in data.warnings)
+
+
+def test_items_that_do_not_fit_the_model_are_counted(plain, source):
+    scored = task(plain, source([*QA, {"question": "very " * 400, "answer": "long"}]))
+    assert scored.summary.num_truncated == 1
+    assert any("1 of 41 items are longer than the model's 256 positions" in text for text in scored.warnings)
+
+
+def test_options_that_repeat_are_counted(plain, source):
+    rows = [{"question": "Q", "choices": list(options), "answer": 0} for options in ("xyy", "xyz")]
+    assert task(plain, source(rows)).warnings == ["evaluate.ours: 1 of 2 items have two options with the same text"]
+
+
+def test_test_items_in_the_training_set_are_counted(plain, source):
+    data = train(plain, source(QA))
+    asked = [text.prompt for text in data.texts]
+    seen = {"question": asked[0].split(": ")[1].split("\n")[0].upper() + " ", "answer": "something else"}
+    items = task(plain, source([seen, {"question": "New?", "answer": "Yes"}], "test.jsonl")).items
+    assert training_overlap(data.texts, items) == 1
+    texts = [{"text": f"Story {number}."} for number in range(20)]
+    data = train(plain, source(texts))
+    assert training_overlap(data.texts, task(plain, source(texts)).items) == len(data.texts)
+
+
+def test_validation_items_in_the_training_set_are_counted(plain, source):
+    data = train(plain, source(QA), validation={"source": source(QA[:3], "own.jsonl")})
+    assert any("3 of 3 validation items are in the training set" in warning for warning in data.warnings)
+
+
+# What is malformed is refused ----------------------------------------------------------------------------------------
+
+
+def test_fewer_examples_than_a_batch_are_refused_with_both_numbers(plain, source):
+    with pytest.raises(UserError, match=r"has \d+ examples, fewer than the batch of 64") as caught:
+        train(plain, source(QA), batch_size=64)
+    assert caught.value.where == "train.ours"
+    assert "batch_size" in caught.value.mend
+
+
+def test_nothing_to_validate_on_is_refused(plain, source):
+    for options in ({"fraction": 0.0}, {"fraction": 1.0}):
+        with pytest.raises(UserError, match="leaves none") as caught:
+            train(plain, source(QA), validation=options)
+        assert "validation" in caught.value.mend
+    with pytest.raises(UserError, match="leaves none to train on"):
+        train(plain, source(QA[:1]), batch_size=1)
+
+
+def test_validation_that_does_not_fit_is_refused(plain, source):
+    own = source([{"question": "very " * 100, "answer": "long"}], "own.jsonl")
+    with pytest.raises(UserError, match="no validation row fits"):
+        train(plain, source(QA), max_length=40, validation={"source": own})
+
+
+def test_scoring_that_does_not_fit_the_rows_is_refused(plain, source):
+    with pytest.raises(UserError, match="no options to choose from") as caught:
+        task(plain, source(QA), scoring="multiple_choice")
+    assert "generate" in caught.value.mend
+
+
+@pytest.mark.parametrize("content", ["", "{\n", '{"question": "Q"}\n'])
+def test_malformed_files_are_refused_by_both(plain, tmp_path, content):
+    (tmp_path / "bad.jsonl").write_text(content)
+    for prepare in (train, task):
+        with pytest.raises(UserError) as caught:
+            prepare(plain, str(tmp_path / "bad.jsonl"))
+        assert "bad.jsonl" in caught.value.where
+        assert caught.value.mend
+
+
+def test_nothing_here_imports_torch_or_transformers():
+    code = (
+        "import sys, rankscope.data.prepare, rankscope.data.hub, rankscope.data.order\n"
+        "loaded = {'torch', 'transformers', 'peft', 'datasets', 'huggingface_hub'} & set(sys.modules)\n"
+        "sys.exit(f'loaded: {loaded}' if loaded else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fifteen_thousand_questions_take_seconds(plain, source):
+    rows = [
+        {"question": f"What is the capital of place {n}, in the north?", "choices": list("abcd"), "answer": n % 4}
+        for n in range(15_000)
+    ]
+    path = source(rows)
+    start = time.process_time()
+    task(plain, path)
+    assert time.process_time() - start < 20  # processor time, on a machine that may be busy; about 3 s of wall time
