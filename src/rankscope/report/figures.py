@@ -16,11 +16,9 @@ from rankscope.report.task_figures import differences_figure, matrix_figure, one
 from rankscope.report.tradeoff_figures import rank_figure, rate_figure, tradeoff_figure
 
 
-def make_figures(
-    tables: Mapping[str, pl.DataFrame], contents: Contents, *, is_static: bool = False
-) -> dict[str, Figure]:
+def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict[str, Figure]:
     """All figures that the records allow, by key, in the report's order; what cannot be drawn is not in it."""
-    style = Style(looks(contents.plan), is_static)
+    style = Style(looks(contents.plan))
     names = group_names(contents)
     grouped = {name: _with_group(table, names) for name, table in tables.items()}
     made = (

@@ -10,12 +10,14 @@ from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import (
     GROUP_FILTER,
     INK,
+    WIDTH,
     Style,
     colour,
     data,
     log_axis,
     picked,
     shape,
+    specification,
     tooltips,
 )
 from rankscope.report.palette import GAIN_COLOUR
@@ -35,18 +37,18 @@ def module_figure(modules: pl.DataFrame, style: Style) -> Figure | None:
     if measure is None:
         return None
     frame = modules.filter(pl.col("measure") == measure)
-    highest = frame["value"].max()
+    highest = float(frame["value"].max() or 1.0)
     panels = []
     for arm in (name for name in style.looks if name in set(frame["arm"])):
-        chart = _module_map(frame.filter(pl.col("arm") == arm), measure, float(highest or 1.0), style)
+        chart = _module_map(frame.filter(pl.col("arm") == arm), measure, highest)
         label = f"Heat map: {MEASURES[measure].meaning} for {arm}, by layer and module."
-        panels.append(Panel(arm, label, chart.to_dict(validate=False)))
+        panels.append(Panel(arm, label, specification(chart)))
     return Figure(
         key="module_map",
         title="Where the update lies",
         shows=f"How far each weight matrix moved ({MEASURES[measure].formula}), by layer and module, mean over seeds. "
-        "All arms share one colour scale.",
-        reading="Darker is farther from the base. Compare a map with its neighbours: the scale is the same.",
+        f"All arms share one colour scale, from nothing at 0 to full colour at {highest:.3g}.",
+        reading="The stronger the colour, the farther from the base. Maps can be compared with one another.",
         caution="A large update is not by itself a harmful one, nor the reason for a gain.",
         panels=panels,
         measures=(measure,),
@@ -65,7 +67,7 @@ def spectra_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
     for measure in measures:
         chart = _spectra_curve(spectra.filter(pl.col("measure") == measure), measure, style)
         label = f"Line plot: {MEASURES[measure].meaning}, mean over matrices, against LoRA rank."
-        panels.append(Panel(_SPECTRA[measure], label, chart.to_dict(validate=False)))
+        panels.append(Panel(_SPECTRA[measure], label, specification(chart)))
     return Figure(
         key="spectra",
         title="What the update is made of",
@@ -92,7 +94,7 @@ def attention_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
     for measure in measures:
         chart = _layer_curve(frame.filter(pl.col("measure") == measure), measure, style)
         label = f"Line plot: {MEASURES[measure].meaning}, by layer, one line an arm."
-        panels.append(Panel(_ATTENTION[measure], label, chart.to_dict(validate=False)))
+        panels.append(Panel(_ATTENTION[measure], label, specification(chart)))
     return Figure(
         key="attention",
         title="What happened to attention",
@@ -107,14 +109,9 @@ def attention_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
     )
 
 
-def _module_map(frame: pl.DataFrame, measure: str, highest: float, style: Style) -> alt.Chart:
+def _module_map(frame: pl.DataFrame, measure: str, highest: float) -> alt.Chart:
     order = list(dict.fromkeys(frame["module"]))
-    opacity = alt.FillOpacity(
-        "value:Q",
-        scale=alt.Scale(domain=[0, highest], range=[0.02, 1]),
-        legend=alt.Legend(title=MEASURES[measure].formula, orient="bottom", format=".2~g", tickCount=4,
-                          symbolType="square", symbolFillColor=GAIN_COLOUR, symbolStrokeWidth=0),
-    )  # fmt: skip
+    opacity = alt.FillOpacity("value:Q", scale=alt.Scale(domain=[0, highest], range=[0.02, 1]), legend=None)
     hints = [
         *tooltips(arm="Arm", module="Module"),
         alt.Tooltip("layer:O", title="Layer"),
@@ -133,7 +130,7 @@ def _module_map(frame: pl.DataFrame, measure: str, highest: float, style: Style)
             opacity=picked(0.15),
             tooltip=hints,
         )
-        .properties(width=style.width, height=alt.Step(20))
+        .properties(width=WIDTH, height=20 * len(order))
     )
 
 
@@ -161,7 +158,7 @@ def _spectra_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.Layer
         ranked.mark_point(filled=True, size=70).encode(
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
-    ).properties(width=style.width, height=220)
+    ).properties(width=WIDTH, height=220)
 
 
 def _layer_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerChart:
@@ -184,4 +181,4 @@ def _layer_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerCh
         plot.mark_point(filled=True, size=40).encode(
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
-    ).properties(width=style.width, height=240)
+    ).properties(width=WIDTH, height=240)

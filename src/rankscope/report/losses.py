@@ -69,6 +69,8 @@ def task_rows(comparisons: pl.DataFrame) -> dict[str, list[ComparisonRow]]:
 
 def category_rows(comparisons: pl.DataFrame, arm: str | None) -> list[ComparisonRow]:
     """One arm's comparisons by category, what was lost most first."""
+    if arm is None:
+        return []
     part = comparisons.filter(pl.col("category").is_not_null() & (pl.col("arm") == arm)).sort("value")
     rows = part.head(MOST_CATEGORIES).iter_rows(named=True)
     return [_comparison(row, f"{row['task']}: {row['category']}") for row in rows]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,28 +19,23 @@ GROUP_FILTER = "datum.group === group"
 TASK_FILTER = "datum.task === task"
 PICKED = "length(arms) === 0 || indexof(arms, datum.arm) >= 0"
 INK = "currentColor"
+# A plot is as wide as its place in the page.
+WIDTH: Any = "container"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
 @dataclass(frozen=True)
 class Style:
-    """The looks of the arms, and whether a figure stands alone (then it needs a legend and a size of its own)."""
+    """The looks of the arms by label, in the study's order, the base last."""
 
     looks: Mapping[str, Look]
-    is_static: bool = False
-
-    @property
-    def width(self) -> Any:
-        """A plot's width: that of its place in the page, or a fixed one."""
-        return 320 if self.is_static else "container"
 
 
 def colour(style: Style, *, with_base: bool = False) -> alt.Color:
     """Arms by colour, the same in every plot; the legend is the page's row of arms."""
     names = [name for name in style.looks if with_base or name != "base"]
     scale = alt.Scale(domain=names, range=[style.looks[name].colour for name in names])
-    legend = alt.Legend(title=None, orient="bottom", columns=6, symbolOpacity=1) if style.is_static else None
-    return alt.Color("arm:N", scale=scale, legend=legend)
+    return alt.Color("arm:N", scale=scale, legend=None)
 
 
 def shape(style: Style) -> alt.Shape:
@@ -63,13 +60,34 @@ def log_axis(values: Sequence[float], title: str, base: float) -> alt.X:
     ordered = sorted(set(values))
     air = 1.35
     scale = alt.Scale(type="log", base=base, domain=[ordered[0] / air, ordered[-1] * air], nice=False)
-    axis = alt.Axis(values=ordered, format="~g", labelOverlap="greedy", grid=False)
+    text = "datum.value < 1e-4 ? format(datum.value, '~e') : format(datum.value, '~g')"
+    axis = alt.Axis(values=ordered, labelExpr=text, labelOverlap="greedy", grid=False)
     return alt.X("x:Q", scale=scale, axis=axis, title=title)
 
 
 def data(frame: pl.DataFrame) -> alt.Data:
     """A frame as inline data: numbers to six figures, what is not finite as null, for JSON knows neither."""
     return alt.Data(values=[{key: _cell(value) for key, value in row.items()} for row in frame.iter_rows(named=True)])
+
+
+def specification(chart: alt.Chart | alt.LayerChart) -> dict[str, Any]:
+    """A chart's Vega-Lite specification with each table in it once, under `datasets`, by a name made of its content.
+
+    It is not validated here, for that takes longer than all else; a test validates every figure.
+    """
+    datasets: dict[str, list[dict[str, Any]]] = {}
+
+    def kept(rows: list[dict[str, Any]]) -> dict[str, str]:
+        name = f"table-{hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:12]}"
+        datasets[name] = rows
+        return {"name": name}
+
+    def named(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: kept(value["values"]) if key == "data" else named(value) for key, value in node.items()}
+        return [named(value) for value in node] if isinstance(node, list) else node
+
+    return {**named(chart.to_dict(validate=False)), "datasets": datasets}
 
 
 def horizontal_rule(value: float, title: str) -> alt.Chart:

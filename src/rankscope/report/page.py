@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from rankscope.measures import MEASURES
 from rankscope.report import wording
@@ -35,8 +37,9 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "count": wording.count, "short_count": wording.short_count, "duration": wording.duration,
-        "megabytes": wording.megabytes, "rate": wording.rate, "json": safe_json,
+        "count": wording.count, "counted": wording.counted, "short_count": wording.short_count,
+        "duration": wording.duration, "megabytes": wording.megabytes, "rate": wording.rate,
+        "json": safe_json, "code": with_code,
     }  # fmt: skip
     groups = list(group_names(contents).values())
     arms = looks(contents.plan)
@@ -86,6 +89,11 @@ def safe_json(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
+def with_code(text: str) -> Markup:
+    """A sentence, escaped, with what stands in backticks set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def content_security_policy(style: str, scripts: Sequence[str]) -> str:
     """A policy under which only these very scripts run and nothing can be fetched."""
     script_hashes = " ".join(_hash(script) for script in scripts)
@@ -95,6 +103,7 @@ def content_security_policy(style: str, scripts: Sequence[str]) -> str:
     )
 
 
+@functools.cache
 def vega_bundle() -> str:
     """Vega, Vega-Lite, Vega-Embed and Vega's interpreter as one script, from the package that also draws the SVGs."""
     script = vl_convert.javascript_bundle(vl_version=VEGALITE_VERSION)
@@ -169,8 +178,8 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
         ("Packages", ", ".join(f"{name} {version}" for name, version in packages.items())),
         ("Python", str(found.get("python", wording.EMPTY))),
         ("Platform", str(found.get("platform", wording.EMPTY))),
-        ("Layout", f"{plan.layout.device}, {plan.layout.num_workers} worker(s) with "
-         f"{plan.layout.threads_per_worker} thread(s), {plan.dtype}"),
+        ("Layout", f"{plan.layout.device}, {wording.counted(plan.layout.num_workers, 'worker')} with "
+         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each, {plan.dtype}"),
         ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in plan.runs}))
          + f"; rates chosen on {', '.join(map(str, plan.search_seeds))}"),
     ]  # fmt: skip

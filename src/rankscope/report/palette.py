@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from rankscope.plan import Plan
 
-# Ranks are ordered, so their colours are too: light teal to dark violet, falling in lightness, which survives any
-# kind of colour-blindness and stays visible on white and on near-black.
-_RANK_STOPS = ("#46b3a5", "#3a94cf", "#5a6fd0", "#7d4bb3", "#8f2f7f")
+# Ranks are ordered, so their colours are too: from teal over blue to magenta, falling in lightness, which survives any
+# kind of colour-blindness; each has a contrast of 3 or more against the white and the near-black page.
+_RANK_STOPS = ("#2a9d8f", "#3a8fc9", "#6a74d8", "#9a5cc6", "#b0469c")
 # Methods without a rank: vermilion first (the Okabe-Ito colour farthest from the ramp), then its neighbours.
-_OTHER = ("#d55e00", "#c79a00", "#b8527f", "#7a6a4f")
+_OTHER = ("#d55e00", "#a87f00", "#b8527f", "#8a7550")
 BASE_COLOUR = "#808080"
 GAIN_COLOUR, LOSS_COLOUR = "#2f7fc1", "#d55e00"
 

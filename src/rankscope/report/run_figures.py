@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from rankscope.report.figure import Figure, Panel
-from rankscope.report.marks import GROUP_FILTER, Style, colour, data, picked, shape
+from rankscope.report.marks import GROUP_FILTER, WIDTH, Style, colour, data, picked, shape, specification
 
 _COSTS = {
     "train_seconds": ("Training time of one run, seconds", False),
@@ -30,7 +30,7 @@ def cost_figure(runs: pl.DataFrame, style: Style) -> Figure | None:
         part = costs.filter(pl.col(name).is_not_null())
         if not part.is_empty():
             label = f"Dot plot: {title.lower()}, by arm."
-            panels.append(Panel(title, label, _dots(part, name, is_log, style).to_dict(validate=False)))
+            panels.append(Panel(title, label, specification(_dots(part, name, is_log, style))))
     return Figure(
         key="cost",
         title="What it cost",
@@ -53,15 +53,14 @@ def loss_figure(losses: pl.DataFrame, validations: pl.DataFrame, style: Style) -
         if finite.is_empty():
             continue
         label = f"Line plot: loss in nats per token against the step, one line a run. {title}."
-        top = _highest_of_complete(finite)
-        panels.append(Panel(title, label, _losses(_thinned(finite), top, style).to_dict(validate=False)))
+        panels.append(Panel(title, label, specification(_losses(_thinned(_readable(finite)), style))))
     if not panels:
         return None
     return Figure(
         key="losses",
         title="Loss while training",
         shows="One line a run at its chosen rate (long runs averaged over neighbouring steps), and the runs "
-        "that diverged, which leave the plot at its top.",
+        "that diverged, as far as they stay among the others.",
         reading="Lower is less surprised. A validation loss that rises while the training loss falls is over-fitting.",
         caution="A lower training loss is no better model: the verdict never looks at it.",
         panels=panels,
@@ -91,18 +90,18 @@ def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Cha
                 alt.Tooltip("num_seeds:Q", title="Seeds"),
             ],
         )
-        .properties(width=style.width, height=alt.Step(28))
+        .properties(width=WIDTH, height=28 * shown["arm"].n_unique())
     )
 
 
-def _losses(frame: pl.DataFrame, top: float, style: Style) -> alt.Chart:
+def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
     return (
         alt.Chart(data(frame))
         .transform_filter(GROUP_FILTER)
-        .mark_line(strokeWidth=1.5, clip=True)
+        .mark_line(strokeWidth=1.5)
         .encode(
             x=alt.X("step:Q", title="Optimizer step"),
-            y=alt.Y("loss:Q", title="Loss, nats per token", scale=alt.Scale(zero=False, domainMax=top)),
+            y=alt.Y("loss:Q", title="Loss, nats per token", scale=alt.Scale(zero=False)),
             detail="run_id:N",
             color=colour(style),
             opacity=picked(0.06, 0.75),
@@ -113,15 +112,15 @@ def _losses(frame: pl.DataFrame, top: float, style: Style) -> alt.Chart:
                 alt.Tooltip("loss:Q", title="Loss, nats per token", format=".4f"),
             ],
         )
-        .properties(width=style.width, height=260)
+        .properties(width=WIDTH, height=260)
     )
 
 
-def _highest_of_complete(frame: pl.DataFrame) -> float:
-    """The top of the axis: a run that diverged leaves the plot, so that the others can be read."""
+def _readable(frame: pl.DataFrame) -> pl.DataFrame:
+    """Losses without those far above every chosen run's: one that diverges would flatten all others."""
     chosen = frame.filter(pl.col("is_chosen"))
-    shown = chosen if chosen.height else frame
-    return 1.05 * float(shown["loss_nats_per_token"].max() or 1.0)
+    top = (chosen if chosen.height else frame)["loss_nats_per_token"].max()
+    return frame.filter(pl.col("loss_nats_per_token") <= 1.05 * pl.lit(top))
 
 
 def _thinned(frame: pl.DataFrame) -> pl.DataFrame:

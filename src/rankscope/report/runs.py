@@ -38,7 +38,7 @@ def run_states(contents: Contents) -> pl.DataFrame:
                 "peak_memory_bytes": record and record.peak_memory_bytes,
                 "final_loss_nats_per_token": record and record.final_loss_nats_per_token,
                 "settings_hash": run.settings_hash,
-                "source": f"runs/{run.run_id}/train/record.json",
+                "source": "plan.json" if record is None else f"runs/{run.run_id}/train/record.json",
             }
         )
     schema = {

@@ -40,11 +40,11 @@ def run(store: Store) -> Path:
     folder = store.report
     for name, table in tables.items():
         write_text(folder / "tables" / f"{name}.csv", _csv(table))
-    groups = list(group_names(contents).values())
-    for name, svg in render_svgs(make_figures(tables, contents, is_static=True), groups):
+    figures = make_figures(tables, contents)
+    for name, svg in render_svgs(figures, list(group_names(contents).values())):
         write_text(folder / "figures" / f"{name}.svg", svg)
     page = folder / "index.html"
-    write_text(page, render_page(contents, tables, make_figures(tables, contents)))
+    write_text(page, render_page(contents, tables, figures))
     return page
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import vl_convert
 
 from rankscope.report.figure import Figure
-from rankscope.report.marks import FONT
+from rankscope.report.marks import FONT, TASK_FILTER, WIDTH
 
 VEGALITE_VERSION = "6.4"
+_WIDTH = 320
+_LEGEND = {"title": None, "orient": "bottom", "columns": 6, "symbolOpacity": 1}
 
 
 def config() -> dict[str, Any]:
@@ -28,6 +30,8 @@ def config() -> dict[str, Any]:
             "tickOpacity": 0.35, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal",
             "titlePadding": 10, "labelOpacity": 0.85, "titleOpacity": 0.85,
         },
+        "axisXQuantitative": {"tickCount": 6, "labelFlush": False},
+        "axisYQuantitative": {"tickCount": 6},
         "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12,
                    "titleFontSize": 12, "titleFontWeight": "normal", "labelOpacity": 0.85},
         "title": {**ink, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
@@ -41,46 +45,52 @@ def parameters(group: str, task: str | None, arms: tuple[str, ...] = ()) -> list
 
 
 def render_svgs(figures: Mapping[str, Figure], groups: list[str]) -> Iterator[tuple[str, str]]:
-    """Every figure of every group as (file name without ending, SVG); a figure per task is drawn for each task.
+    """Every figure of every group as (file name without ending, SVG); what is per task has a panel for each task.
 
     Args:
-        figures: Made with `is_static`, so that each has a legend and a size.
+        figures: The page's figures, by key.
         groups: The names of the groups, each a base and training set.
     """
     for figure in figures.values():
         for group in groups:
-            for task in figure.tasks or (None,):
-                panels = [
-                    {**_without_frame(panel.spec), "title": panel.title}
-                    for panel in figure.panels
-                    if panel.group in (None, group)
-                ]
-                spec = {
-                    "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-                    "concat": panels,
-                    "columns": figure.columns,
-                    "resolve": {"scale": {"color": "shared"}},
-                    "params": parameters(group, task),
-                    "config": config(),
-                }
-                name = "--".join(_file_name(part) for part in (figure.key, group, task) if part)
-                # In a paper there is no page whose ink could be followed.
-                text = json.dumps(spec).replace('"currentColor"', '"#1c1f24"')
-                yield name, vl_convert.vegalite_to_svg(text, vl_version=VEGALITE_VERSION)
+            panels = [
+                {**_for_paper(panel.spec, task), "title": f"{panel.title}: {task}" if task else panel.title}
+                for panel in figure.panels
+                for task in figure.tasks or (None,)
+                if panel.group in (None, group)
+            ]
+            spec = {
+                "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+                "concat": panels,
+                "columns": min(figure.columns if not figure.tasks else 3, len(panels)),
+                "resolve": {"scale": {"color": "shared"}},
+                "params": parameters(group, None),
+                "config": config(),
+                "datasets": {name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()},
+            }
+            # In a paper there is no page whose ink could be followed.
+            text = json.dumps(spec).replace('"currentColor"', '"#1c1f24"')
+            name = f"{_file_name(figure.key)}--{_file_name(group)}"
+            yield name, vl_convert.vegalite_to_svg(text, vl_version=VEGALITE_VERSION)
 
 
-def _without_frame(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A panel's specification with its data inside it, as part of a larger one."""
+def _for_paper(spec: Mapping[str, Any], task: str | None) -> dict[str, Any]:
+    """A panel's specification as part of a larger one, with a width and a legend of its own."""
     inner = {key: value for key, value in spec.items() if key not in ("$schema", "config", "datasets")}
-    return _with_values(inner, spec.get("datasets", {}))
+    alone = _standing_alone(inner)
+    # A concatenation has one value of a parameter for all its panels, so the task is written into each.
+    text = json.dumps(alone).replace(json.dumps(TASK_FILTER), json.dumps(f"datum.task === {json.dumps(task)}"))
+    return json.loads(text)
 
 
-def _with_values(node: Any, datasets: Mapping[str, Any]) -> Any:
+def _standing_alone(node: Any) -> Any:
     if isinstance(node, dict):
-        if set(node) == {"name"} and node["name"] in datasets:
-            return {"values": datasets[node["name"]]}
-        return {key: _with_values(value, datasets) for key, value in node.items()}
-    return [_with_values(value, datasets) for value in node] if isinstance(node, list) else node
+        if node.get("field") == "arm" and "domain" in (node.get("scale") or {}) and "range" in node["scale"]:
+            is_shape = not str(node["scale"]["range"][0]).startswith("#")
+            return {**node, "legend": None if is_shape else _LEGEND}
+        inner = {key: _standing_alone(value) for key, value in node.items()}
+        return {**inner, "width": _WIDTH} if inner.get("width") == WIDTH else inner
+    return [_standing_alone(value) for value in node] if isinstance(node, list) else node
 
 
 def _file_name(text: str) -> str:

@@ -10,6 +10,7 @@ from rankscope.report.marks import (
     GROUP_FILTER,
     INK,
     TASK_FILTER,
+    WIDTH,
     Style,
     colour,
     data,
@@ -17,6 +18,7 @@ from rankscope.report.marks import (
     log_axis,
     picked,
     shape,
+    specification,
     tooltips,
 )
 from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR
@@ -45,7 +47,7 @@ def matrix_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
         Panel(
             f"Trained on {group}",
             f"Heat map: the difference from the base of every arm trained on {group}, on every task.",
-            _heat_map(shown.filter(pl.col("group") == group), style).to_dict(validate=False),
+            specification(_heat_map(shown.filter(pl.col("group") == group), style)),
             group=group,
         )
         for group in dict.fromkeys(shown["group"])
@@ -78,7 +80,7 @@ def one_task_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
         "The line with its band is full fine-tuning.",
         reading="Above zero the tuned model is better than the base, below it is worse.",
         caution="Single tasks have few items, so their intervals are wide; the verdict uses the means over tasks.",
-        panels=(Panel("Difference from the base", label, _one_task(shown, style).to_dict(validate=False)),),
+        panels=(Panel("Difference from the base", label, specification(_one_task(shown, style))),),
         measures=("accuracy", "loss_nats_per_token"),
         sources=("decide/record.json",),
         tasks=list(dict.fromkeys(shown["task"])),
@@ -97,7 +99,7 @@ def differences_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None
         part = shown.filter(pl.col("unit") == unit)
         if not part.is_empty():
             label = f"Interval plot: each arm's difference from the base on each task. {title}."
-            panels.append(Panel(title, label, _intervals(part, title, style).to_dict(validate=False)))
+            panels.append(Panel(title, label, specification(_intervals(part, title, style))))
     return Figure(
         key="task_differences",
         title="Task by task",
@@ -150,8 +152,8 @@ def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
         x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)
     )
     numbers = plot.mark_text(fontSize=12, color=INK).encode(x=x, y=y, text="number:N", opacity=picked(0.25))
-    height = alt.Step(30)
-    return alt.layer(cells, numbers).properties(width=style.width, height=height)
+    height = 30 * frame["arm"].n_unique()
+    return alt.layer(cells, numbers).properties(width=WIDTH, height=height)
 
 
 def _one_task(shown: pl.DataFrame, style: Style) -> alt.LayerChart:
@@ -170,14 +172,14 @@ def _one_task(shown: pl.DataFrame, style: Style) -> alt.LayerChart:
         ranked.mark_point(filled=True, size=80).encode(
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
-    ).properties(width=style.width, height=280)
+    ).properties(width=WIDTH, height=280)
 
 
 def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
     arms = [name for name in style.looks if name in set(frame["arm"])]
     plot = alt.Chart(data(frame.drop("rank", "number", "column"))).transform_filter(GROUP_FILTER)
     y = alt.Y("task:N", sort=list(dict.fromkeys(frame["task"])), title=None, axis=alt.Axis(labelLimit=130, grid=True))
-    offset = alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.35))
+    offset = alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.6))
     x = alt.X("value:Q", title=f"Difference from the base. {title}")
     tint = colour(style)
     return alt.layer(
@@ -188,4 +190,4 @@ def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
         plot.mark_point(filled=True, size=42).encode(
             x=x, y=y, yOffset=offset, color=tint, shape=shape(style), opacity=picked(), tooltip=tooltips(**_HINTS)
         ),
-    ).properties(width=style.width, height=alt.Step(max(9, 4 + len(arms)), **{"for": "offset"}))
+    ).properties(width=WIDTH, height=frame["task"].n_unique() * (14 + 10 * len(arms)))

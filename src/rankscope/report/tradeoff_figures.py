@@ -10,6 +10,7 @@ from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import (
     GROUP_FILTER,
     INK,
+    WIDTH,
     Style,
     colour,
     data,
@@ -17,6 +18,7 @@ from rankscope.report.marks import (
     log_axis,
     picked,
     shape,
+    specification,
     tooltips,
 )
 from rankscope.report.wording import amount_of, evidence, is_fraction, rate, scaled, unit_of
@@ -50,7 +52,8 @@ def tradeoff_figure(arms: pl.DataFrame, settings: Decide | None, style: Style) -
         if not frame.is_empty():
             chart = _scatter(frame, ups[0], right, _budget(settings, right), style)
             label = f"Scatter plot: {_TITLES[ups[0]]} (up) against {_TITLES[right]} (right), one point an arm."
-            panels.append(Panel(f"{_SHORT[ups[0]]} against {_SHORT[right].lower()}", label, chart.to_dict(validate=False)))
+            title = f"{_SHORT[ups[0]]} against {_SHORT[right].lower()}"
+            panels.append(Panel(title, label, specification(chart)))
     return Figure(
         key="learned_forgotten",
         title="Learned against forgotten",
@@ -76,7 +79,7 @@ def rank_figure(arms: pl.DataFrame, settings: Decide | None, style: Style) -> Fi
     for measure in measures:
         chart = _rank_curve(arms.filter(pl.col("measure") == measure), measure, _budget(settings, measure), style)
         label = f"Line plot: {_TITLES[measure]}, against LoRA rank; full fine-tuning is a horizontal line."
-        panels.append(Panel(_SHORT[measure], label, chart.to_dict(validate=False)))
+        panels.append(Panel(_SHORT[measure], label, specification(chart)))
     return Figure(
         key="rank_curves",
         title="What the rank does",
@@ -104,7 +107,7 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
         chart = _rate_curve(measured.filter(pl.col("measure") == measure), measure, style)
         title = "Validation accuracy" if is_fraction(measure) else "Validation loss"
         label = f"Line plot: {title.lower()} of every arm against its learning rate; the chosen rates are ringed."
-        panels.append(Panel(title, label, chart.to_dict(validate=False)))
+        panels.append(Panel(title, label, specification(chart)))
     return Figure(
         key="learning_rates",
         title="The learning rate of each arm",
@@ -186,7 +189,7 @@ def _scatter(frame: pl.DataFrame, up: str, right: str, budget: float | None, sty
                 x="x:Q", tooltip=alt.Tooltip("title:N", title="Line")
             ),
         )
-    return alt.layer(*layers).properties(width=style.width, height=360)
+    return alt.layer(*layers).properties(width=WIDTH, height=360)
 
 
 def _rank_curve(frame: pl.DataFrame, measure: str, budget: float | None, style: Style) -> alt.LayerChart:
@@ -213,7 +216,7 @@ def _rank_curve(frame: pl.DataFrame, measure: str, budget: float | None, style: 
     ]
     if budget is not None:
         layers.insert(0, horizontal_rule(budget, f"accepted forgetting: {budget:g} {unit_of(measure)}"))
-    return alt.layer(*layers).properties(width=style.width, height=260)
+    return alt.layer(*layers).properties(width=WIDTH, height=260)
 
 
 def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerChart:
@@ -229,7 +232,7 @@ def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerCha
     x = log_axis(shown["x"].to_list(), "Learning rate", base=10)
     title = f"Validation {MEASURES[measure].key.replace('_', ' ')}" if is_fraction(measure) else "Validation loss"
     y = alt.Y("value:Q", title=f"{title}, {'%' if is_fraction(measure) else 'nats per token'}",
-              scale=alt.Scale(zero=False))  # fmt: skip
+              scale=alt.Scale(zero=False, padding=10))  # fmt: skip
     tint, hints = colour(style), tooltips(**_HINTS)
     ring = plot.transform_filter("datum.is_chosen").mark_point(size=260, strokeWidth=2, filled=False)
     return alt.layer(
@@ -238,7 +241,7 @@ def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerCha
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
         ring.encode(x=x, y=y, color=tint, opacity=picked()),
-    ).properties(width=style.width, height=260)
+    ).properties(width=WIDTH, height=260)
 
 
 def _rate_notes(rates: pl.DataFrame) -> dict[str, list[str]]:

@@ -46,6 +46,7 @@ class ArmRow:
     """One arm's line in the table of a verdict."""
 
     arm: str
+    rank: str
     learning_rate: str
     trainable: str
     trainable_exact: str
@@ -132,6 +133,7 @@ def _expectations(accuracy: Interval | None, nats: Interval | None, key: str) ->
 def _row(arm: ArmResult, keys: Sequence[str], verdict: Verdict, source: str) -> ArmRow:
     return ArmRow(
         arm=arm.arm,
+        rank=count(arm.rank),
         learning_rate=rate(arm.learning_rate),
         trainable=EMPTY if arm.arm == "base" else short_count(arm.num_trainable),
         trainable_exact=f"{count(arm.num_trainable)} trainable parameters",

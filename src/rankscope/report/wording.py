@@ -53,7 +53,7 @@ def amount(interval: Interval, measure: str) -> str:
 
 
 def amount_of(value: float, low: float | None, high: float | None, measure: str, *, signs: bool = True) -> str:
-    """The same from single numbers; without signs where the value is no difference (then a fraction is a percentage)."""
+    """The same from single numbers; without signs a fraction is no difference but a percentage."""
     unit = unit_of(measure) if signs or not is_fraction(measure) else "%"
     text = (signed if signs else plain)(scaled(value, measure), digits_of(measure))
     limits = between(low, high, measure)
@@ -71,14 +71,19 @@ def between(low: float | None, high: float | None, measure: str) -> str:
 def evidence(confidence: float | None, num_items: int | None, num_seeds: int | None, source: str) -> str:
     """What a number rests on: its interval's confidence, items, seeds and file."""
     parts = [] if confidence is None else [f"{100 * confidence:g}% interval"]
-    parts += [] if num_items is None else [f"{num_items:,} items"]
-    parts += [] if num_seeds is None else [f"{num_seeds} {'seed' if num_seeds == 1 else 'seeds'}"]
+    parts += [] if num_items is None else [counted(num_items, "item")]
+    parts += [] if num_seeds is None else [counted(num_seeds, "seed")]
     return f"{', '.join(parts)}; {source}" if parts else source
 
 
 def count(value: int | None) -> str:
     """A count with thousands separated, or a dash."""
     return EMPTY if value is None else f"{value:,}"
+
+
+def counted(value: int, noun: str) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
 
 
 def short_count(value: int | None) -> str:
@@ -106,8 +111,8 @@ def megabytes(size: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A learning rate, as it is spelled in the study file."""
-    return EMPTY if value is None else f"{value:g}"
+    """A learning rate: 0.001 or 1e-5."""
+    return EMPTY if value is None else re.sub(r"e-0*", "e-", f"{value:g}")
 
 
 def probability(value: float | None) -> str:

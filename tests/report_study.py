@@ -1,0 +1,99 @@
+"""A finished synthetic study with everything that the report can show: rates, verdicts, spectra, attention, texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+
+from rankscope.decide import stage as decide
+from rankscope.decide.rates import update_rates
+from rankscope.records import AnalyseRecord, Subject
+from rankscope.store import Store, write_parquet, write_record
+from synthetic import ARMS, STARTED, Arm, Synthetic, write_study
+
+NUM_LAYERS, NUM_HEADS = 3, 2
+MODULES = ("q_proj", "o_proj", "up_proj")
+EVIL = "<script>window.pwned = 1</script></script><!-- ]]> & \"quotes\" 'too' {{ braces }}"
+
+
+def finished_study(root: Path, **options: Any) -> Synthetic:
+    """A study on two training sets after `decide`, with a diverged rate, a failed seed, and the inside of its models.
+
+    Args:
+        root: Where it is written.
+        **options: Passed on to `write_study`.
+    """
+    low, *rest = ARMS
+    broken = Arm(low.method, low.rank, low.rates, low.num_trainable, low.shift, diverged=(1e-3,), failed_seeds=(2,))
+    study = write_study(root, **{"arms": (broken, *rest), "training_sets": ("new", "other"), **options})
+    update_rates(study.store, study.plan)
+    decide.run(study.store, study.study, study.plan)
+    for base in study.plan.bases:
+        write_heads(study.store.base_analysis(base, "attention"), Subject(base=base), 0.0)
+    for run in study.plan.runs:
+        record = study.store.read_train(run.run_id)
+        if record is not None and record.status == "complete":
+            subject = Subject(
+                base=run.base.name, training_set=run.training_set.name, arm=run.arm.label,
+                learning_rate=run.learning_rate, seed=run.seed, run_id=run.run_id,
+            )  # fmt: skip
+            write_matrices(study.store.analysis(run.run_id, "spectra"), subject, float(run.seed))
+            write_heads(study.store.analysis(run.run_id, "attention"), subject, 0.01 * (run.seed + 1))
+    return study
+
+
+def write_matrices(folder: Path, subject: Subject, offset: float) -> None:
+    """Spectra whose values a reader can work out: layer + 10 * module index + the seed."""
+    rows = [
+        {
+            "name": f"model.layers.{layer}.{module}",
+            "layer": layer,
+            "module": module,
+            "d_out": 8,
+            "d_in": 8,
+            "update_norm_relative": layer + 10.0 * index + offset,
+            "stable_rank": 1.0 + offset,
+            "effective_rank": 2.0 + offset,
+            "energy_rank_90": 3,
+        }
+        for layer in range(NUM_LAYERS)
+        for index, module in enumerate(MODULES)
+    ]
+    _write(folder, "matrices.parquet", rows, subject, "spectra")
+
+
+def write_heads(folder: Path, subject: Subject, divergence: float) -> None:
+    """Attention whose entropy is 0.1 * layer + 0.01 * head in every model."""
+    rows = [
+        {
+            "layer": layer,
+            "head": head,
+            "attention_entropy": 0.1 * layer + 0.01 * head,
+            **({"attention_divergence": divergence * layer} if divergence else {}),
+        }
+        for layer in range(NUM_LAYERS)
+        for head in range(NUM_HEADS)
+    ]
+    _write(folder, "heads.parquet", rows, subject, "attention")
+
+
+def poison(store: Store, base: str, task: str) -> None:
+    """Put markup into every text of a task: prompts, options, categories, targets."""
+    path = store.base_task(base, task) / "prompts.parquet"
+    frame = pl.read_parquet(path)
+    texts = [pl.lit(EVIL).alias(name) for name in ("prompt", "target", "category")]
+    write_parquet(path, frame.with_columns(*texts, pl.lit([EVIL, "b"]).alias("options")))
+
+
+def _write(
+    folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subject, analysis: Literal["spectra", "attention"]
+) -> None:
+    write_parquet(folder / name, pl.DataFrame(rows))
+    record = AnalyseRecord(
+        status="complete", settings_hash="0" * 64, provenance={}, started_at=STARTED, seconds=1.0, subject=subject,
+        analysis=analysis,
+    )  # fmt: skip
+    write_record(folder, record, [name])

@@ -1,0 +1,211 @@
+"""The page: its policy, its escaping, its size, and what it says when parts of the study are not there."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from rankscope.errors import UserError
+from rankscope.records import Interval, Verdict
+from rankscope.report import stage
+from rankscope.report.figures import make_figures
+from rankscope.report.page import render_page, safe_json, with_code
+from rankscope.report.tables import make_tables
+from rankscope.report.verdicts import verdict_view
+from rankscope.store import Store
+from report_study import EVIL, finished_study
+from synthetic import write_study
+
+
+def html_of(store):
+    """The page alone, without the SVG files, which take longest."""
+    contents = stage.read_contents(store)
+    tables = make_tables(contents)
+    return render_page(contents, tables, make_figures(tables, contents))
+
+
+class Page(HTMLParser):
+    """Elements, attributes and the text of scripts, styles and everything else."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.scripts, self.styles, self.blocks, self.text, self.inside = [], [], [], {}, [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag in ("script", "style"):
+            self.inside.append((tag, attrs, []))
+
+    def handle_endtag(self, tag):
+        if tag in ("script", "style"):
+            kind, attrs, parts = self.inside.pop()
+            text = "".join(parts)
+            if kind == "style":
+                self.styles.append(text)
+            elif attrs.get("type") == "application/json":
+                self.blocks[attrs["id"]] = json.loads(text)
+            else:
+                self.scripts.append(text)
+
+    def handle_data(self, data):
+        (self.inside[-1][2] if self.inside else self.text).append(data)
+
+    @property
+    def words(self):
+        return " ".join("".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def page(reported):
+    return Page(reported.html)
+
+
+def test_the_policy_names_exactly_the_scripts_and_styles_of_the_page(page):
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    hashes = re.findall(r"'sha256-([^']+)'", policy)
+    found = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in page.scripts + page.styles]
+    assert hashes == found
+    assert len(page.scripts) == 2
+    assert len(page.styles) == 1
+
+
+def test_nothing_on_the_page_is_fetched_or_runs_from_an_attribute(page):
+    for tag, attrs in page.tags:
+        assert not any(name.startswith("on") or name == "style" for name in attrs), (tag, attrs)
+        for name in ("src", "href", "action", "srcset", "data"):
+            if name in attrs:
+                assert attrs[name].startswith(("#", "data:")), (tag, attrs)
+    assert "url(" not in page.styles[0]
+    assert "@import" not in page.styles[0]
+
+
+def test_text_from_data_stays_text(page, reported):
+    assert EVIL in "".join(page.text)
+    assert "<script>window.pwned" not in reported.html
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 2 + len(page.blocks)
+
+
+def test_json_cannot_end_its_script_element():
+    text = safe_json({"a": EVIL, "b": "\N{LINE SEPARATOR}"})
+    assert not set("<>&\N{LINE SEPARATOR}") & set(text)
+    assert json.loads(text)["a"] == EVIL
+    assert with_code("<b> `x<y`") == "&lt;b&gt; <code>x&lt;y</code>"
+
+
+def test_it_is_small_enough_to_be_sent(reported):
+    assert reported.page.stat().st_size < 3e6
+
+
+def test_a_rebuild_changes_nothing(reported, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(reported.study.store.root, copy)
+    shutil.rmtree(copy / "report")
+    again = stage.run(Store(copy))
+    assert again.read_bytes() == reported.page.read_bytes()
+    for folder in ("tables", "figures"):
+        names = sorted(path.name for path in (copy / "report" / folder).iterdir())
+        assert names == sorted(path.name for path in (reported.page.parent / folder).iterdir())
+        for name in names:
+            old, new = reported.page.parent / folder / name, copy / "report" / folder / name
+            assert old.read_bytes() == new.read_bytes(), name
+    assert len(list((copy / "report" / "figures").iterdir())) == 2 * 11
+
+
+def test_every_verdict_and_every_failure_is_said(page, reported):
+    for verdict in reported.study.store.read_decide().verdicts:
+        assert " ".join(verdict.rule.split()) in page.words
+        for warning in verdict.warnings:
+            assert warning in page.words
+    assert "34 of 38 runs complete, 2 diverged, 2 failed" in page.words
+    assert "RuntimeError: out of memory" in page.words
+    assert "the loss stopped being finite at step 3" in page.words
+
+
+def test_a_study_that_was_only_planned_has_a_page_that_says_so(tmp_path):
+    study = write_study(tmp_path / "study")
+    for folder in ("runs", "base"):
+        shutil.rmtree(study.store.root / folder)
+    page = Page(html_of(study.store))
+    assert "There is no verdict yet" in page.words
+    assert "0 of 33 runs complete, 33 waiting" in page.words
+    assert "no learning rate has been chosen" in page.words
+    assert "Nothing failed, diverged or was interrupted." in page.words
+
+
+def test_a_study_under_way_shows_what_it_has(tmp_path):
+    study = finished_study(tmp_path / "study", training_sets=("new",))
+    (study.store.decide / "record.json").unlink()
+    shutil.rmtree(study.store.run(study.runs("full", 0)[0].run_id) / "analyse")
+    page = Page(html_of(study.store))
+    assert "There is no verdict yet" in page.words
+    assert "spec-learning_rates-1" in page.blocks
+    assert "spec-losses-1" in page.blocks
+    assert "spec-learned_forgotten-1" not in page.blocks
+    assert "Items that flipped" in page.words
+
+
+def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path):
+    study = finished_study(tmp_path / "study", training_sets=("new",))
+    run = next(run for run in study.runs("full", 0) if run.learning_rate == 1e-5)
+    (study.store.train(run.run_id) / "record.json").write_text("{ half a rec")
+    (study.store.analysis(run.run_id, "spectra") / "matrices.parquet").write_bytes(b"PAR1 no")
+    (study.store.base_task("small", "legal") / "prompts.parquet").unlink()
+    study.store.study_file.write_text("study: [")
+    page = Page(html_of(study.store))
+    for part in (f"runs/{run.run_id}/train/record.json", f"runs/{run.run_id}/analyse/spectra/matrices.parquet",
+                 "base/small/evaluate/legal/prompts.parquet", "study.yaml"):  # fmt: skip
+        assert part in page.words
+    assert str(tmp_path) not in page.words
+    assert "spec-learned_forgotten-1" in page.blocks
+
+
+def test_a_folder_without_a_plan_is_no_study(tmp_path):
+    with pytest.raises(UserError, match="no study was planned here"):
+        stage.run(Store(tmp_path))
+
+
+def interval(value):
+    return Interval(value=value, low=value - 0.01, high=value + 0.01, confidence=0.95, num_items=300, num_seeds=3)
+
+
+def verdict(**values):
+    fields = {"base": "b", "training_set": "t", "decision": "recommended", "arm": "lora-r8", "learning_rate": 3e-4,
+              "gain": interval(0.3), "forgetting": interval(0.015), "forgetting_nats": interval(0.02),
+              "rule": "The rule.", "runner_up": "full", "needed": None}  # fmt: skip
+    return Verdict(**{**fields, **values})
+
+
+def test_a_verdict_is_one_sentence():
+    view = verdict_view(verdict(), "t", ("lora-r8", "full"), "decide/record.json")
+    assert view.headline == "Use LoRA of rank 8 at learning rate 0.0003."
+    assert view.sentence == (
+        "Expect to learn 30.0 points (29.0 to 31.0) in the domain it was trained on and to forget 1.5 points "
+        "(0.5 to 2.5) and 0.020 nats per token (0.010 to 0.030) of what the base could do before "
+        "(95% intervals in brackets)."
+    )
+    assert view.runner_up == "full fine-tuning"
+
+
+def test_not_to_fine_tune_and_undecided_are_verdicts_too():
+    none = verdict_view(verdict(arm="base", learning_rate=None), "t", (), "decide/record.json")
+    assert (none.headline, none.decision) == ("Do not fine-tune.", "none")
+    open_ = verdict(decision="undecided", arm=None, learning_rate=None, gain=None, forgetting=None, needed="Two seeds.")
+    view = verdict_view(open_, "t", (), "decide/record.json")
+    assert (view.headline, view.sentence) == ("Undecided.", "Two seeds.")
+
+
+def test_the_report_never_imports_torch():
+    code = "import sys, rankscope.report.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
