@@ -60,3 +60,22 @@ def write_model(folder: Path, **options) -> Path:
     write_tokenizer(folder, **options)
     (folder / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return folder
+
+
+def write_llama_tokenizer(folder: Path, **config) -> Path:
+    """A tokenizer as SentencePiece's are converted for Llama: blanks are letters, rare characters are bytes."""
+    backend = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=["<unk>", "<s>", "</s>", *bytes_], show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = content["added_tokens"][:3]
+    content["pre_tokenizer"] = None
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace]}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    write_tokenizer(folder, tokenizer_class="LlamaTokenizer", pad_token=None, **config)
+    backend.save(str(folder / "tokenizer.json"))
+    return folder

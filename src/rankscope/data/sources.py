@@ -167,6 +167,8 @@ def _split_files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
         raise UserError(
             "the folder holds no data files", where=folder, mend=f"files that end in {_listed(READERS)} are read"
         )
+    if "data" in splits and not set(wanted) & set(splits):  # the layout of the hub's repositories
+        return _split_files(folder / "data", wanted)
     return splits[_first_known(folder, wanted, sorted(splits))]
 
 

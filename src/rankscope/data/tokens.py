@@ -22,7 +22,8 @@ class Tokenizer:
     """A model's tokenizer, read from its folder.
 
     `tokenizer.json` is taken as it is written. As in transformers 5, `add_bos_token` of tokenizer_config.json counts
-    for nothing beside it: what goes in front of a text is what the post-processor of tokenizer.json says.
+    for nothing beside it: what goes in front of a text is what the post-processor of tokenizer.json says. The exception
+    are SentencePiece tokenizers of Llama models, whose blanks transformers treats in its own way.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
@@ -60,7 +61,10 @@ class Tokenizer:
         # The library raises bare Exception for whatever it cannot read.
         except Exception as error:  # noqa: BLE001
             raise UserError(f"the tokenizer cannot be read ({error})", where=path, mend="download it again") from None
-        return cls(backend, _configuration(folder))
+        config = _configuration(folder)
+        if config["is_llama"] and "ByteLevel" not in path.read_text(encoding="utf-8"):
+            _rebuild_as_llama(backend, config)
+        return cls(backend, config)
 
     # What the model's files say -----------------------------------------------------------------------------------
 
@@ -236,6 +240,19 @@ def _content(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def _rebuild_as_llama(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    """Treat blanks as transformers 5's LlamaTokenizer does, which keeps of tokenizer.json the vocabulary alone.
+
+    It matters at the start of a text and after special tokens, and so in every chat template of Llama 2.
+    """
+    scheme = "always" if config.get("legacy", False) else "first"
+    if config.get("add_prefix_space") is False:
+        scheme = "never"
+    # The library's type for a tokenizer without a normalizer is an empty sequence.
+    backend.normalizer = tokenizers.normalizers.Sequence([])
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=scheme, split=False)
+
+
 def _configuration(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with what the model's other files add to it."""
     config = _read_json(folder / "tokenizer_config.json")
@@ -244,6 +261,8 @@ def _configuration(folder: Path) -> dict[str, Any]:
         config.update(_read_json(folder / "special_tokens_map.json"))
     config["chat_template"] = _chat_template(folder, config.get("chat_template"))
     model = _read_json(folder / "config.json")
+    is_llama_class = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    config["is_llama"] = is_llama_class and model.get("model_type") == "llama"
     generation = _read_json(folder / "generation_config.json")
     ends = generation.get("eos_token_id", model.get("eos_token_id"))
     listed = ends if isinstance(ends, list) else [ends]

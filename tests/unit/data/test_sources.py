@@ -199,6 +199,15 @@ def test_folder_with_a_folder_for_each_split_and_a_file_for_each_subject(tmp_pat
     assert [row.category for row in read(tmp_path, "validation").rows] == ["anatomy", "law"]
 
 
+def test_folder_laid_out_like_a_repository_of_the_hub(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        pl.DataFrame([{"text": name}]).write_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    assert values(read(tmp_path, "test").rows) == [{"text": "test"}]
+    with pytest.raises(UserError, match="no split 'other'"):
+        read(tmp_path, split="other")
+
+
 def test_parts_are_read_in_natural_order_and_are_no_categories(tmp_path):
     for number in (10, 2, 1):
         write(tmp_path / f"part{number}.jsonl", jsonl([{"text": str(number)}]))

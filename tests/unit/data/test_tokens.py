@@ -7,7 +7,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_folders import CHATML, write_tokenizer
+from model_folders import CHATML, write_llama_tokenizer, write_tokenizer
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 
@@ -214,6 +214,17 @@ def test_broken_tokenizer_folders_are_refused(tmp_path, name, content, message):
     with pytest.raises(UserError, match=message) as caught:
         Tokenizer.from_folder(folder)
     assert caught.value.mend
+
+
+@pytest.mark.parametrize("config", [{}, {"legacy": True}, {"legacy": False}, {"add_prefix_space": False}])
+def test_llama_tokenizers_treat_blanks_as_in_transformers(tmp_path, config):
+    folder = write_llama_tokenizer(tmp_path, **config)
+    ours, reference = Tokenizer.from_folder(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    assert type(reference).__name__ == "LlamaTokenizer"
+    for text in (*TEXTS, "user </s> What is</s>the"):
+        assert ours.encode(text) == reference(text).input_ids
+    for prompt, completion in PAIRS:
+        assert ours.encode_pair(prompt, completion) == lm_eval_pair(reference, prompt, completion)
 
 
 @pytest.mark.shared
