@@ -123,10 +123,11 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from rankscope.data.smallworld import STUDY_FILE
+    from importlib.resources import files
+
     from rankscope.study_file import load_study
 
-    study = load_study(STUDY_FILE)
+    study = load_study(Path(str(files("rankscope.data.smallworld") / "study.yaml")))
     status = _run_study(study, options.out or Path("results") / study.study, retry_failed=False)
     # "Undecided" is a fine answer for a demonstration.
     return DONE if status == UNDECIDED else status

@@ -13,12 +13,19 @@ import polars as pl
 from rankscope.cost import estimate
 from rankscope.data.examples import Item, examples_frame, items_frame
 from rankscope.data.hub import fingerprint, model_folder
-from rankscope.data.prepare import PreparedTask, PreparedTraining, prepare_task, prepare_training_set
+from rankscope.data.prepare import (
+    PreparedTask,
+    PreparedTraining,
+    prepare_task,
+    prepare_training_set,
+    training_overlap,
+)
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
 from rankscope.data.tokens import Tokenizer
 from rankscope.plan import DataSummary, Layout, Plan, validation_task
 from rankscope.runs import BaseSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
+from rankscope.statistics import smallest_difference
 from rankscope.store import Store, write_parquet
 
 _PROBE_TOKENS = 256
@@ -96,6 +103,7 @@ def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
         estimate=estimate(study, runs, inputs.examples, inputs.prompts, {n: b.shapes for n, b in prepared.items()}),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         warnings=tuple(dict.fromkeys(warning for base in prepared.values() for warning in _warnings(study, base))),
+        smallest_difference=_smallest_differences(study, prepared),
     )
     return plan, inputs
 
@@ -103,11 +111,21 @@ def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
 def write_inputs(store: Store, inputs: Inputs) -> None:
     """Put what the stages read where they look for it."""
     for (base, training_set), frame in inputs.examples.items():
-        write_parquet(store.training_data(base, training_set) / "examples.parquet", frame)
+        _write_changed(store.training_data(base, training_set) / "examples.parquet", frame)
     for (base, task), frame in inputs.prompts.items():
-        write_parquet(store.base_task(base, task) / "prompts.parquet", frame)
+        _write_changed(store.base_task(base, task) / "prompts.parquet", frame)
     for base, frame in inputs.probes.items():
-        write_parquet(store.base(base) / "probes.parquet", frame)
+        _write_changed(store.base(base) / "probes.parquet", frame)
+
+
+def _write_changed(path: Path, frame: pl.DataFrame) -> None:
+    """Leave a file alone that says the same already: records vouch for its bytes."""
+    try:
+        if path.exists() and pl.read_parquet(path).equals(frame):
+            return
+    except pl.exceptions.PolarsError:
+        pass  # a damaged file is written anew
+    write_parquet(path, frame)
 
 
 def _prepare(study: Study, name: str) -> _Prepared:
@@ -174,6 +192,10 @@ def _summaries(base: _Prepared) -> list[DataSummary]:
 def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
+    for key, data in base.training.items():
+        for name, task in base.tasks.items():
+            if shared := training_overlap(data.texts, task.items):
+                warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are in train.{key} too")
     sizes = [min(shape) for shape in layer_matrices(base.shapes).values()]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):
@@ -183,6 +205,22 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
                 f"(smallest {min(sizes)}); an update there cannot have it"
             )
     return warnings
+
+
+def _smallest_differences(study: Study, prepared: dict[str, _Prepared]) -> dict[str, float]:
+    """By training set, the difference in in-domain accuracy that its items and the study's seeds can decide."""
+    tasks = next(iter(prepared.values())).tasks
+    differences = {}
+    for training_set in study.train:
+        sizes = [
+            len(tasks[name].items)
+            for name, task in study.evaluate.items()
+            if training_set in task.in_domain_for and tasks[name].settings.scoring != "loss"
+        ]
+        if sizes:
+            arms = len(expand_arms(study))
+            differences[training_set] = smallest_difference(sum(sizes), len(study.seeds), num_arms=max(2, arms))
+    return differences
 
 
 def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:

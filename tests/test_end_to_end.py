@@ -1,0 +1,229 @@
+"""A small study from its file to its report, through real processes; stopped, killed, changed and run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR
+from rankscope.plan import Plan
+from rankscope.store import Store, read_model
+
+STUDY = """\
+study: tiny
+model: smallworld:base
+train:
+  facts:
+    source: smallworld:medical_new
+    split: train
+    max_examples: 32
+    validation: {source: smallworld:medical_new, split: validation, max_examples: 8}
+arms:
+  - {method: full, learning_rate: [1.0e-3]}
+  - {method: lora, rank: 2, learning_rate: [1.0e-3, 3.0e-3]}
+optimization: {max_steps: 8, batch_size: 8, max_length: 64}
+seeds: [0, 1]
+evaluate:
+  facts: {source: smallworld:medical_new, split: test, max_examples: 16, in_domain_for: [facts]}
+  problems: {source: smallworld:general_reasoning, split: test, max_examples: 4, scoring: generate, max_new_tokens: 12}
+  recall: {source: smallworld:general_recall, split: test, max_examples: 16, role: retention}
+  text: {source: smallworld:general_text, split: test, max_examples: 8, role: retention}
+analyse: {num_probe_texts: 6}
+execute: {num_workers: 2, threads_per_worker: 1, checkpoint_seconds: 0}
+"""
+COMMAND = [sys.executable, "-m", "rankscope", "run"]
+
+
+def write_study(folder: Path, text: str = STUDY) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def run(study: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*COMMAND, str(study), "--out", str(out), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=570)
+
+
+def stop_when(study: Path, out: Path, is_time: Callable[[], bool], kind: signal.Signals) -> int:
+    """Start a study, send a signal to its process when the time has come, and return its exit status."""
+    process = subprocess.Popen([*COMMAND, str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
+    while not is_time():
+        assert process.poll() is None, "the study was over before it could be stopped"
+        time.sleep(0.02)
+    process.send_signal(kind)
+    return process.wait(timeout=120)
+
+
+def plan_of(out: Path) -> Plan:
+    plan = read_model(Store(out).plan_file, Plan)
+    assert plan is not None
+    return plan
+
+
+def assert_same_results(first: Path, second: Path) -> None:
+    """Weights, items and verdicts are the same, bit for bit; times and dates are not compared."""
+    weights = [path.relative_to(first) for path in sorted(first.rglob("*.safetensors")) if "patterns" not in path.parts]
+    assert len(weights) > 6
+    for name in weights:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    tables = [path.relative_to(first) for path in sorted(first.rglob("*.parquet"))]
+    assert len(tables) > 20
+    for name in tables:
+        assert pl.read_parquet(first / name).equals(pl.read_parquet(second / name), null_equal=True), name
+    verdicts = [json.loads((out / "decide" / "record.json").read_text())["verdicts"] for out in (first, second)]
+    assert verdicts[0] == verdicts[1]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("finished")
+    study = write_study(folder)
+    return study, folder / "out", run(study, folder / "out")
+
+
+def test_a_study_from_its_file_to_its_report(finished: tuple) -> None:
+    _, out, done = finished
+    assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr
+    assert str(out / "report" / "index.html") in done.stdout
+    store, plan = Store(out), plan_of(out)
+    trained = [run for run in plan.runs if store.read_train(run.run_id) is not None]
+    # Three candidates on the first seed, then one of each arm on the second.
+    assert len(trained) == 5
+    choices = {choice.arm: choice.learning_rate for choice in store.read_rates().choices}
+    assert choices["full"] == 1e-3
+    assert choices["lora-r2"] in {1e-3, 3e-3}
+    for settings in trained:
+        is_chosen = settings.learning_rate == choices[settings.arm.label]
+        for task in plan.tasks["smallworld-base"]:
+            record = store.read_evaluate(store.task(settings.run_id, task))
+            assert (record is not None) == is_chosen
+            if record is not None:
+                assert record.status == "complete"
+                assert len(pl.read_parquet(store.task(settings.run_id, task) / "items.parquet")) == record.num_items
+    record = store.read_decide()
+    assert record is not None
+    assert [verdict.training_set for verdict in record.verdicts] == ["facts"]
+    for name in ("study.yaml", "plan.json", "provenance.json", "report/index.html"):
+        assert (out / name).is_file()
+    assert list((out / "report" / "tables").glob("*.csv"))
+
+
+def test_no_test_item_was_scored_before_the_choice(finished: tuple) -> None:
+    _, out, _ = finished
+    store, plan = Store(out), plan_of(out)
+    chosen_at = {choice.arm: choice.chosen_at for choice in store.read_rates().choices}
+    seen = 0
+    for settings in plan.runs:
+        for task in plan.tasks["smallworld-base"]:
+            record = store.read_evaluate(store.task(settings.run_id, task))
+            if record is not None:
+                seen += 1
+                assert record.started_at > chosen_at[settings.arm.label]
+    assert seen == 16
+
+
+def test_running_again_does_nothing(finished: tuple) -> None:
+    study, out, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()}
+    again = run(study, out)
+    assert again.returncode in {DONE, UNDECIDED}
+    assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_status_of_a_finished_study(finished: tuple) -> None:
+    _, out, _ = finished
+    command = [sys.executable, "-m", "rankscope", "status", str(out), "--json"]
+    state = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert state["state"] == "done"
+    assert state["counts"] == {"done": 5}
+    assert {"run", "arm", "base", "training_set", "learning_rate", "seed", "stage", "state", "error"} <= set(
+        state["runs"][0]
+    )
+
+
+def test_a_directory_of_another_study_is_refused(finished: tuple, tmp_path: Path) -> None:
+    _, out, _ = finished
+    done = run(write_study(tmp_path, STUDY.replace("study: tiny", "study: other")), out)
+    assert done.returncode == USER_ERROR
+    assert "holds the study 'tiny', not 'other'" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    done = run(write_study(tmp_path), tmp_path / "mine")
+    assert done.returncode == USER_ERROR
+    assert "no study's" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
+
+
+@pytest.mark.slow
+def test_a_changed_study_keeps_what_is_still_valid(finished: tuple, tmp_path: Path) -> None:
+    study, out, _ = finished
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    done = run(study, out, "--set", "arms.1.rank=[2, 4]")
+    assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr
+    after = {path.name for path in (out / "runs").iterdir()}
+    assert set(before) < after
+    assert all("lora-r4" in name for name in after - set(before))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
+@pytest.mark.parametrize("stage", ["in training", "in scoring"])
+def test_a_stopped_study_ends_as_if_it_had_not_been(
+    finished: tuple, tmp_path: Path, kind: signal.Signals, stage: str
+) -> None:
+    study, whole, _ = finished
+    out = tmp_path / "out"
+
+    def is_time() -> bool:
+        if stage == "in training":
+            return any(len(path.read_text().splitlines()) >= 3 for path in out.glob("runs/*/train/steps.jsonl"))
+        return any(out.glob("runs/*/evaluate/facts/record.json"))
+
+    status = stop_when(study, out, is_time, kind)
+    assert status == (INTERRUPTED if kind is signal.SIGINT else -signal.SIGKILL)
+    if kind is signal.SIGINT and stage == "in training":
+        assert list(out.glob("runs/*/train/checkpoint/*/state.json"))
+    done = run(study, out)
+    assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr
+    assert_same_results(whole, out)
+
+
+@pytest.mark.slow
+def test_damage_is_found_and_mended(finished: tuple, tmp_path: Path) -> None:
+    study, _, _ = finished
+    out = tmp_path / "out"
+    assert run(study, out).returncode in {DONE, UNDECIDED}
+    items = next(iter(sorted(out.glob("runs/*/evaluate/recall/items.parquet"))))
+    content = bytearray(items.read_bytes())
+    content[len(content) // 2] ^= 1
+    items.write_bytes(content)
+    done = run(study, out)
+    assert "checksum" in done.stdout and "done again" in done.stdout
+    assert_same_results(finished[1], out)
+
+
+@pytest.mark.slow
+def test_a_second_process_on_one_directory_says_so(finished: tuple, tmp_path: Path) -> None:
+    study, _, _ = finished
+    out = tmp_path / "out"
+    first = subprocess.Popen([*COMMAND, str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
+    try:
+        while not list(out.glob("runs/*/train/steps.jsonl")):
+            assert first.poll() is None
+            time.sleep(0.05)
+        second = run(study, out)
+        assert second.returncode == USER_ERROR
+        assert f"process {first.pid}" in second.stderr
+    finally:
+        os.kill(first.pid, signal.SIGINT)
+        first.wait(timeout=60)
