@@ -1,0 +1,144 @@
+"""Malformed input is refused at once with what, where and the mend; unusual input is counted, shown and run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rankscope.cli import DONE, USER_ERROR, main
+
+STUDY = """\
+study: small
+model: smallworld:base
+train:
+  ours: {source: TRAIN, validation: {fraction: 0.2}}
+arms:
+  - {method: lora, rank: 2, learning_rate: 1e-3}
+optimization: {max_steps: 2, batch_size: 4}
+seeds: [0]
+evaluate:
+  test: {source: TEST, in_domain_for: [ours]}
+  recall: {source: smallworld:general_recall, max_examples: 8, role: retention}
+"""
+
+
+def rows(number: int, first: int = 0) -> list[dict]:
+    return [{"question": f"What is number {i}?", "answer": f"It is {i}."} for i in range(first, first + number)]
+
+
+def write_rows(path: Path, values: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    train = write_rows(tmp_path / "train.jsonl", rows(30))
+    test = write_rows(tmp_path / "test.jsonl", rows(8, first=100))
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY.replace("TRAIN", str(train)).replace("TEST", str(test)), encoding="utf-8")
+    return path
+
+
+def change(study: Path, old: str, new: str) -> None:
+    text = study.read_text(encoding="utf-8")
+    assert old in text
+    study.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def refused(study: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What `run` says when it refuses; nothing may have been started."""
+    out = study.parent / "out"
+    assert main(["run", str(study), "--out", str(out), *arguments]) == USER_ERROR
+    assert not out.exists()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("rankscope: ")
+    assert "mend:" in captured.err
+    return captured.err
+
+
+def test_the_study_is_good_as_it_stands(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study)]) == DONE
+    assert "warning" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("model: smallworld:base\n", "", ["model: is missing"]),
+        ("seeds:", "seedz:", [":8:", "unknown key 'seedz'", "did you mean 'seeds'"]),
+        ("batch_size: 4", "batch_size: four", [":7:", "optimization.batch_size"]),
+        ("rank: 2", "rank: -2", [":6:", "arms.0.rank", "greater than 0"]),
+        ("batch_size: 4", "batch_size: 400", ["train.ours", "23 examples", "batch of 400"]),
+    ],
+    ids=["missing key", "misspelt key", "wrong type", "negative rank", "less data than a batch"],
+)
+def test_a_wrong_study_file(
+    study: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, words: list[str]
+) -> None:
+    change(study, old, new)
+    message = refused(study, capsys)
+    for word in words:
+        assert word in message
+
+
+def test_an_empty_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (study.parent / "train.jsonl").write_text("")
+    assert "train.jsonl" in refused(study, capsys)
+    study.write_text("")
+    assert "study.yaml" in refused(study, capsys)
+
+
+def test_a_line_that_is_no_json(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (study.parent / "train.jsonl").open("a") as stream:
+        stream.write('{"question": "half a line\n')
+    assert "train.jsonl:31" in refused(study, capsys)
+
+
+def test_a_row_without_its_field(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_rows(study.parent / "train.jsonl", [*rows(30), {"question": "Who?"}])
+    message = refused(study, capsys)
+    assert "train.jsonl:31" in message
+    assert "answer" in message
+
+
+def test_an_unknown_model_folder(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no/such/folder" in refused(study, capsys, "--set", "model=./no/such/folder")
+
+
+def test_a_model_folder_without_weights(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = study.parent / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    assert str(folder) in refused(study, capsys, "--set", f"model={folder}")
+
+
+def test_an_override_that_is_wrong(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean" in refused(study, capsys, "--set", "optimization.batchsize=8")
+
+
+def test_unusual_is_counted_and_shown(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = {"question": "Why " + "very " * 60 + "long?", "answer": "So " + "very " * 60 + "long."}
+    write_rows(study.parent / "train.jsonl", [*rows(30), rows(1)[0], long])
+    write_rows(study.parent / "test.jsonl", [*rows(8, first=100), rows(3)[2]])
+    change(study, "rank: 2", "rank: 500")
+    change(study, "batch_size: 4", "batch_size: 4, max_length: 64")
+    assert main(["plan", str(study)]) == DONE
+    text = capsys.readouterr().out
+    assert "rank 500 is above the size" in text
+    assert "repetition" in text or "duplicate" in text
+    assert "longer than" in text
+    assert "test: 1 of 9 items are in train.ours too" in text
+
+
+def test_init_writes_a_study_that_plans(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = study.parent / "train.jsonl", study.parent / "new.yaml"
+    write_rows(data, rows(120))
+    assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", str(out)]) == DONE
+    assert "120 rows, read as question_answer" in capsys.readouterr().out
+    assert main(["plan", str(out)]) == DONE
+    assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", str(out)]) == USER_ERROR
+    assert "exists already" in capsys.readouterr().err
