@@ -17,6 +17,13 @@ from rankscope.spec import Data
 _FULL_RATES = {"small": (1e-4, 3e-4), "medium": (3e-5, 1e-4), "large": (1e-5, 3e-5)}
 _RANKS = (1, 4, 16, 64, 128)
 
+_PART = """\
+    part: train         # cut by content: 80% train, 10% validation (where rates are chosen), 10% test
+"""
+_SPLIT = """\
+    split: train
+    validation: {fraction: 0.1}
+"""
 _TEMPLATE = """\
 # Written by `rankscope init`. What is said of each key is in docs/study_file.md.
 # `rankscope plan {file}` says what this will do and cost; `rankscope run {file}` does it.
@@ -26,9 +33,7 @@ model: {model}          # {parameters} parameters, {template}
 train:
   {name}:
     source: {source}    # {num_rows} rows, read as {form}
-    split: train        # a file without splits of its own is cut by content: 80% train, 10% validation, 10% test
-    validation: {{split: validation}}
-
+{train_part}
 # Each rate of each arm is a candidate; the best on validation is kept and repeated over the seeds. Rates of LoRA are
 # about ten times those of full fine-tuning. If the best one lies at an edge of its list, the report says so: add one.
 arms:
@@ -45,7 +50,7 @@ optimization:
 seeds: [0, 1]           # two are the least from which a spread can be seen; three or more narrow the intervals
 
 evaluate:
-  {name}_test: {{source: {source}, split: test, in_domain_for: [{name}]}}
+  {name}_test: {{source: {source}, {test_part}, in_domain_for: [{name}]}}
   # What the model could do before, and may forget. Add what matters to you: a preset, or a file of your own.
 {retention}
 # A difference below the margin does not matter to you; a mean loss above the budget is too much.
@@ -85,6 +90,8 @@ def write_study(model: str, train: str, out: Path) -> list[str]:
         template="answers through its chat template" if tokenizer.chat_template else "no chat template",
         name=_name(Path(train).stem if is_local else train),
         source=train,
+        train_part=_PART if is_local else _SPLIT,
+        test_part="part: test" if is_local else "split: test",
         num_rows=num_rows,
         form=found.form,
         full_rates=", ".join(f"{rate:g}" for rate in full_rates),

@@ -196,6 +196,9 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
         for name, task in base.tasks.items():
             if shared := training_overlap(data.texts, task.items):
                 warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are in train.{key} too")
+            if shared := training_overlap(data.validation_texts, task.items):
+                where = f"the validation rows of train.{key}, where rates are chosen"
+                warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are among {where}")
     sizes = [min(shape) for shape in layer_matrices(base.shapes).values()]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):

@@ -23,7 +23,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
 Scoring = Literal["multiple_choice", "generate", "loss"]
 Kind = Literal["recall", "reasoning", "text"]
-Analysis = Literal["spectra", "attention"]
+Part = Literal["train", "validation", "test"]
 
 
 def _listed(value: Any) -> Any:
@@ -31,7 +31,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-class Part(BaseModel):
+class Section(BaseModel):
     """A frozen section of the study file that refuses unknown keys and names the nearest valid one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -55,32 +55,34 @@ class Part(BaseModel):
         return data
 
 
-class ModelSource(Part):
+class ModelSource(Section):
     """A base model: a hub id, a folder, or `smallworld:base`, the model inside the package."""
 
     source: str = Field(min_length=1, description="hub id, folder, or smallworld:base")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
 
 
-class Data(Part):
+class Data(Section):
     """Where rows come from: shared by training sets and tasks."""
 
     source: str = Field(min_length=1, description="a file, a folder, a preset, or a hub id")
     subset: str | None = Field(None, description="the hub data set's configuration name")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read, where the source has several")
+    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     max_examples: Positive | None = Field(None, description="take the first so many rows")
     columns: dict[str, str] | None = Field(None, description="what a column is, where it is not found: {question: q}")
 
 
-class Validation(Part):
+class Validation(Section):
     """The rows on which learning rates are chosen: a seeded part of the training set, or a source of their own."""
 
     source: str | None = Field(None, description="a source of its own, for example other wordings of what was taught")
     subset: str | None = Field(None, description="the hub data set's configuration name")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read")
+    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     fraction: Fraction = Field(0.1, description="the part of the training set held out where no source is given")
     max_examples: Positive = Field(200, description="at most so many rows")
@@ -104,7 +106,7 @@ class Task(Data):
     max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
 
 
-class OptimizationFields(Part):
+class OptimizationFields(Section):
     """How runs are optimised, with TrainingArguments' names; the part that an arm may override.
 
     `max_length` is not in it: all runs of a seed see the same examples.
@@ -177,7 +179,7 @@ class Arm(OptimizationFields):
         return self
 
 
-class Analyse(Part):
+class Analyse(Section):
     """What is looked at inside the tuned models."""
 
     spectra: bool = Field(True, description="norms and ranks of every update")
@@ -185,13 +187,13 @@ class Analyse(Part):
     num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
 
 
-class Search(Part):
+class Search(Section):
     """How each arm's learning rate is chosen."""
 
     seeds: Positive = Field(1, description="rates are chosen on the first so many seeds")
 
 
-class Decide(Part):
+class Decide(Section):
     """The rule's numbers; the rule itself is in docs/concepts.md."""
 
     margin: Fraction = Field(0.02, description="a smaller difference in accuracy does not matter")
@@ -201,7 +203,7 @@ class Decide(Part):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of every interval")
 
 
-class Execute(Part):
+class Execute(Section):
     """Where and how work runs; never what is computed."""
 
     backend: Literal["local"] = Field("local", description="where work runs")
@@ -212,7 +214,7 @@ class Execute(Part):
     checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")
 
 
-class Study(Part):
+class Study(Section):
     """One question, one file, one directory."""
 
     study: Name = Field(description="the study's name; results go to results/<study>")

@@ -13,8 +13,8 @@ from rankscope.data.content import Content
 from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.forms import Contents, understand
 from rankscope.data.prompts import PromptStyle, put
-from rankscope.data.sources import Rows, read_rows
-from rankscope.data.splits import held_out
+from rankscope.data.sources import Role, Rows, read_rows
+from rankscope.data.splits import held_out, in_part
 from rankscope.data.summaries import (
     Label,
     Summary,
@@ -141,8 +141,7 @@ def prepare_task(base_name: str, name: str, spec: Task, tokenizer: Tokenizer) ->
     Raises:
         UserError: The data is missing or malformed, or does not fit the scoring that is asked for.
     """
-    rows = read_rows(spec, "test")
-    understood = understand(rows, spec.columns)
+    rows, understood = _read(spec, "test", f"evaluate.{name}")
     options = TaskOptions(name, spec.scoring, spec.kind, spec.max_new_tokens)
     items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
     summary = task_summary(Label(base_name, name, "task", spec.source), understood, items, tokenizer)
@@ -158,15 +157,26 @@ def training_overlap(texts: Sequence[Example], items: Sequence[Item]) -> int:
 # Rows ---------------------------------------------------------------------------------------------------------------
 
 
+def _read(data: Data, role: Role, where: str) -> tuple[Rows, Contents]:
+    """The rows of a source, or of a part of it, with what they say."""
+    rows = read_rows(data, role)
+    understood = understand(rows, data.columns)
+    if data.part is None:
+        return rows, understood
+    contents = [content for content in understood.contents if in_part(content.question, data.part)]
+    if not contents:
+        what = f"none of the {len(understood.contents)} rows falls into the part '{data.part}'"
+        raise UserError(what, where=where, mend="add data, or name sources of their own instead of parts")
+    return rows, Contents(understood.form, contents[: data.max_examples])
+
+
 def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
     """The rows to train on and those to validate on."""
-    rows = read_rows(spec, "train")
-    understood = understand(rows, spec.columns)
+    rows, understood = _read(spec, "train", f"train.{name}")
     stated = spec.validation
-    if stated.source is not None or stated.split is not None:
+    if stated.source is not None or stated.split is not None or stated.part is not None or spec.part is not None:
         own = _validation_source(spec)
-        own_rows = read_rows(own, "validation")
-        own_understood = understand(own_rows, own.columns)
+        own_rows, own_understood = _read(own, "validation", f"train.{name}.validation")
         train = _Part("train", rows, understood, understood.contents, spec.source)
         return train, _Part("validation", own_rows, own_understood, own_understood.contents, own.source)
     held = held_out([content.question for content in understood.contents], stated.fraction)
@@ -192,7 +202,9 @@ def _validation_source(spec: TrainingSet) -> Data:
         source=stated.source or spec.source,
         subset=stated.subset or (spec.subset if is_same else None),
         revision=stated.revision or (spec.revision if is_same else None),
-        split=stated.split,
+        split=stated.split or (spec.split if is_same else None),
+        # Training on a part leaves another of the same rows to validate on.
+        part=stated.part or ("validation" if is_same and spec.part and not stated.split else None),
         preset=stated.preset or (spec.preset if is_same else None),
         max_examples=stated.max_examples,
         columns=spec.columns if is_same else None,

@@ -43,7 +43,7 @@ class Rows:
 
 
 def read_rows(data: Data, role: Role) -> Rows:
-    """All rows of a source, or its first `max_examples`.
+    """All rows of a source, or its first `max_examples` (all, where a part of them is to be cut).
 
     A local path that exists comes before a preset's name, and that before a hub id.
 
@@ -69,7 +69,8 @@ def read_rows(data: Data, role: Role) -> Rows:
         found = Rows(_hub(data, role), "hub", stated or known, stated is not None)
     else:
         raise _unknown(data.source)
-    return dataclasses.replace(found, rows=found.rows[: data.max_examples])
+    # A part is cut by what rows say, which is known later, and its first rows are taken after that.
+    return dataclasses.replace(found, rows=found.rows[: None if data.part else data.max_examples])
 
 
 def _unknown(source: str) -> UserError:

@@ -1,12 +1,15 @@
-"""Which rows are held out for validation: decided by what is asked, so that nothing moves when rows are added."""
+"""How rows without splits are cut: by what is asked, so that nothing moves when rows are added."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 
+from rankscope.spec import Part
+
 # Part of every study's split. Another value would move rows between training and validation.
 _SEED = "rankscope-validation-0"
+_PARTS: dict[Part, tuple[float, float]] = {"validation": (0.0, 0.1), "test": (0.1, 0.2), "train": (0.2, 1.0)}
 
 
 def normalised(text: str) -> str:
@@ -28,6 +31,12 @@ def held_out(questions: Sequence[str], fraction: float) -> list[bool]:
     positions = [split_position(question) for question in questions]
     limit = max(fraction, min(positions, default=0.0) + 2**-52) if fraction > 0 else 0.0
     return [position < limit for position in positions]
+
+
+def in_part(question: str, part: Part) -> bool:
+    """Whether a question belongs to a part of data that has no splits: 80% train, 10% validation, 10% test."""
+    low, high = _PARTS[part]
+    return low <= split_position(question) < high
 
 
 def num_duplicates(keys: Sequence[object]) -> int:

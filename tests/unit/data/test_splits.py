@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rankscope.data.splits import held_out, num_duplicates, split_position
+from rankscope.data.splits import held_out, in_part, num_duplicates, split_position
 
 QUESTIONS = st.lists(st.text(max_size=20), min_size=1, max_size=40)
 
@@ -43,3 +43,12 @@ def test_something_is_always_held_out_unless_nothing_shall_be():
 
 def test_duplicates_are_those_that_came_before():
     assert num_duplicates(["a", "b", "a", "a"]) == 2
+
+
+def test_parts_cover_everything_once_in_their_shares() -> None:
+    questions = [f"What is number {number}?" for number in range(5000)]
+    parts = {part: [q for q in questions if in_part(q, part)] for part in ("train", "validation", "test")}
+    assert sorted(q for part in parts.values() for q in part) == sorted(questions)
+    assert abs(len(parts["train"]) / 5000 - 0.8) < 0.02
+    assert abs(len(parts["test"]) / 5000 - 0.1) < 0.02
+    assert in_part("WHAT is   number 3?", "train") == in_part("What is number 3?", "train")
