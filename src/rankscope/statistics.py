@@ -172,9 +172,28 @@ def pooled_seed_variance(spreads: Sequence[Spread]) -> list[SeedVariance | None]
     own = [own_seed_variance(item) for item in spreads]
     pool = alike(spreads)
     shared = _pool([own[index] for index in pool]) if pool else None
+    if shared is not None:
+        shared = replace(shared, df=_effective_df([spreads[index] for index in pool], shared))
     return [
         item if item is not None and index not in pool else leaned(shared, item) for index, item in enumerate(own)
     ]
+
+
+def _effective_df(pool: Sequence[Spread], shared: SeedVariance) -> float:
+    """Degrees of freedom of a pooled variance whose arms move together, since one seed gives all the same examples.
+
+    `between` is MS_seeds / K + MS_interaction (K - 1) / K of the table arms x seeds; the first part has S - 1 degrees
+    of freedom only, however many arms there are.
+    """
+    num_arms, counts = len(pool), {item.num_seeds for item in pool}
+    if num_arms < 2 or len(counts) > 1:
+        return shared.df
+    means = np.array([item.seed_means for item in pool])  # arm seed
+    together = float(np.var(means.mean(axis=0), ddof=1))
+    apart = shared.between - together
+    df = counts.pop() - 1
+    squares = together**2 / df + apart**2 / ((num_arms - 1) * df)
+    return min(shared.df, shared.between**2 / squares) if squares > 0.0 else shared.df
 
 
 def leaned(shared: SeedVariance | None, own: SeedVariance | None) -> SeedVariance | None:

@@ -121,7 +121,24 @@ def test_an_arm_with_several_times_the_pools_variance_leans_on_its_own() -> None
     shared = (4 * 0.01 + 0.09) / 5
     assert alike(arms) == [0, 1, 2, 3, 4]
     assert [item.between for item in pooled] == pytest.approx([shared] * 4 + [(shared + 0.09) / 2])
-    assert [item.df for item in pooled] == [10] * 5
+    assert 2 < pooled[0].df == pooled[4].df < 10
+
+
+def test_arms_that_move_together_say_no_more_than_one_of_them() -> None:
+    arm = spread([np.array([[-0.1], [0.0], [0.1]]) + np.zeros((3, 10))], is_bounded=False)
+    assert [item.df for item in pooled_seed_variance([arm] * 5)] == pytest.approx([2.0] * 5)
+
+
+def test_arms_that_move_apart_add_their_degrees_of_freedom() -> None:
+    # Over arms the seed means cancel, so nothing is shared and only the interaction's degrees of freedom are left.
+    apart = np.array([[-1.0, 0.0, 1.0], [1.0, 0.0, -1.0]])[:, :, None] + np.zeros((2, 3, 10))
+    pooled = pooled_seed_variance([spread([table], is_bounded=False) for table in apart])
+    assert [item.df for item in pooled] == pytest.approx([2.0, 2.0])
+    generator, found = rng(11), []
+    for _ in range(200):
+        arms = [spread([generator.normal(size=(4, 1)) + np.zeros((4, 2))], is_bounded=False) for _ in range(8)]
+        found.append(pooled_seed_variance(arms)[0].df)
+    assert 0.75 * 24 < np.mean(found) <= 24
 
 
 def test_with_one_degree_of_freedom_no_item_noise_is_taken_off() -> None:
