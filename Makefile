@@ -22,6 +22,7 @@ check: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate_measures.py --check
+	$(BIN)/python docs/generate_study_file.py --check
 
 # Pretrain the small world's base again, from a seed; a few minutes.
 smallworld: $(SET_UP)
