@@ -16,7 +16,7 @@ FLAGS = (
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[object]:
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'rankscope[browser]'")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'rankscope[dev]'")
     from selenium.webdriver.chrome.service import Service
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")

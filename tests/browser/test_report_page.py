@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,7 +33,9 @@ def open_page(browser, url, width=1280, scheme="light"):
     features = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     browser.get("about:blank")
-    browser.get_log("browser"), browser.get_log("performance")
+    browser.set_script_timeout(60)
+    for log in ("browser", "performance"):
+        browser.get_log(log)  # reading it empties it
     browser.get(url)
     wait_for(lambda: browser.execute_script("return document.documentElement.dataset.drawn"))
 
@@ -162,3 +165,21 @@ def test_all_of_it_can_be_reached_by_keyboard_and_has_a_name(browser, url):
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     assert browser.execute_script("return document.querySelectorAll('main, header, footer').length") == 3
+
+
+def test_axe_finds_no_serious_fault(browser, url):
+    axe = pytest.importorskip("axe_core_python", reason="needs axe: pip install axe-core-python")
+    source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+    browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # only so that axe itself may run
+    try:
+        for scheme in ("light", "dark"):
+            open_page(browser, url, scheme=scheme)
+            browser.execute_script(source)
+            found = browser.execute_async_script("""
+                const done = arguments[0];
+                axe.run({resultTypes: ['violations']}).then((result) => done(result.violations.map(
+                  (v) => [v.impact, v.id, v.nodes.map((node) => node.html.slice(0, 200))])));
+            """)
+            assert [fault for fault in found if fault[0] in ("serious", "critical")] == []
+    finally:
+        browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})

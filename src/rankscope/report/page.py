@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rankscope.measures import MEASURES
+from rankscope.records import Verdict
 from rankscope.report import wording
 from rankscope.report.contents import Contents
 from rankscope.report.figure import Figure
@@ -29,18 +30,7 @@ from rankscope.report.verdicts import VerdictView, verdict_view
 
 def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures: Mapping[str, Figure]) -> str:
     """The whole page as HTML; everything that came from data is escaped."""
-    environment = Environment(
-        loader=PackageLoader("rankscope.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "count": wording.count, "counted": wording.counted, "short_count": wording.short_count,
-        "duration": wording.duration, "megabytes": wording.megabytes, "rate": wording.rate,
-        "json": safe_json, "code": with_code,
-    }  # fmt: skip
+    environment = _environment()
     groups = list(group_names(contents).values())
     arms = looks(contents.plan)
     classes = {name: f"arm-{index}" for index, name in enumerate(arms)}
@@ -56,7 +46,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         arms=arms,
         classes=classes,
         state=_state(tables["runs"]),
-        verdicts=verdict_views(contents),
+        verdicts=verdict_views(contents, tables["runs"]),
         figures=figures,
         first_task=next((figure.tasks[0] for figure in figures.values() if figure.tasks), None),
         specs={key: [_spec(panel.spec, groups, figure) for panel in figure.panels] for key, figure in figures.items()},
@@ -72,15 +62,51 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
     )
 
 
-def verdict_views(contents: Contents) -> list[VerdictView]:
+def _environment() -> Environment:
+    """The templates, with escaping on and no tolerance for a name that is not there."""
+    environment = Environment(
+        loader=PackageLoader("rankscope.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": wording.count, "counted": wording.counted, "short_count": wording.short_count,
+        "duration": wording.duration, "megabytes": wording.megabytes, "rate": wording.rate,
+        "json": safe_json, "code": with_code,
+    }  # fmt: skip
+    return environment
+
+
+def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:
     """The verdicts in the study's order; empty before there are any."""
     names = group_names(contents)
     if contents.decision is None:
         return []
     return [
-        verdict_view(verdict, names[verdict.base, verdict.training_set], contents.plan.arms, DECIDE_FILE)
+        verdict_view(
+            verdict, names[verdict.base, verdict.training_set], contents.plan.arms, DECIDE_FILE, _cost(verdict, runs)
+        )
         for verdict in contents.decision.verdicts
     ]
+
+
+def _cost(verdict: Verdict, runs: pl.DataFrame) -> str | None:
+    """What one run of the recommended arm cost, mean over its seeds; None where nothing is recommended."""
+    mine = runs.filter(
+        (pl.col("base") == verdict.base)
+        & (pl.col("training_set") == verdict.training_set)
+        & (pl.col("arm") == (verdict.arm or ""))
+        & pl.col("is_chosen")
+        & (pl.col("state") == "complete")
+    )
+    if mine.is_empty():
+        return None
+    memory = mine["peak_memory_bytes"].mean()
+    tail = "" if memory is None else f" and needed {wording.megabytes(memory)} of memory at its peak"
+    trained = wording.count(mine["num_trainable"][0])
+    return f"One run trained {trained} parameters in {wording.duration(mine['train_seconds'].mean())}{tail}."
 
 
 def safe_json(value: Any) -> Markup:

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from rankscope.records import Record, Subject
+from rankscope.records import Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
 from rankscope.runs import RunSettings
 
@@ -95,7 +95,7 @@ def cause(record: Record) -> str:
     if record.error is not None:
         return f"{record.error.type}: {record.error.message}"
     if record.status == "diverged":
-        step = getattr(record, "diverged_at_step", None)  # only training records have one
+        step = record.diverged_at_step if isinstance(record, TrainRecord) else None
         return f"the loss stopped being finite at step {step}" if step is not None else "the loss stopped being finite"
     return "stopped before it was done; the same command goes on from here" if record.status == "interrupted" else ""
 

@@ -40,8 +40,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
 
 
 def _interval(interval: Interval | None) -> dict[str, Any]:
-    fields = ("value", "low", "high", "confidence", "num_items", "num_seeds")
-    return {name: None if interval is None else getattr(interval, name) for name in fields}
+    return dict.fromkeys(_INTERVAL_SCHEMA) if interval is None else interval.model_dump()
 
 
 _INTERVAL_SCHEMA = {
@@ -63,7 +62,7 @@ def arms(contents: Contents) -> pl.DataFrame:
                         "training_set": verdict.training_set,
                         **_arm_fields(arm),
                         "measure": measure,
-                        **_interval(getattr(arm, measure)),
+                        **_interval(dict(arm)[measure]),
                         "source": DECIDE_FILE,
                     }
                 )
@@ -75,8 +74,7 @@ def arms(contents: Contents) -> pl.DataFrame:
 
 
 def _arm_fields(arm: ArmResult) -> dict[str, Any]:
-    names = ("arm", "method", "rank", "learning_rate", "num_trainable", "eligible")
-    return {name: getattr(arm, name) for name in names}
+    return arm.model_dump(include={"arm", "method", "rank", "learning_rate", "num_trainable", "eligible"})
 
 
 def rates(contents: Contents) -> pl.DataFrame:

@@ -144,15 +144,17 @@ def _shown(comparisons: pl.DataFrame) -> pl.DataFrame:
 def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
     plot = alt.Chart(data(frame.drop("low", "high", "rank")))
     order = list(dict.fromkeys(frame["column"]))
-    x = alt.X("column:N", sort=order, title=None, axis=alt.Axis(labelAngle=-38, orient="top", labelLimit=140))
-    y = alt.Y("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(labelLimit=140))
+    # Tasks have long names and arms short ones, so tasks go down: nothing has to be read on its side.
+    angle = 0 if frame["arm"].n_unique() <= 4 else -38
+    x = alt.X("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(labelAngle=angle, orient="top", labelLimit=90))
+    y = alt.Y("column:N", sort=order, title=None, axis=alt.Axis(labelLimit=150))
     sign = alt.condition("datum.value >= 0", alt.value(GAIN_COLOUR), alt.value(LOSS_COLOUR))
     strength = alt.FillOpacity("strength:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.62]), legend=None)
     cells = plot.mark_rect(cornerRadius=3, stroke=None).encode(
         x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)
     )
     numbers = plot.mark_text(fontSize=12, color=INK).encode(x=x, y=y, text="number:N", opacity=picked(0.25))
-    height = 30 * frame["arm"].n_unique()
+    height = 30 * len(order)
     return alt.layer(cells, numbers).properties(width=WIDTH, height=height)
 
 
@@ -180,7 +182,7 @@ def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
     plot = alt.Chart(data(frame.drop("rank", "number", "column"))).transform_filter(GROUP_FILTER)
     y = alt.Y("task:N", sort=list(dict.fromkeys(frame["task"])), title=None, axis=alt.Axis(labelLimit=130, grid=True))
     offset = alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.6))
-    x = alt.X("value:Q", title=f"Difference from the base. {title}")
+    x = alt.X("value:Q", title=f"Difference, {title.split(', ')[1]}")
     tint = colour(style)
     return alt.layer(
         alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),

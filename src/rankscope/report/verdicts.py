@@ -63,6 +63,7 @@ class VerdictView:
     decision: str
     headline: str
     sentence: str
+    cost: str | None
     rule: str
     runner_up: str | None
     needed: str | None
@@ -71,7 +72,9 @@ class VerdictView:
     rows: Sequence[ArmRow]
 
 
-def verdict_view(verdict: Verdict, group: str, order: Sequence[str], source: str) -> VerdictView:
+def verdict_view(
+    verdict: Verdict, group: str, order: Sequence[str], source: str, cost: str | None = None
+) -> VerdictView:
     """A verdict as the page shows it.
 
     Args:
@@ -79,8 +82,9 @@ def verdict_view(verdict: Verdict, group: str, order: Sequence[str], source: str
         group: What a reader calls its base and training set.
         order: The arms' labels in the study's order.
         source: The file of the verdict, relative to the study directory.
+        cost: What one run of the recommended arm cost, in a sentence.
     """
-    keys = [key for key in _COLUMNS if any(getattr(arm, key) is not None for arm in verdict.arms)]
+    keys = [key for key in _COLUMNS if any(dict(arm)[key] is not None for arm in verdict.arms)]
     places = {label: place for place, label in enumerate(("base", *order))}
     arms = sorted(verdict.arms, key=lambda arm: places.get(arm.arm, len(places)))
     return VerdictView(
@@ -88,6 +92,7 @@ def verdict_view(verdict: Verdict, group: str, order: Sequence[str], source: str
         decision="none" if verdict.arm == "base" else verdict.decision,
         headline=_headline(verdict),
         sentence=_sentence(verdict),
+        cost=cost,
         rule=verdict.rule,
         runner_up=verdict.runner_up and arm_in_words(verdict.runner_up),
         needed=verdict.needed,
@@ -137,7 +142,7 @@ def _row(arm: ArmResult, keys: Sequence[str], verdict: Verdict, source: str) -> 
         learning_rate=rate(arm.learning_rate),
         trainable=EMPTY if arm.arm == "base" else short_count(arm.num_trainable),
         trainable_exact=f"{count(arm.num_trainable)} trainable parameters",
-        cells=[_cell(getattr(arm, key), _measure(key, verdict), source) for key in keys],
+        cells=[_cell(dict(arm)[key], _measure(key, verdict), source) for key in keys],
         eligible=Cell(_ELIGIBLE[arm.eligible], title=arm.reason, state=arm.eligible),
         is_recommended=verdict.decision == "recommended" and arm.arm == verdict.arm,
     )

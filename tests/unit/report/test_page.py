@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -17,7 +18,7 @@ from rankscope.errors import UserError
 from rankscope.records import Interval, Verdict
 from rankscope.report import stage
 from rankscope.report.figures import make_figures
-from rankscope.report.page import render_page, safe_json, with_code
+from rankscope.report.page import render_page, safe_json, verdict_views, with_code
 from rankscope.report.tables import make_tables
 from rankscope.report.verdicts import verdict_view
 from rankscope.store import Store
@@ -196,6 +197,16 @@ def test_a_verdict_is_one_sentence():
         "(95% intervals in brackets)."
     )
     assert view.runner_up == "full fine-tuning"
+
+
+def test_the_recommended_arm_says_what_it_cost(reported):
+    runs = make_tables(reported.contents)["runs"]
+    given = verdict(base="small", training_set="new", arm="lora-r16")
+    contents = replace(reported.contents, decision=reported.contents.decision.model_copy(update={"verdicts": (given,)}))
+    assert verdict_views(contents, runs)[0].cost == "One run trained 16,000 parameters in 2.0 s."
+    given = verdict(base="small", training_set="new", arm=None, decision="undecided", needed="More.")
+    contents = replace(contents, decision=reported.contents.decision.model_copy(update={"verdicts": (given,)}))
+    assert verdict_views(contents, runs)[0].cost is None
 
 
 def test_not_to_fine_tune_and_undecided_are_verdicts_too():
