@@ -138,7 +138,7 @@ def _run_study(study: object, out: Path, *, retry_failed: bool) -> int:
 
     from rankscope.display import make_display
     from rankscope.pipeline import run_study
-    from rankscope.terminal import verdict_table
+    from rankscope.terminal import verdict_tables
 
     console = Console()
     display = make_display(console)
@@ -146,7 +146,8 @@ def _run_study(study: object, out: Path, *, retry_failed: bool) -> int:
         outcome = run_study(study, out, display, retry_failed=retry_failed)
     finally:
         display.close()
-    console.print(verdict_table(outcome.record))
+    for part in verdict_tables(outcome.record):
+        console.print(part, markup=False, highlight=False)
     console.print(f"report: {outcome.report}", soft_wrap=True, markup=False, highlight=False)
     if outcome.num_failed:
         console.print(f"{outcome.num_failed} pieces of work failed; `rankscope status {out}` says why", markup=False)

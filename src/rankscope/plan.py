@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rankscope.records import FORMAT_VERSION, Frozen
+from rankscope.records import FORMAT_VERSION, Frozen, Subject
 from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
 
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
@@ -103,6 +103,20 @@ class Plan(Frozen):
             KeyError: The plan has no such run.
         """
         return self._by_id[run_id]
+
+    def subject(self, base: str, run_id: str | None) -> Subject:
+        """Whom a record about a run (None: about the base itself) is about."""
+        if run_id is None:
+            return Subject(base=base)
+        run = self.run(run_id)
+        return Subject(
+            base=base,
+            training_set=run.training_set.name,
+            arm=run.arm.label,
+            learning_rate=run.learning_rate,
+            seed=run.seed,
+            run_id=run_id,
+        )
 
     def evaluation_hash(self, base: str, run_id: str | None, task: str) -> str:
         """What the scores of a run (None: of the base) on a task depend on."""

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rankscope.display import duration
 from rankscope.plan import DataSummary, Plan
-from rankscope.records import ArmResult, DecideRecord, Interval
+from rankscope.records import ArmResult, DecideRecord, Interval, Verdict
 from rankscope.runs import expand_arms
 from rankscope.spec import Study
 
@@ -48,19 +48,30 @@ def status_lines(state: dict[str, Any]) -> list[str]:
     return lines
 
 
-def verdict_table(record: DecideRecord) -> Table:
-    """One line an arm, one block a verdict; the recommended arm is marked."""
-    table = Table(title="Verdict", title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("trained on", "arm", "rate", "gain", "forgotten", "forgotten, nats", "eligible"):
-        table.add_column(heading, justify="left" if heading in {"trained on", "arm", "eligible"} else "right")
+def verdict_tables(record: DecideRecord) -> list[Table | str]:
+    """For each verdict a table with one line an arm, and what was decided; the recommended arm is marked."""
+    shown: list[Table | str] = []
     for verdict in record.verdicts:
+        title = f"trained on {verdict.training_set}" + (f", base {verdict.base}" if _has_bases(record) else "")
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for heading in ("arm", "rate", "gain", "forgotten", "in nats", "eligible"):
+            table.add_column(heading, justify="left" if heading in {"arm", "eligible"} else "right", no_wrap=True)
         for arm in verdict.arms:
             is_chosen = verdict.decision == "recommended" and arm.arm == verdict.arm
-            name = f"{arm.arm} (recommended)" if is_chosen else arm.arm
-            table.add_row(verdict.training_set, name, *_arm_cells(arm), style="bold" if is_chosen else None)
-        said = verdict.arm if verdict.decision == "recommended" else "undecided"
-        table.add_row(verdict.training_set, f"-> {said}", *("",) * 5, style="bold", end_section=True)
-    return table
+            table.add_row(arm.arm, *_arm_cells(arm), style="bold" if is_chosen else None)
+        shown += [table, _said(verdict)]
+    return [*shown, "gain and forgotten in points of accuracy, intervals over items and seeds"]
+
+
+def _said(verdict: Verdict) -> str:
+    if verdict.decision == "recommended" and verdict.arm is not None:
+        rate = "" if verdict.learning_rate is None else f" at rate {verdict.learning_rate:g}"
+        return f"-> {verdict.arm}{rate}\n"
+    return f"-> undecided. {verdict.needed or ''}\n"
+
+
+def _has_bases(record: DecideRecord) -> bool:
+    return len({verdict.base for verdict in record.verdicts}) > 1
 
 
 def _arm_cells(arm: ArmResult) -> tuple[str, str, str, str, str]:
@@ -73,19 +84,20 @@ def _points(interval: Interval | None) -> str:
     """An interval of fractions in percentage points."""
     if interval is None:
         return ""
-    text = f"{100 * interval.value:+.1f}"
+    text = f"{100 * interval.value:.1f}"
     if interval.low is None or interval.high is None:
         return text
-    return f"{text} [{100 * interval.low:+.1f}, {100 * interval.high:+.1f}]"
+    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _nats(interval: Interval | None) -> str:
+    """The same in nats per token, with the wider side alone: a line of a terminal is 80 characters."""
     if interval is None:
         return ""
-    text = f"{interval.value:+.3f}"
+    text = f"{interval.value:.2f}"
     if interval.low is None or interval.high is None:
         return text
-    return f"{text} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    return f"{text}±{max(interval.high - interval.value, interval.value - interval.low):.2f}"
 
 
 def _base_lines(plan: Plan) -> list[str]:

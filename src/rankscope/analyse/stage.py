@@ -30,7 +30,7 @@ from rankscope.internals.patterns import (
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
-from rankscope.records import AnalyseRecord, Subject
+from rankscope.records import AnalyseRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store, write_parquet, write_record, write_text
 
@@ -108,7 +108,7 @@ class _Stage:
             started_at=started_at,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=psutil.Process().memory_info().rss,
-            subject=self._subject(base, run_id),
+            subject=self.plan.subject(base, run_id),
             analysis=name,
             summary=found.summary,
             notes=found.notes,
@@ -118,19 +118,6 @@ class _Stage:
     def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
         settings = self.plan.run(run_id)
         return self._spectra(settings, folder) if name == "spectra" else self._attention(settings, folder)
-
-    def _subject(self, base: str, run_id: str | None) -> Subject:
-        if run_id is None:
-            return Subject(base=base)
-        settings = self.plan.run(run_id)
-        return Subject(
-            base=base,
-            training_set=settings.training_set.name,
-            arm=settings.arm.label,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-            run_id=run_id,
-        )
 
     # Spectra ---------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from rankscope.data.examples import Item, items_from_frame
 from rankscope.data.tokens import Tokenizer
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
 from rankscope.provenance import provenance
-from rankscope.records import EvaluateRecord, Subject
+from rankscope.records import EvaluateRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
 from rankscope.scoring.tasks import score_task
@@ -108,7 +108,7 @@ class _Stage:
             started_at=started_at,
             seconds=time.perf_counter() - started,
             peak_memory_bytes=psutil.Process().memory_info().rss,
-            subject=self._subject(run_id),
+            subject=self.plan.subject(self.base, run_id),
             task=name,
             scoring=settings.scoring,
             num_items=len(scored.items),
@@ -126,16 +126,3 @@ class _Stage:
         if run_id is not None and name == VALIDATION:
             name = validation_task(self.plan.run(run_id).training_set.name)
         return items_from_frame(pl.read_parquet(self.store.base_task(self.base, name) / PROMPTS))
-
-    def _subject(self, run_id: str | None) -> Subject:
-        if run_id is None:
-            return Subject(base=self.base)
-        settings = self.plan.run(run_id)
-        return Subject(
-            base=self.base,
-            training_set=settings.training_set.name,
-            arm=settings.arm.label,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-            run_id=run_id,
-        )

@@ -20,7 +20,7 @@ from typing import Any
 from rankscope.execute.events import Failed, Finished, Progress
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
-from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, Subject, TrainRecord
+from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, TrainRecord
 from rankscope.schedule import folder_of
 from rankscope.store import Store, read_model, write_record
 
@@ -134,7 +134,7 @@ def _write_if_first(
 ) -> bool:
     """Record the failure of one name unless it has a good record; whether it was written."""
     folder = folder_of(store, (pack.stage, pack.base, run_id, name))
-    subject = subject_of(plan, pack.base, run_id)
+    subject = plan.subject(pack.base, run_id)
     if pack.stage == "evaluate":
         expected = plan.evaluation_hash(pack.base, run_id, name)
         found = store.read_evaluate(folder)
@@ -148,21 +148,6 @@ def _write_if_first(
         return False
     write_record(folder, record)
     return True
-
-
-def subject_of(plan: Plan, base: str, run_id: str | None) -> Subject:
-    """The subject of a record about a run, or about the base itself."""
-    if run_id is None:
-        return Subject(base=base)
-    run = plan.run(run_id)
-    return Subject(
-        base=base,
-        training_set=run.training_set.name,
-        arm=run.arm.label,
-        learning_rate=run.learning_rate,
-        seed=run.seed,
-        run_id=run_id,
-    )
 
 
 def _end_with_parent() -> None:
