@@ -79,17 +79,19 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
         _write_start(store, study, plan, inputs)
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         display.planned(plan, remarks)
-        rates = _carry_out(plan, store, board, display)
+        _carry_out(study, plan, store, board, display)
         display.message("deciding")
         record = decide.run(store, study, plan)
-        _tidy(study, plan, store, rates, is_over=True)
+        if study.keep == "records":
+            for settings in plan.runs:
+                _delete_weights(store, board, settings.run_id)
         display.message("writing the report")
         page = report.run(store)
     return Outcome(record, page, len(board.failed()))
 
 
-def _carry_out(plan: Plan, store: Store, board: Board, display: Display) -> Rates:
-    """Everything that trains, scores or looks inside; returns the rates that were chosen on the way."""
+def _carry_out(study: Study, plan: Plan, store: Store, board: Board, display: Display) -> None:
+    """Everything that trains, scores or looks inside; rates are chosen on the way."""
     executor = LocalExecutor(store, plan)
     rates = update_rates(store, plan)
     progress: dict[str, Progress] = {}
@@ -100,12 +102,13 @@ def _carry_out(plan: Plan, store: Store, board: Board, display: Display) -> Rate
                 if executor.num_idle and not busy.intersection(work_of(pack)):
                     executor.submit(pack)
             if not executor.in_flight:
-                return rates
+                return
             events = executor.wait(1.0)
             for event in events:
                 _note(store, board, progress, event)
             if any(isinstance(event, (Finished, Failed)) for event in events):
                 rates = update_rates(store, plan)
+                _delete_unchosen(study, plan, store, board, rates)
             in_flight = list(progress.values())
             display.update(board, list(needed_work(plan, rates)), events, in_flight)
             _write_status(store, in_flight)
@@ -128,23 +131,24 @@ def _note(store: Store, board: Board, progress: dict[str, Progress], event: Even
         progress.pop(work[2] or work[1], None)
         record = read_record(store, work)
         if record is not None and record.status != "interrupted":
-            board.status[work] = record.status
+            board.note(work, record)
 
 
-def _tidy(study: Study, plan: Plan, store: Store, rates: Rates, *, is_over: bool) -> None:
-    """Delete the weights that `keep` does not keep, once nothing needs them."""
+def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates: Rates) -> None:
+    """Delete the full models of arms whose rate is chosen, but for the chosen ones: nothing will need them."""
     if study.keep == "all":
         return
     chosen = chosen_run_ids(plan, rates)
+    settled = {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
     for run in plan.runs:
-        is_unwanted = run.arm.method == "full" and run.run_id not in chosen
-        if (is_unwanted or study.keep == "records") and is_over:
-            _delete_weights(store, run.run_id)
+        is_settled = (run.base.name, run.training_set.name, run.arm.label) in settled
+        if run.arm.method == "full" and is_settled and run.run_id not in chosen:
+            _delete_weights(store, board, run.run_id)
 
 
-def _delete_weights(store: Store, run_id: str) -> None:
-    record = store.read_train(run_id)
-    if record is None or record.weights_deleted or record.status != "complete":
+def _delete_weights(store: Store, board: Board, run_id: str) -> None:
+    record = None if run_id in board.without_weights else store.read_train(run_id)
+    if record is None or record.status != "complete":
         return
     folder = store.train(run_id)
     kept = [name for name in record.files if "/" not in name]
@@ -153,6 +157,7 @@ def _delete_weights(store: Store, run_id: str) -> None:
     for child in folder.iterdir():
         if child.is_dir():
             shutil.rmtree(child)
+    board.without_weights.add(run_id)
 
 
 def _check_directory(store: Store, study: Study) -> None:

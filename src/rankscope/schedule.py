@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
-from rankscope.records import Rates, Record, Status
+from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import RunSettings
 from rankscope.store import RECORD, DamagedFile, Store, check_files
 
@@ -18,9 +18,21 @@ _ENDED = ("complete", "failed", "diverged")
 
 @dataclass
 class Board:
-    """Which work has a record, and of which status; read from disk once, then kept as work comes back."""
+    """Which work has a record, and of which status; read from disk once, then kept as work comes back.
+
+    Attributes:
+        without_weights: Runs that are trained, but whose weights `keep` has deleted.
+    """
 
     status: dict[Work, Status] = field(default_factory=dict)
+    without_weights: set[str] = field(default_factory=set)
+
+    def note(self, work: Work, record: Record) -> None:
+        """Take in the record of a piece of work."""
+        self.status[work] = record.status
+        if isinstance(record, TrainRecord):
+            change = self.without_weights.add if record.weights_deleted else self.without_weights.discard
+            change(record.run.run_id)
 
     def is_complete(self, work: Work) -> bool:
         """The work's result can be used."""
@@ -72,10 +84,15 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
 def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
     """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
     packs: dict[tuple, list[str]] = {}
-    for stage, base, run_id, name in needed_work(plan, rates):
-        if board.has_ended((stage, base, run_id, name)):
+    needed = list(needed_work(plan, rates))
+    # What a new task or a new choice needs of deleted weights is trained again.
+    left = [work for work in needed if work[0] != "train" and not board.has_ended(work)]
+    again = {run_id for _, _, run_id, _ in left if run_id in board.without_weights}
+    for stage, base, run_id, name in needed:
+        is_again = run_id in again
+        if board.has_ended((stage, base, run_id, name)) and not (stage == "train" and is_again):
             continue
-        if stage != "train" and not _inputs_complete(board, stage, base, run_id, name):
+        if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
         packs.setdefault((_urgency(plan, stage, run_id, name), stage, base, run_id), []).append(name)
     return [
@@ -156,7 +173,7 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
             continue
         if record.status == "interrupted" or (record.status == "failed" and retry_failed):
             continue
-        board.status[work] = record.status
+        board.note(work, record)
     return board, remarks
 
 

@@ -89,3 +89,16 @@ def test_work_that_is_left_is_only_what_is_left(tmp_path: Path) -> None:
     packs = [pack for pack in ready_packs(plan, board, rates) if pack.run_ids == (run.run_id,)]
     names = {pack.stage: set(pack.names) for pack in packs if VALIDATION not in pack.names}
     assert names["evaluate"] == {"taught", "general", "text"}
+
+
+def test_deleted_weights_are_trained_again_when_something_needs_them(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    run = plan.runs[0]
+    trained: Work = ("train", "small", run.run_id, "")
+    board = Board(dict.fromkeys(all_work(plan), "complete"), without_weights={run.run_id})
+    rates = Rates(choices=(choice(run.arm.label, run.learning_rate),))
+    assert ready_packs(plan, board, rates) == []
+    del board.status["evaluate", "small", run.run_id, "legal"]
+    assert [work for pack in ready_packs(plan, board, rates) for work in work_of(pack)] == [trained]
+    board.without_weights.clear()
+    assert [pack.names for pack in ready_packs(plan, board, rates)] == [("legal",)]

@@ -70,7 +70,7 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
 
 def _is_finished(store: Store, settings: RunSettings) -> bool:
     record = store.read_train(settings.run_id)
-    return record is not None and record.status in {"complete", "diverged"}
+    return record is not None and record.status in {"complete", "diverged"} and not record.weights_deleted
 
 
 def _start(store: Store, pack: TrainablePack, index: int) -> RunState:
