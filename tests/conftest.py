@@ -11,6 +11,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
 def pytest_configure() -> None:
-    """One thread a process: tiny models lose more to threads than they gain, most of all with several test processes."""
+    """One thread a process: tiny models lose more to threads than they gain."""
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"

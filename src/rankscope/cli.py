@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 
 DONE, SOME_FAILED, USER_ERROR, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rankscope: {error.message()}", file=sys.stderr)
         return USER_ERROR
+    except DamagedFile as error:
+        print(f"rankscope: {error}\n  mend: `rankscope run` finds what is damaged and does it again", file=sys.stderr)
+        return SOME_FAILED
     except KeyboardInterrupt:
         print("rankscope: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

@@ -26,6 +26,10 @@ class UserError(Exception):
         return f"{head}\n  mend: {self.mend}" if self.mend else head
 
 
+class DamagedFile(Exception):
+    """A file of a study is missing, cut short or changed since its record was written; running again mends it."""
+
+
 def line_of(path: str | Path, line: int | None) -> str:
     """A file and a line in the form that editors open: `data/ours.jsonl:17`."""
     return f"{path}:{line}" if line else str(path)

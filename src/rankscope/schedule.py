@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rankscope.errors import DamagedFile
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import RunSettings
-from rankscope.store import RECORD, DamagedFile, Store, check_files
+from rankscope.store import RECORD, Store, check_files
 
 # A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
 Work = tuple[str, str, str | None, str]

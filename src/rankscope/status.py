@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from typing import Any
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
 from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_record
-from rankscope.store import DamagedFile, Store, read_model
+from rankscope.store import Store, read_model
 
 _STAGES = ("train", "evaluate", "analyse")
 

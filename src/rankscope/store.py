@@ -11,15 +11,11 @@ from typing import TypeVar
 import polars as pl
 from pydantic import BaseModel, ValidationError
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 from rankscope.records import FORMAT_VERSION, AnalyseRecord, DecideRecord, EvaluateRecord, Rates, Record, TrainRecord
 
 RECORD = "record.json"
 Model = TypeVar("Model", bound=BaseModel)
-
-
-class DamagedFile(Exception):
-    """A file is missing, cut short or changed since its record was written."""
 
 
 class Store:

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 from rankscope.records import (
     AnalyseRecord,
     DecideRecord,
@@ -27,7 +27,7 @@ from rankscope.records import (
 )
 from rankscope.runs import ArmSettings, BaseSettings, RunSettings, TrainingData
 from rankscope.spec import Optimization
-from rankscope.store import DamagedFile, Store, check_files, read_model, write_parquet, write_record, write_text
+from rankscope.store import Store, check_files, read_model, write_parquet, write_record, write_text
 
 COMMON = {"status": "complete", "settings_hash": "h", "provenance": {"code": None}, "started_at": "t", "seconds": 1.5}
 RUN = RunSettings(

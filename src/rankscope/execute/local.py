@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from rankscope.execute.events import Event, Failed
+from rankscope.execute.events import Event, Failed, Progress
 from rankscope.execute.worker import record_failure, worker_main
 from rankscope.plan import Pack, Plan
 from rankscope.store import Store
@@ -60,6 +60,8 @@ class LocalExecutor:
 
     def submit(self, pack: Pack) -> None:
         """Hand a pack to an idle worker, starting one if there is none."""
+        # A worker that died while idle is not missed until it is wanted.
+        self._workers = [worker for worker in self._workers if worker.pack or worker.process.is_alive()]
         worker = next((worker for worker in self._workers if worker.pack is None), None)
         if worker is None:
             worker = self._start()
@@ -78,7 +80,7 @@ class LocalExecutor:
                 events += self._replace(worker)
                 continue
             events.append(event)
-            if event.__class__.__name__ != "Progress":
+            if not isinstance(event, Progress):
                 worker.pack = None
         return events
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import polars as pl
 from pydantic import BaseModel
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
 from rankscope.records import Rates
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
@@ -19,7 +19,7 @@ from rankscope.report.page import render_page
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import make_tables
 from rankscope.spec import Decide
-from rankscope.store import RECORD, DamagedFile, Store, read_model, write_text
+from rankscope.store import RECORD, Store, read_model, write_text
 from rankscope.study_file import load_study
 
 Value = TypeVar("Value", bound=BaseModel)

@@ -14,8 +14,9 @@ from scipy import stats
 
 from rankscope.decide import stage
 from rankscope.decide.rates import update_rates
+from rankscope.errors import DamagedFile
 from rankscope.records import ArmResult, DecideRecord, TaskComparison, Verdict
-from rankscope.store import DamagedFile, check_files
+from rankscope.store import check_files
 from synthetic import ARMS, TASKS, Arm, Synthetic, Task, write_study
 
 ROOMY = {"forgetting_budget": 0.06, "margin": 0.08}

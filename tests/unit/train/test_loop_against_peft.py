@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny import examples, full_run, lora_run, tiny_llama
 from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
@@ -17,6 +16,7 @@ from rankscope.data.order import batches
 from rankscope.models.methods import load_tuned, make_trainable
 from rankscope.runs import RunSettings
 from rankscope.train.loop import RunState, start_run, train
+from tiny import examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
 
@@ -53,7 +53,8 @@ def reference(run: RunSettings, dtype: torch.dtype) -> tuple[list[float], dict]:
         model.requires_grad_(True)
         norms = [p for p in model.parameters() if p.ndim == 1]
         others = [p for p in model.parameters() if p.ndim > 1]
-        groups = [{"params": others, "weight_decay": run.optimization.weight_decay}, {"params": norms, "weight_decay": 0}]
+        decay = run.optimization.weight_decay
+        groups = [{"params": others, "weight_decay": decay}, {"params": norms, "weight_decay": 0}]
     optimizer = torch.optim.AdamW(groups, lr=run.learning_rate)
     warmup = math.ceil(run.num_steps * run.optimization.warmup_ratio)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, run.num_steps)
