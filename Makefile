@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo test test-slow check bench smallworld clean
+.PHONY: demo test test-slow check simulate smallworld clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -23,6 +23,11 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate_measures.py --check
 	$(BIN)/python docs/generate_study_file.py --check
+	$(BIN)/python docs/generate_study_file.py --check
+
+# How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
+simulate: $(SET_UP)
+	$(BIN)/python benchmarks/simulate.py --studies 2000 --out docs/simulation.md
 
 # Pretrain the small world's base again, from a seed; a few minutes.
 smallworld: $(SET_UP)

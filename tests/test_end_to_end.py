@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,13 +167,16 @@ def test_a_directory_of_another_study_is_refused(finished: tuple, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_changed_study_keeps_what_is_still_valid(finished: tuple, tmp_path: Path) -> None:
-    study, out, _ = finished
-    before = {path.name: path.stat().st_mtime_ns for path in (out / "runs").iterdir()}
+    study, whole, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    before = {path.relative_to(out): path.stat().st_mtime_ns for path in (out / "runs").glob("*/train/record.json")}
     done = run(study, out, "--set", "arms.1.rank=[2, 4]")
     assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr
-    after = {path.name for path in (out / "runs").iterdir()}
-    assert set(before) < after
-    assert all("lora-r4" in name for name in after - set(before))
+    after = {path.relative_to(out): path.stat().st_mtime_ns for path in (out / "runs").glob("*/train/record.json")}
+    assert {name: after[name] for name in before} == before
+    assert len(after) == len(before) + 3
+    assert all("lora-r4" in str(name) for name in set(after) - set(before))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rankscope.errors import DamagedFile, UserError
+from rankscope.errors import DamagedFile, MachineError, UserError
 
 DONE, SOME_FAILED, USER_ERROR, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"rankscope: {error.message()}", file=sys.stderr)
         return USER_ERROR
+    except MachineError as error:
+        text = f"rankscope: stopped: {error}\n  mend: make space; what was computed stays, and the same command goes on"
+        print(text, file=sys.stderr)
+        return SOME_FAILED
     except DamagedFile as error:
         print(f"rankscope: {error}\n  mend: `rankscope run` finds what is damaged and does it again", file=sys.stderr)
         return SOME_FAILED

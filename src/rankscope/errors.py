@@ -26,6 +26,10 @@ class UserError(Exception):
         return f"{head}\n  mend: {self.mend}" if self.mend else head
 
 
+class MachineError(Exception):
+    """The machine, not the work, stands in the way (a full disk): what was computed stays, the same command goes on."""
+
+
 class DamagedFile(Exception):
     """A file of a study is missing, cut short or changed since its record was written; running again mends it."""
 

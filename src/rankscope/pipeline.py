@@ -16,8 +16,8 @@ from typing import Protocol
 
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
-from rankscope.errors import UserError
-from rankscope.execute.events import Event, Failed, Finished, Progress
+from rankscope.errors import DamagedFile, MachineError, UserError
+from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
 from rankscope.execute.local import LocalExecutor
 from rankscope.plan import Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
@@ -26,7 +26,7 @@ from rankscope.records import DecideRecord, Rates
 from rankscope.report import stage as report
 from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_board, read_record, ready_packs, work_of
 from rankscope.spec import Study
-from rankscope.store import Store, read_model, write_record, write_text
+from rankscope.store import Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import dump_study, load_study
 
 _ORPHAN_SECONDS = 20.0
@@ -70,12 +70,14 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
 
     Raises:
         UserError: The data or the directory is wrong; nothing was started.
+        MachineError: The disk is full; the same call goes on when there is space.
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
     store = Store(out)
     _check_directory(store, study)
     plan, inputs = make_plan(study, _earlier_plan(store, study))
     with _alone(store):
+        remove_leftovers(store.root)
         _write_start(store, study, plan, inputs)
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         display.planned(plan, remarks)
@@ -105,6 +107,8 @@ def _carry_out(study: Study, plan: Plan, store: Store, board: Board, display: Di
                 return
             events = executor.wait(1.0)
             for event in events:
+                if isinstance(event, Halted):
+                    raise MachineError(event.cause)
                 _note(store, board, progress, event)
             if any(isinstance(event, (Finished, Failed)) for event in events):
                 rates = update_rates(store, plan)
@@ -114,8 +118,7 @@ def _carry_out(study: Study, plan: Plan, store: Store, board: Board, display: Di
             _write_status(store, in_flight)
     except KeyboardInterrupt:
         display.message("stopping: runs in training write a checkpoint")
-        for event in executor.stop():
-            _note(store, board, progress, event)
+        executor.stop()
         raise
     finally:
         executor.close()
@@ -182,7 +185,10 @@ def _earlier_plan(store: Store, study: Study) -> Plan | None:
         return None
     if load_study(store.study_file).execute != study.execute:
         return None
-    return read_model(store.plan_file, Plan)
+    try:
+        return read_model(store.plan_file, Plan)
+    except DamagedFile:
+        return None  # of another version, or cut short: the plan is made anew, and records are held against it
 
 
 def _write_start(store: Store, study: Study, plan: Plan, inputs: Inputs) -> None:

@@ -119,6 +119,10 @@ def read_model(path: Path, kind: type[Model]) -> Model | None:
     version = getattr(value, "format_version", FORMAT_VERSION)  # plain models carry none
     if version > FORMAT_VERSION:
         raise UserError(f"written by a newer rankscope (format {version})", where=path, mend="update rankscope")
+    if version < FORMAT_VERSION:
+        mend = "choose another --out, or remove the directory"
+        what = f"written by an older rankscope (format {version}), which this one cannot read"
+        raise UserError(what, where=path, mend=mend)
     return value
 
 
@@ -130,7 +134,10 @@ def write_record(folder: Path, record: Record, files: Iterable[str] = ()) -> Non
         record: The record, without checksums.
         files: Names of the files, relative to the folder, that the record vouches for.
     """
-    sums = {name: checksum(folder / name) for name in sorted(files)}
+    sums = {}
+    for name in sorted(files):
+        _sync(folder / name)  # what a record vouches for outlives a loss of power
+        sums[name] = checksum(folder / name)
     write_text(folder / RECORD, record.model_copy(update={"files": sums}).model_dump_json(indent=1) + "\n")
 
 
@@ -163,6 +170,17 @@ def write_text(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what a process that was killed left under temporary names."""
+    for path in root.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:

@@ -104,9 +104,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
         read_model(tmp_path / "record.json", TrainRecord)
 
 
-def test_a_newer_format_is_refused_with_the_mend(tmp_path: Path) -> None:
+def test_another_format_is_refused_with_the_mend(tmp_path: Path) -> None:
     write_text(tmp_path / "rates.json", Rates(format_version=99).model_dump_json())
     with pytest.raises(UserError, match="update rankscope"):
+        read_model(tmp_path / "rates.json", Rates)
+    write_text(tmp_path / "rates.json", Rates(format_version=0).model_dump_json())
+    with pytest.raises(UserError, match="older rankscope"):
         read_model(tmp_path / "rates.json", Rates)
 
 

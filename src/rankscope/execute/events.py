@@ -33,4 +33,12 @@ class Failed:
     cause: str
 
 
-Event = Progress | Finished | Failed
+@dataclass(frozen=True)
+class Halted:
+    """A pack could not go on for a reason that lies in the machine, not in the work: nothing is recorded as failed."""
+
+    pack: Pack
+    cause: str
+
+
+Event = Progress | Finished | Failed | Halted

@@ -84,19 +84,17 @@ class LocalExecutor:
                 worker.pack = None
         return events
 
-    def stop(self) -> list[Event]:
+    def stop(self) -> None:
         """Ask for checkpoints, wait for the packs that train, and end all processes."""
         self._stop.set()
-        events: list[Event] = []
         for worker in self._workers:
             if worker.pack is not None and worker.pack.stage != "train":
                 worker.process.terminate()  # what it would have written is computed again
                 worker.pack = None
         deadline = time.monotonic() + _STOP_SECONDS
         while self.in_flight and time.monotonic() < deadline:
-            events += self.wait(0.2)
+            self.wait(0.2)
         self.close()
-        return events
 
     def close(self) -> None:
         """End all processes."""

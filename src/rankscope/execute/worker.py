@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import threading
 import time
@@ -17,14 +19,16 @@ from multiprocessing.synchronize import Event as StopFlag
 from pathlib import Path
 from typing import Any
 
-from rankscope.execute.events import Failed, Finished, Progress
+from rankscope.execute.events import Failed, Finished, Halted, Progress
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, TrainRecord
 from rankscope.schedule import folder_of
 from rankscope.store import Store, read_model, write_record
 
+LOG = "log.txt"
 _PARENT_CHECK_SECONDS = 0.5
+_LITTLE_SPACE_BYTES = 1_000_000
 
 
 def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Path) -> None:
@@ -34,7 +38,7 @@ def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Pa
         connection: Packs come in, events go out.
         stop: Set when the person has asked to stop: checkpoint and return.
         root: The study directory.
-        log_file: Where what libraries print and warn goes, so that it does not flood the terminal.
+        log_file: Where what is printed before the first pack goes; later it goes to the log of the pack's run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent asks through `stop`
     _end_with_parent()
@@ -49,9 +53,14 @@ def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Pa
     while (pack := connection.recv()) is not None:
         try:
             bench.carry_out(pack)
-        except Exception as error:  # noqa: BLE001  the boundary: a failed run is recorded and the rest goes on
+        except Exception as error:  # the boundary: a failed run is recorded and the rest goes on
+            logging.getLogger(__name__).exception("%s failed", pack)
+            cause = f"{type(error).__name__}: {error}"
+            if is_disk_full(root, error):
+                connection.send(Halted(pack, cause))
+                continue
             record_failure(store, plan, pack, error)
-            connection.send(Failed(pack, f"{type(error).__name__}: {error}"))
+            connection.send(Failed(pack, cause))
         else:
             connection.send(Finished(pack))
 
@@ -72,7 +81,9 @@ class _Bench:
         self._stop = stop
 
     def carry_out(self, pack: Pack) -> None:
-        """Hand the pack to its stage."""
+        """Hand the pack to its stage; what it prints goes to a log in the run's folder."""
+        folder = self.store.run(pack.run_ids[0]) if pack.run_ids else self.store.base(pack.base)
+        _redirect_output(folder / LOG)
         from rankscope.analyse import stage as analyse
         from rankscope.evaluate import stage as evaluate
         from rankscope.train import stage as train
@@ -163,11 +174,19 @@ def _end_with_parent() -> None:
 
 
 def _redirect_output(log_file: Path) -> None:
-    """Send standard output, standard error, logging and warnings of this process to its log."""
+    """Send what this process prints, its logging and warnings among it, to a log."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    os.close(descriptor)
     logging.captureWarnings(True)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(message)s")
     warnings.simplefilter("default")
+
+
+def is_disk_full(folder: Path, error: BaseException) -> bool:
+    """Whether an error came of a full disk; libraries wrap the system's error, so the space is looked at too."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LITTLE_SPACE_BYTES

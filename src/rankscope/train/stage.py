@@ -16,7 +16,7 @@ import torch
 
 from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.order import batches
-from rankscope.models.methods import TrainablePack
+from rankscope.models.methods import ADAPTER, MODEL, TrainablePack
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import Status, TrainRecord
@@ -77,6 +77,8 @@ def _start(store: Store, pack: TrainablePack, index: int) -> RunState:
     """Write what the run is about to do, then bring it to its last checkpoint, if any."""
     settings = pack.runs[index]
     folder = store.run(settings.run_id)
+    for name in (ADAPTER, MODEL):
+        shutil.rmtree(store.train(settings.run_id) / name, ignore_errors=True)  # what was half saved, or is damaged
     write_text(folder / "run.json", settings.model_dump_json(indent=1) + "\n")
     data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / "examples.parquet")
     examples = examples_from_frame(data.filter(pl.col("split") == "train"))
