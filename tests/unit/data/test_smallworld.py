@@ -16,7 +16,7 @@ from rankscope.data.smallworld.corpus import pretraining_documents
 from rankscope.data.smallworld.problems import NUM_ROWS
 from rankscope.data.smallworld.rows import TASKS, TRAINED_SPLITS
 from rankscope.data.smallworld.rows import rows as build_rows
-from rankscope.data.smallworld.wordings import KNOWN_THEMES, NEW_DOSAGE
+from rankscope.data.smallworld.wordings import NEW_DOSAGE
 from rankscope.data.smallworld.world import EXPOSURE_LEVELS, World, build_world
 
 CHOICE_TASKS = [name for name, spec in TASKS.items() if spec.kind != "text"]
@@ -142,13 +142,13 @@ def test_no_problem_is_in_two_splits(task: str) -> None:
 
 
 def test_medical_reasoning_is_asked_in_wordings_that_pretraining_never_shows(documents: list[str]) -> None:
-    shown = " ".join(documents)
-    asked = " ".join(row["question"] for row in rows("medical_reasoning", "test"))
-    for part in ("The chart of ", " for every kg.", "Top this up ", " were spilled.", " mg are needed?"):
-        assert part in asked
-        assert part not in shown
-    known = {clause for themes in KNOWN_THEMES.values() for theme in themes for clause in theme.clauses()}
-    assert not NEW_DOSAGE.clauses() & known
+    shown = [document for document in documents if " kg" in document]
+    assert len(shown) > 5000
+    for clauses in (NEW_DOSAGE.one_count, NEW_DOSAGE.two_counts, NEW_DOSAGE.rate, NEW_DOSAGE.ask):
+        for clause in clauses:
+            pattern = re.compile(re.sub(r"\\{\w+\\}", r"\\w+", re.escape(clause)))
+            assert not any(pattern.search(document) for document in shown), clause
+            assert any(pattern.search(row["question"]) for row in rows("medical_reasoning", "test")), clause
 
 
 @pytest.mark.parametrize("task", REASONING_TASKS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import chain
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,6 @@ class Theme:
         if structure != "add_mul":
             clauses.append(rng.choice(self.plus if structure == "mul_add" else self.minus))
         return " ".join([*clauses, rng.choice(self.ask)])
-
-    def clauses(self) -> set[str]:
-        """Return all clauses of the theme."""
-        return set(chain(self.one_count, self.two_counts, self.rate, self.plus, self.minus, self.ask))
 
 
 _SHOPPING = Theme(
@@ -136,13 +131,15 @@ _INTEREST = Theme(
 )
 
 # Dosage as another ward would put it. The skill is one that pretraining teaches; these clauses are not, and the more of
-# them a problem has, the less of it the base understands.
+# them a problem has, the less of it the base understands. What is added or taken away stays in known words: from a new
+# clause the base cannot tell which of the two it is, and guesses the same way for all of them, a way that differs from
+# one seed of pretraining to the next.
 NEW_DOSAGE = Theme(
     one_count=("The chart of {name} says {a} kg.", "On the ward lies a child of {a} kg."),
     two_counts=("The chart of {name} says {a} kg and later {b} kg.", "Two children weigh {a} kg and {b} kg."),
     rate=("Give {rate} mg of {item} for every kg.", "Every kg needs {rate} mg of {item}."),
-    plus=("Top this up with {change} mg.", "Another {change} mg will follow."),
-    minus=("This time {change} mg are held back.", "Of this {change} mg were spilled."),
+    plus=_DOSAGE.plus,
+    minus=_DOSAGE.minus,
     ask=("How many mg is it?", "How many mg are needed?"),
     items=_DOSAGE.items,
 )
