@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import polars as pl
 from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import DamagedFile, UserError
 from rankscope.records import FORMAT_VERSION, AnalyseRecord, DecideRecord, EvaluateRecord, Rates, Record, TrainRecord
+from rankscope.runs import settings_hash
 
 RECORD = "record.json"
 Model = TypeVar("Model", bound=BaseModel)
@@ -170,6 +172,20 @@ def write_text(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+
+
+def write_checked(path: Path, value: Any) -> None:
+    """Write plain data as JSON with a checksum of its own, for what no record vouches for."""
+    write_text(path, json.dumps({"sha256": settings_hash(value), "value": value}) + "\n")
+
+
+def read_checked(path: Path) -> Any | None:
+    """What `write_checked` wrote; None where there is none, or where it is not what was written."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document["value"] if document["sha256"] == settings_hash(document["value"]) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def remove_leftovers(root: Path) -> None:

@@ -32,12 +32,12 @@ from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import AnalyseRecord
 from rankscope.runs import BaseSettings, RunSettings
-from rankscope.store import Store, write_parquet, write_record, write_text
+from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
 
 MATRICES, OTHERS, SINGULAR_VALUES = "matrices.parquet", "other_tensors.parquet", "singular_values.safetensors"
 HEADS = "heads.parquet"
 # The base's patterns on the probe texts: no result but a store of what every run is compared with. They are on no
-# record, may be deleted, and are made again when a run needs them.
+# record (their checksums are in `done`), may be deleted, and are made again when a run needs them.
 PATTERNS, PATTERNS_DONE = "patterns", "done"
 # A layer's pattern of one batch has at most heads x longest text x this many numbers.
 _TOKENS_PER_BATCH = 2048
@@ -123,7 +123,7 @@ class _Stage:
 
     def _spectra(self, settings: RunSettings, folder: Path) -> _Found:
         """Every update's spectrum; `Spectra.summary` says how one number comes of many."""
-        file = f"norms-{settings.base.fingerprint[:16]}.parquet"
+        file = f"norms-{settings.base.fingerprint[:16]}.json"
         norms = _NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
         updates = iter_updates(
             self.models.base_folder(settings.base), trained_folder(self.store.train(settings.run_id))
@@ -152,7 +152,9 @@ class _Stage:
                 _write_tensors(patterns / _pattern_file(index, layer.layer), {"pattern": packed})
 
             show_patterns(model, batch, keep)
-        write_text(patterns / PATTERNS_DONE, self.plan.analysis_hash(base, None, "attention"))
+        files = {path.name: checksum(path) for path in patterns.glob("batch*.safetensors")}
+        made_of = self.plan.analysis_hash(base, None, "attention")
+        write_checked(patterns / PATTERNS_DONE, {"of": made_of, "files": files})
         heads = table.frame()
         write_parquet(folder / HEADS, heads)
         return _Found(head_means(heads), (HEADS,))
@@ -186,8 +188,13 @@ class _Stage:
         return _Found(head_means(heads), (HEADS,))
 
     def _has_patterns(self, base: str, folder: Path) -> bool:
-        done = folder / PATTERNS / PATTERNS_DONE
-        return done.is_file() and done.read_text() == self.plan.analysis_hash(base, None, "attention")
+        """Whether the base's patterns are there, of these probe texts, and as they were written."""
+        patterns = folder / PATTERNS
+        done = read_checked(patterns / PATTERNS_DONE)
+        if done is None or done["of"] != self.plan.analysis_hash(base, None, "attention"):
+            return False
+        files = {patterns / name: expected for name, expected in done["files"].items()}
+        return all(path.is_file() and checksum(path) == expected for path, expected in files.items())
 
     def _probes(self, base: str) -> list[Batch]:
         """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
@@ -200,8 +207,7 @@ class _NormCache:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        rows = pl.read_parquet(path).iter_rows() if path.is_file() else ()
-        self._norms = {name: BaseNorms(frobenius, spectral) for name, frobenius, spectral in rows}
+        self._norms = {name: BaseNorms(*norms) for name, norms in (read_checked(path) or {}).items()}
         self._num_read = len(self._norms)
 
     def of(self, update: Update) -> BaseNorms:
@@ -211,9 +217,7 @@ class _NormCache:
 
     def write(self) -> None:
         if len(self._norms) > self._num_read:
-            rows = [(name, norms.frobenius, norms.spectral) for name, norms in self._norms.items()]
-            schema = {"name": pl.String, "frobenius": pl.Float64, "spectral": pl.Float64}
-            write_parquet(self._path, pl.DataFrame(rows, schema=schema, orient="row"))
+            write_checked(self._path, {name: (norms.frobenius, norms.spectral) for name, norms in self._norms.items()})
 
 
 def _pattern_file(batch: int, layer: int) -> str:

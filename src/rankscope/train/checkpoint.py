@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankscope.models.methods import TrainablePack
 from rankscope.records import ValidationPoint
-from rankscope.store import checksum, write_text
+from rankscope.store import checksum, read_checked, write_checked
 from rankscope.train.loop import RunState, StepLog
 from rankscope.train.optimizer import load_optimizer_tensors, optimizer_tensors
 
@@ -37,7 +35,7 @@ def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> None
         "validations": [point.model_dump() for point in state.validations],
         "files": {name: checksum(target / name) for name in _FILES},
     }
-    write_text(target / _STATE, json.dumps(document))
+    write_checked(target / _STATE, document)
     for older in folder.iterdir():
         if older != target:
             shutil.rmtree(older)
@@ -62,12 +60,11 @@ def read_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> bool:
 
 def _whole(target: Path, settings_hash: str) -> dict | None:
     """The state of a checkpoint whose files are all as they were written, else None: an older one serves."""
-    try:
-        document = json.loads((target / _STATE).read_text(encoding="utf-8"))
-        is_whole = all(checksum(target / name) == document["files"][name] for name in _FILES)
-    except (OSError, ValueError, KeyError, SafetensorError):
+    document = read_checked(target / _STATE)
+    if document is None or document["settings_hash"] != settings_hash:
         return None
-    return document if is_whole and document["settings_hash"] == settings_hash else None
+    is_whole = all((target / name).is_file() and checksum(target / name) == document["files"][name] for name in _FILES)
+    return document if is_whole else None
 
 
 def _own(tensor: Tensor) -> Tensor:

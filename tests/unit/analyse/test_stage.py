@@ -290,6 +290,31 @@ class TestAttention:
         assert models.asked == ["base", "base", "lora-r2"]
         check_files(folder, record)
 
+    @pytest.mark.parametrize("name", ["attention/patterns/batch0001-layer002.safetensors", "attention/patterns/done"])
+    def test_damaged_patterns_are_made_again_and_never_read(self, study, name):
+        synthetic, _ = study
+        analyse(study, names=["attention"])
+        path = synthetic.store.base("small") / "analyse" / name
+        flip(path)
+        found, _, _ = analysed(study, "lora-r2", "attention")
+        assert found.summary["attention_divergence"] == 0.0
+
+    def test_damaged_norms_are_made_again_and_never_read(self, study):
+        synthetic, _ = study
+        first, _, _ = analysed(study, "lora-r3", "spectra")
+        (path,) = (synthetic.store.base("small") / "analyse" / "spectra").glob("norms-*.json")
+        flip(path)
+        shutil.rmtree(synthetic.store.analysis(synthetic.runs("lora-r3")[0].run_id, "spectra"))
+        again, _, _ = analysed(study, "lora-r3", "spectra")
+        assert again.summary == first.summary
+
+
+def flip(path):
+    """Turn one digit or bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
 
 class TestAgain:
     def test_finished_work_is_not_redone(self, study):
