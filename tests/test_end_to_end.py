@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,73 +15,18 @@ import polars as pl
 import pytest
 
 from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR
-from rankscope.plan import Plan
-from rankscope.store import Store, read_model
-
-STUDY = """\
-study: tiny
-model: smallworld:base
-train:
-  facts:
-    source: smallworld:medical_new
-    split: train
-    max_examples: 32
-    validation: {source: smallworld:medical_new, split: validation, max_examples: 8}
-arms:
-  - {method: full, learning_rate: [1.0e-3]}
-  - {method: lora, rank: 2, learning_rate: [1.0e-3, 3.0e-3]}
-optimization: {max_steps: 8, batch_size: 8, max_length: 64}
-seeds: [0, 1]
-evaluate:
-  facts: {source: smallworld:medical_new, split: test, max_examples: 16, in_domain_for: [facts]}
-  problems: {source: smallworld:general_reasoning, split: test, max_examples: 4, scoring: generate, max_new_tokens: 12}
-  recall: {source: smallworld:general_recall, split: test, max_examples: 16, role: retention}
-  text: {source: smallworld:general_text, split: test, max_examples: 8, role: retention}
-analyse: {num_probe_texts: 6}
-execute: {num_workers: 2, threads_per_worker: 1, checkpoint_seconds: 0}
-"""
-COMMAND = [sys.executable, "-m", "rankscope", "run"]
-
-
-def write_study(folder: Path, text: str = STUDY) -> Path:
-    path = folder / "study.yaml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def run(study: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [*COMMAND, str(study), "--out", str(out), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=570)
+from rankscope.store import Store
+from studies import COMMAND, STUDY, assert_same_results, plan_of, run, write_study
 
 
 def stop_when(study: Path, out: Path, is_time: Callable[[], bool], kind: signal.Signals) -> int:
     """Start a study, send a signal to its process when the time has come, and return its exit status."""
-    process = subprocess.Popen([*COMMAND, str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, "run", str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
     while not is_time():
         assert process.poll() is None, "the study was over before it could be stopped"
         time.sleep(0.02)
     process.send_signal(kind)
     return process.wait(timeout=120)
-
-
-def plan_of(out: Path) -> Plan:
-    plan = read_model(Store(out).plan_file, Plan)
-    assert plan is not None
-    return plan
-
-
-def assert_same_results(first: Path, second: Path) -> None:
-    """Weights, items and verdicts are the same, bit for bit; times and dates are not compared."""
-    weights = [path.relative_to(first) for path in sorted(first.rglob("*.safetensors")) if "patterns" not in path.parts]
-    assert len(weights) > 6
-    for name in weights:
-        assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    tables = [path.relative_to(first) for path in sorted(first.rglob("*.parquet"))]
-    assert len(tables) > 20
-    for name in tables:
-        assert pl.read_parquet(first / name).equals(pl.read_parquet(second / name), null_equal=True), name
-    verdicts = [json.loads((out / "decide" / "record.json").read_text())["verdicts"] for out in (first, second)]
-    assert verdicts[0] == verdicts[1]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +87,7 @@ def test_running_again_does_nothing(finished: tuple) -> None:
 
 def test_status_of_a_finished_study(finished: tuple) -> None:
     _, out, _ = finished
-    command = [sys.executable, "-m", "rankscope", "status", str(out), "--json"]
+    command = [*COMMAND, "status", str(out), "--json"]
     state = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert state["state"] == "done"
     assert state["counts"] == {"done": 5}
@@ -220,7 +164,7 @@ def test_damage_is_found_and_mended(finished: tuple, tmp_path: Path) -> None:
 def test_a_second_process_on_one_directory_says_so(finished: tuple, tmp_path: Path) -> None:
     study, _, _ = finished
     out = tmp_path / "out"
-    first = subprocess.Popen([*COMMAND, str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
+    first = subprocess.Popen([*COMMAND, "run", str(study), "--out", str(out)], stdout=subprocess.DEVNULL)
     try:
         while not list(out.glob("runs/*/train/steps.jsonl")):
             assert first.poll() is None
