@@ -19,7 +19,7 @@ MAX_MODULE, MAX_FUNCTION, MAX_LOOP = 500, 60, 100
 OPTIONS = {
     "init": {"--model", "--train", "--out"},
     "plan": {"STUDY", "--set", "--json"},
-    "run": {"STUDY", "--set", "--out", "--retry-failed"},
+    "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
     "report": {"DIR"},
     "demo": {"--out"},

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rankscope.errors import DamagedFile, MachineError, UserError
+from rankscope.spec import Study
 
 DONE, SOME_FAILED, USER_ERROR, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rankscope: {error.message()}", file=sys.stderr)
         return USER_ERROR
     except MachineError as error:
-        text = f"rankscope: stopped: {error}\n  mend: make space; what was computed stays, and the same command goes on"
+        text = f"rankscope: stopped: {error}\n  what was computed stays, and the same command goes on"
         print(text, file=sys.stderr)
         return SOME_FAILED
     except DamagedFile as error:
@@ -73,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(run)
     _add_out(run)
     run.add_argument("--retry-failed", action="store_true", help="try again what failed before")
+    text = "work on the study together with other processes started so on one directory"
+    run.add_argument("--share", action="store_true", help=text)
 
     status = add("status", _status, "say what is done, running, failed and left")
     status.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
@@ -84,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes")
     _add_out(demo)
+    demo.set_defaults(retry_failed=False, share=False)
     return parser
 
 
@@ -126,7 +130,7 @@ def _run(options: argparse.Namespace) -> int:
     from rankscope.study_file import load_study
 
     study = load_study(options.study, options.set)
-    return _run_study(study, options.out or Path("results") / study.study, retry_failed=options.retry_failed)
+    return _run_study(study, options.out or Path("results") / study.study, options)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -135,12 +139,12 @@ def _demo(options: argparse.Namespace) -> int:
     from rankscope.study_file import load_study
 
     study = load_study(Path(str(files("rankscope.data.smallworld") / "study.yaml")))
-    status = _run_study(study, options.out or Path("results") / study.study, retry_failed=False)
+    status = _run_study(study, options.out or Path("results") / study.study, options)
     # "Undecided" is a fine answer for a demonstration.
     return DONE if status == UNDECIDED else status
 
 
-def _run_study(study: object, out: Path, *, retry_failed: bool) -> int:
+def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from rankscope.display import make_display
@@ -150,7 +154,7 @@ def _run_study(study: object, out: Path, *, retry_failed: bool) -> int:
     console = Console()
     display = make_display(console)
     try:
-        outcome = run_study(study, out, display, retry_failed=retry_failed)
+        outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
     finally:
         display.close()
     for part in verdict_tables(outcome.record):

@@ -27,7 +27,7 @@ class UserError(Exception):
 
 
 class MachineError(Exception):
-    """The machine, not the work, stands in the way (a full disk): what was computed stays, the same command goes on."""
+    """Something outside stands in the way (a full disk, a changed model): what was computed stays and can go on."""
 
 
 class DamagedFile(Exception):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,19 +15,30 @@ from typing import Protocol
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile, MachineError, UserError
-from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
+from rankscope.execute.events import Event, Halted, Progress
 from rankscope.execute.local import LocalExecutor
-from rankscope.plan import Plan
+from rankscope.leases import Leases, occupy
+from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
 from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, Rates
 from rankscope.report import stage as report
-from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_board, read_record, ready_packs, work_of
+from rankscope.schedule import (
+    Board,
+    Work,
+    chosen_run_ids,
+    expected_hash,
+    needed_work,
+    read_board,
+    read_record,
+    ready_packs,
+    work_of,
+)
 from rankscope.spec import Study
 from rankscope.store import Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import dump_study, load_study
 
-_ORPHAN_SECONDS = 20.0
+_SHARE_SECONDS = 1.0
 
 
 class Display(Protocol):
@@ -59,7 +68,9 @@ class Outcome:
         return all(verdict.decision == "recommended" for verdict in self.record.verdicts)
 
 
-def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool = False) -> Outcome:
+def run_study(
+    study: Study, out: Path, display: Display, *, retry_failed: bool = False, share: bool = False
+) -> Outcome:
     """Run a study, or finish one that was stopped.
 
     Args:
@@ -67,6 +78,7 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
         out: The study directory; made if it does not exist.
         display: Who shows what is going on.
         retry_failed: Try again what failed before.
+        share: Work beside other processes that were started on the same directory in the same way.
 
     Raises:
         UserError: The data or the directory is wrong; nothing was started.
@@ -76,12 +88,14 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
     store = Store(out)
     _check_directory(store, study)
     plan, inputs = make_plan(study, _earlier_plan(store, study))
-    with _alone(store):
-        remove_leftovers(store.root)
+    with occupy(store, share=share) as leases:
+        if not share:
+            remove_leftovers(store.root)  # those of others may be in use
         _write_start(store, study, plan, inputs)
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         display.planned(plan, remarks)
-        _carry_out(study, plan, store, board, display)
+        _Work(study, plan, store, board, leases).carry_out(display)
+        _wait_for_turn(leases, "decide")
         display.message("deciding")
         record = decide.run(store, study, plan)
         if study.keep == "records":
@@ -89,52 +103,113 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
                 _delete_weights(store, board, settings.run_id)
         display.message("writing the report")
         page = report.run(store)
+        leases.release("decide")
     return Outcome(record, page, len(board.failed()))
 
 
-def _carry_out(study: Study, plan: Plan, store: Store, board: Board, display: Display) -> None:
-    """Everything that trains, scores or looks inside; rates are chosen on the way."""
-    executor = LocalExecutor(store, plan)
-    rates = update_rates(store, plan)
-    progress: dict[str, Progress] = {}
-    try:
-        while True:
-            busy = {work for pack in executor.in_flight for work in work_of(pack)}
-            for pack in ready_packs(plan, board, rates):
-                if executor.num_idle and not busy.intersection(work_of(pack)):
-                    executor.submit(pack)
-            if not executor.in_flight:
+@dataclass
+class _Work:
+    """Everything that trains, scores or looks inside, in this process and in others that share the study."""
+
+    study: Study
+    plan: Plan
+    store: Store
+    board: Board
+    leases: Leases
+
+    def carry_out(self, display: Display) -> None:
+        """Hand out what is ready until nothing is left; rates are chosen on the way."""
+        executor = LocalExecutor(self.store, self.plan)
+        running = self.store.root / "running" / f"{socket.gethostname()}-{os.getpid()}.json"
+        progress: dict[str, Progress] = {}
+        try:
+            while True:
+                rates = self._choose_rates()
+                self._submit(executor, rates)
+                if not executor.in_flight and not self._is_left(rates):
+                    return
+                events = executor.wait(1.0)
+                for event in events:
+                    self._note(progress, event)
+                needed = list(needed_work(self.plan, rates))
+                display.update(self.board, needed, events, list(progress.values()))
+                _write_running(running, list(progress.values()))
+        except KeyboardInterrupt:
+            display.message("stopping: runs in training write a checkpoint")
+            executor.stop()
+            raise
+        finally:
+            executor.close()
+            running.unlink(missing_ok=True)
+
+    def _choose_rates(self) -> Rates:
+        """The rates chosen so far; one process at a time adds to them."""
+        if not self.leases.take("rates"):
+            return self.store.read_rates()
+        try:
+            rates = update_rates(self.store, self.plan)
+            _delete_unchosen(self.study, self.plan, self.store, self.board, rates)
+        finally:
+            self.leases.release("rates")
+        return rates
+
+    def _submit(self, executor: LocalExecutor, rates: Rates) -> None:
+        """Give idle workers the most urgent of what nobody has taken."""
+        busy = {work for pack in executor.in_flight for work in work_of(pack)}
+        for pack in ready_packs(self.plan, self.board, rates):
+            if not executor.num_idle:
                 return
-            events = executor.wait(1.0)
-            for event in events:
-                if isinstance(event, Halted):
-                    raise MachineError(event.cause)
-                _note(store, board, progress, event)
-            if any(isinstance(event, (Finished, Failed)) for event in events):
-                rates = update_rates(store, plan)
-                _delete_unchosen(study, plan, store, board, rates)
-            in_flight = list(progress.values())
-            display.update(board, list(needed_work(plan, rates)), events, in_flight)
-            _write_status(store, in_flight)
-    except KeyboardInterrupt:
-        display.message("stopping: runs in training write a checkpoint")
-        executor.stop()
-        raise
-    finally:
-        executor.close()
-        (store.root / "running.json").unlink(missing_ok=True)
+            if busy.intersection(work_of(pack)) or not self.leases.take(_lease(pack)):
+                continue
+            # Another process may have finished it since the board was read.
+            if self.leases.is_shared and self._refresh(work_of(pack)):
+                self.leases.release(_lease(pack))
+                continue
+            executor.submit(pack)
+
+    def _is_left(self, rates: Rates) -> bool:
+        """Whether others are still at something that this study needs; waits a moment where they are."""
+        if not self.leases.is_shared:
+            return False
+        left = [work for work in needed_work(self.plan, rates) if not self.board.has_ended(work)]
+        self._refresh(left)
+        if left:
+            time.sleep(_SHARE_SECONDS)
+        return bool(left)
+
+    def _refresh(self, works: Iterable[Work]) -> bool:
+        """Take in records that others have written; whether any piece of the work has ended."""
+        has_ended = False
+        for work in works:
+            record = read_record(self.store, work)
+            if record is None or record.status == "interrupted":
+                continue
+            if record.settings_hash == expected_hash(self.plan, work):
+                self.board.note(work, record)
+                has_ended = True
+        return has_ended
+
+    def _note(self, progress: dict[str, Progress], event: Event) -> None:
+        """Keep the board in step with what came back."""
+        if isinstance(event, Halted):
+            raise MachineError(event.cause)
+        if isinstance(event, Progress):
+            progress[event.run_id] = event
+            return
+        self._refresh(work_of(event.pack))
+        self.leases.release(_lease(event.pack))
+        for work in work_of(event.pack):
+            progress.pop(work[2] or work[1], None)
 
 
-def _note(store: Store, board: Board, progress: dict[str, Progress], event: Event) -> None:
-    """Keep the board in step with what came back."""
-    if isinstance(event, Progress):
-        progress[event.run_id] = event
-        return
-    for work in work_of(event.pack):
-        progress.pop(work[2] or work[1], None)
-        record = read_record(store, work)
-        if record is not None and record.status != "interrupted":
-            board.note(work, record)
+def _lease(pack: Pack) -> str:
+    """The name of the lease on a pack's work: one model in one stage, so that no two processes meet in one folder."""
+    return f"{pack.stage}-{'+'.join(pack.run_ids) or pack.base}"
+
+
+def _wait_for_turn(leases: Leases, name: str) -> None:
+    while not leases.take(name):
+        time.sleep(_SHARE_SECONDS)
 
 
 def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates: Rates) -> None:
@@ -159,7 +234,7 @@ def _delete_weights(store: Store, board: Board, run_id: str) -> None:
     write_record(folder, record.model_copy(update={"weights_deleted": True}), kept)
     for child in folder.iterdir():
         if child.is_dir():
-            shutil.rmtree(child)
+            shutil.rmtree(child, ignore_errors=True)  # another process that shares the study may be at it
     board.without_weights.add(run_id)
 
 
@@ -170,7 +245,7 @@ def _check_directory(store: Store, study: Study) -> None:
     if not store.root.is_dir():
         raise UserError("is a file, and results need a folder", where=store.root, mend="choose another --out")
     if not store.study_file.exists():
-        if any(child.name not in {".lock", ".workers"} for child in store.root.iterdir()):
+        if any(child.name not in {".lock", ".workers", "leases"} for child in store.root.iterdir()):
             raise UserError("holds files that are no study's", where=store.root, mend="choose another --out")
         return
     found = load_study(store.study_file).study
@@ -198,43 +273,10 @@ def _write_start(store: Store, study: Study, plan: Plan, inputs: Inputs) -> None
     write_inputs(store, inputs)
 
 
-def _write_status(store: Store, in_flight: list[Progress]) -> None:
-    """What is being done right now, for `status` in another terminal."""
+def _write_running(path: Path, in_flight: list[Progress]) -> None:
+    """What this process is doing right now, for `status` in another terminal."""
     rows = [
         {"run": event.run_id, "stage": event.pack.stage, "done": event.done, "total": event.total, "loss": event.loss}
         for event in in_flight
     ]
-    write_text(store.root / "running.json", json.dumps({"time": time.time(), "runs": rows}))
-
-
-@contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Hold the study directory for this process; workers that an earlier one left behind end first."""
-    store.root.mkdir(parents=True, exist_ok=True)
-    with (store.root / ".lock").open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            mend = "wait for it, or watch it with `rankscope status`"
-            what = f"another process works on it ({lock.read().strip()})"
-            raise UserError(what, where=store.root, mend=mend) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        _wait_for_orphans(store)
-        yield
-
-
-def _wait_for_orphans(store: Store) -> None:
-    """Wait until the workers of a process that was killed have noticed and ended."""
-    deadline = time.monotonic() + _ORPHAN_SECONDS
-    with (store.root / ".workers").open("a+", encoding="utf-8") as workers:
-        while True:
-            try:
-                fcntl.flock(workers, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise UserError("workers of an earlier process still write to it", where=store.root) from None
-                time.sleep(0.2)
+    write_text(path, json.dumps({"time": time.time(), "runs": rows}))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from collections import Counter
 from typing import Any
 
 from rankscope.errors import DamagedFile, UserError
+from rankscope.leases import LEASE_SECONDS, is_occupied
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
 from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_record
@@ -30,7 +30,7 @@ def study_status(store: Store) -> dict[str, Any]:
     if plan is None:
         raise UserError("holds no study that was started", where=store.root, mend="`rankscope run STUDY` starts one")
     board = _board(plan, store)
-    is_running = _is_locked(store)
+    is_running = is_occupied(store)
     running = _running(store) if is_running else {}
     rates = store.read_rates()
     needed = set(needed_work(plan, rates))
@@ -99,24 +99,14 @@ def _board(plan: Plan, store: Store) -> Board:
     return board
 
 
-def _is_locked(store: Store) -> bool:
-    """Whether a process works on the study now."""
-    path = store.root / ".lock"
-    if not path.exists():
-        return False
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
 def _running(store: Store) -> dict[str, Any]:
-    """What the working process last said it was doing."""
-    try:
-        document = json.loads((store.root / "running.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    age = time.time() - document["time"]
-    return {row["run"]: row | {"age_seconds": age} for row in document["runs"]}
+    """What the working processes last said they were doing."""
+    found = {}
+    for path in (store.root / "running").glob("[!.]*.json"):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue  # that process has just ended
+        if time.time() - document["time"] < LEASE_SECONDS:
+            found |= {row["run"]: row for row in document["runs"]}
+    return found

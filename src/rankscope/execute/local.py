@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from rankscope.execute.events import Event, Failed, Progress
-from rankscope.execute.worker import record_failure, worker_main
+from rankscope.execute.events import Event, Failed, Halted, Progress
+from rankscope.execute.worker import has_little_space, record_failure, worker_main
 from rankscope.plan import Pack, Plan
 from rankscope.store import Store
 
@@ -44,7 +45,7 @@ class LocalExecutor:
         self._store = store
         self._plan = plan
         self._context = multiprocessing.get_context("spawn")  # fork and threads do not go together
-        self._stop = self._context.Event()
+        self._is_stopping = False
         self._workers: list[_Worker] = []
         self._deaths: dict[Pack, int] = {}
 
@@ -67,7 +68,8 @@ class LocalExecutor:
             worker = self._start()
             self._workers.append(worker)
         worker.pack = pack
-        worker.connection.send(pack)
+        with _ignoring_broken_pipe():  # one that dies before it has heard of the pack is found by `wait`
+            worker.connection.send(pack)
 
     def wait(self, seconds: float) -> list[Event]:
         """What has happened, after waiting at most so long for something to."""
@@ -86,10 +88,12 @@ class LocalExecutor:
 
     def stop(self) -> None:
         """Ask for checkpoints, wait for the packs that train, and end all processes."""
-        self._stop.set()
+        self._is_stopping = True
         for worker in self._workers:
-            if worker.pack is not None and worker.pack.stage != "train":
-                worker.process.terminate()  # what it would have written is computed again
+            if worker.pack is not None and worker.pack.stage == "train":
+                worker.process.terminate()  # the worker takes the signal for the wish that it is
+            elif worker.pack is not None:
+                worker.process.kill()  # what it would have written is computed again
                 worker.pack = None
         deadline = time.monotonic() + _STOP_SECONDS
         while self.in_flight and time.monotonic() < deadline:
@@ -110,7 +114,7 @@ class LocalExecutor:
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
         log_file = self._store.root / "logs" / f"worker-{len(self._workers)}.log"
-        arguments = (theirs, self._stop, self._store.root, log_file)
+        arguments = (theirs, self._store.root, log_file)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
         with _thread_limit(self._plan.layout.threads_per_worker):
             process.start()
@@ -118,13 +122,18 @@ class LocalExecutor:
         return _Worker(process, ours)
 
     def _replace(self, worker: _Worker) -> list[Event]:
-        """Start another process in the place of one that died; its pack is tried once more, then recorded as failed."""
+        """Start another process in the place of one that died; its pack is tried once more, then recorded as failed.
+
+        A process that cannot even write its log dies of the full disk, which is no failure of its pack.
+        """
         pack = worker.pack
         worker.process.join(timeout=5.0)
         code = worker.process.exitcode
         self._workers.remove(worker)
-        if pack is None or self._stop.is_set():
+        if pack is None or self._is_stopping:
             return []
+        if has_little_space(self._store.root):
+            return [Halted(pack, f"a worker ended with status {code}, and the disk of {self._store.root} is full")]
         self._deaths[pack] = self._deaths.get(pack, 0) + 1
         if self._deaths[pack] < _MAX_DEATHS:
             self.submit(pack)
@@ -135,9 +144,12 @@ class LocalExecutor:
 
 
 def _meaning(code: int | None) -> str:
-    if code == -9:
-        return "killed, most often because memory ran out: use fewer workers or a smaller max_tokens_per_batch"
-    return "see logs/ in the study directory"
+    if code == -signal.SIGKILL:
+        return "SIGKILL, most often because memory ran out: use fewer workers or a smaller max_tokens_per_batch"
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        return f"{name}; see logs/ and the run's log.txt"
+    return "see logs/ and the run's log.txt"
 
 
 @contextmanager
@@ -164,5 +176,3 @@ def _ignoring_broken_pipe() -> Iterator[None]:
         yield
     except (BrokenPipeError, ConnectionError):
         return
-
-

@@ -15,10 +15,10 @@ import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
-from multiprocessing.synchronize import Event as StopFlag
 from pathlib import Path
 from typing import Any
 
+from rankscope.errors import MachineError
 from rankscope.execute.events import Failed, Finished, Halted, Progress
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
@@ -31,16 +31,17 @@ _PARENT_CHECK_SECONDS = 0.5
 _LITTLE_SPACE_BYTES = 1_000_000
 
 
-def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Path) -> None:
+def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
     """Carry out the packs that come through `connection` until None comes.
 
     Args:
         connection: Packs come in, events go out.
-        stop: Set when the person has asked to stop: checkpoint and return.
         root: The study directory.
         log_file: Where what is printed before the first pack goes; later it goes to the log of the pack's run.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent asks through `stop`
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())  # the parent's wish for a checkpoint and an end
     _end_with_parent()
     _redirect_output(log_file)
     store = Store(root)
@@ -56,8 +57,8 @@ def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Pa
         except Exception as error:  # the boundary: a failed run is recorded and the rest goes on
             logging.getLogger(__name__).exception("%s failed", pack)
             cause = f"{type(error).__name__}: {error}"
-            if is_disk_full(root, error):
-                connection.send(Halted(pack, cause))
+            if isinstance(error, MachineError) or is_disk_full(root, error):
+                connection.send(Halted(pack, str(error) if isinstance(error, MachineError) else _disk_full(cause)))
                 continue
             record_failure(store, plan, pack, error)
             connection.send(Failed(pack, cause))
@@ -68,7 +69,7 @@ def worker_main(connection: Connection, stop: StopFlag, root: Path, log_file: Pa
 class _Bench:
     """The stages with the models they share, and the line to the parent."""
 
-    def __init__(self, store: Store, plan: Plan, connection: Connection, stop: StopFlag) -> None:
+    def __init__(self, store: Store, plan: Plan, connection: Connection, stop: threading.Event) -> None:
         import torch
 
         from rankscope.models.loading import Models
@@ -99,7 +100,7 @@ class _Watcher:
 
     pack: Pack
     connection: Connection
-    stop: StopFlag
+    stop: threading.Event
     sent: float = 0.0
 
     def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
@@ -185,8 +186,17 @@ def _redirect_output(log_file: Path) -> None:
     warnings.simplefilter("default")
 
 
+def _disk_full(cause: str) -> str:
+    return f"the disk is full ({cause})\n  mend: make space"
+
+
 def is_disk_full(folder: Path, error: BaseException) -> bool:
     """Whether an error came of a full disk; libraries wrap the system's error, so the space is looked at too."""
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return True
-    return "No space left" in str(error) or shutil.disk_usage(folder).free < _LITTLE_SPACE_BYTES
+    return "No space left" in str(error) or has_little_space(folder)
+
+
+def has_little_space(folder: Path) -> bool:
+    """Whether so little of the disk is left that a write may just have failed."""
+    return shutil.disk_usage(folder).free < _LITTLE_SPACE_BYTES

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from rankscope.data.hub import model_folder
+from rankscope.data.hub import fingerprint, model_folder
 from rankscope.data.tokens import Tokenizer
+from rankscope.errors import MachineError
 from rankscope.models.methods import TrainablePack, load_tuned, make_trainable
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store
@@ -59,7 +60,11 @@ class Models:
         """The base itself, as it was pretrained."""
         if self._base is None or self._base[0] != settings:
             self._base = None  # freed before the next one is read
-            self._base = settings, load_model(self.base_folder(settings), self.dtype, self.device)
+            folder = self.base_folder(settings)
+            if fingerprint(folder) != settings.fingerprint:
+                what = f"the files of base {settings.name} in {folder} have changed since the study was planned"
+                raise MachineError(f"{what}\n  mend: put them back, or run the study again with the new ones")
+            self._base = settings, load_model(folder, self.dtype, self.device)
         return self._base[1]
 
     @contextmanager
