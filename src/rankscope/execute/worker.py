@@ -89,6 +89,7 @@ class _Bench:
         from rankscope.evaluate import stage as evaluate
         from rankscope.train import stage as train
 
+        self.models.check_base(self.plan.bases[pack.base])
         watcher = _Watcher(pack, self._connection, self._stop)
         stage = {"train": train, "evaluate": evaluate, "analyse": analyse}[pack.stage]
         stage.run(pack, self.plan, self.store, self.models, watcher)

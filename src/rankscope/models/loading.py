@@ -50,6 +50,17 @@ class Models:
         """The folder that a base is read from."""
         return model_folder(settings.source, settings.revision)
 
+    def check_base(self, settings: BaseSettings) -> None:
+        """Compare a base's files with those that the study was planned for.
+
+        Raises:
+            MachineError: They have changed, so that what comes next would not fit what is there.
+        """
+        folder = self.base_folder(settings)
+        if fingerprint(folder) != settings.fingerprint:
+            what = f"the files of base {settings.name} in {folder} have changed since the study was planned"
+            raise MachineError(f"{what}\n  mend: put them back, or run the study again with the new ones")
+
     def tokenizer(self, settings: BaseSettings) -> Tokenizer:
         """The base's tokenizer."""
         if settings not in self._tokenizers:
@@ -60,11 +71,7 @@ class Models:
         """The base itself, as it was pretrained."""
         if self._base is None or self._base[0] != settings:
             self._base = None  # freed before the next one is read
-            folder = self.base_folder(settings)
-            if fingerprint(folder) != settings.fingerprint:
-                what = f"the files of base {settings.name} in {folder} have changed since the study was planned"
-                raise MachineError(f"{what}\n  mend: put them back, or run the study again with the new ones")
-            self._base = settings, load_model(folder, self.dtype, self.device)
+            self._base = settings, load_model(self.base_folder(settings), self.dtype, self.device)
         return self._base[1]
 
     @contextmanager
