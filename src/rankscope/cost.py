@@ -17,7 +17,6 @@ from rankscope.spec import Study
 _FORWARD, _TRAIN_FULL, _TRAIN_FROZEN = 2, 6, 4
 # The share of the machine's matrix product rate that small models reach here, start-up included; measured on the demo.
 _EFFICIENCY = 0.25
-_BYTES = 4
 
 Frames = Mapping[tuple[str, str], pl.DataFrame]
 Shapes = dict[str, tuple[int, ...]]
@@ -27,15 +26,15 @@ def estimate(
     study: Study, runs: Iterable[RunSettings], examples: Frames, prompts: Frames, shapes: Mapping[str, Shapes]
 ) -> Estimate:
     """The cost of a study in which every arm's rate is found; a forecast, and named so wherever it is shown."""
-    trained = scored = arithmetic = disk = 0
-    for run in _expected_runs(study, list(runs)):
+    trained = scored = arithmetic = 0
+    expected = _expected_runs(study, list(runs))
+    for run in expected:
         base = run.base.name
         size = _multiplied(shapes[base])
         tokens = _tokens_per_example(examples[base, run.training_set.name]) * run.num_steps
         tokens = int(tokens * run.optimization.batch_size)
         trained += tokens
         arithmetic += tokens * size * (_TRAIN_FULL if run.arm.method == "full" else _TRAIN_FROZEN)
-        disk += _BYTES * num_trainable(run.arm.method, run.arm.rank, shapes[base])
     for base, base_shapes in shapes.items():
         size = _multiplied(base_shapes)
         per_model = sum(_characters(prompts[base, task]) for task in study.evaluate) // 3
@@ -51,7 +50,7 @@ def estimate(
         arithmetic=float(arithmetic),
         seconds=arithmetic / (_EFFICIENCY * _matrix_product_rate()),
         memory_bytes=None,
-        disk_bytes=disk,
+        disk_bytes=sum(_weight_bytes(run, shapes[run.base.name]) for run in _kept_runs(study, expected)),
     )
 
 
@@ -77,6 +76,25 @@ def _expected_runs(study: Study, runs: list[RunSettings]) -> list[RunSettings]:
             expected.append(run)
         seen.add(key)
     return expected
+
+
+def _kept_runs(study: Study, expected: list[RunSettings]) -> list[RunSettings]:
+    """The runs whose weights stay: by `keep`, of full fine-tuning one rate of each arm and seed, or nothing at all."""
+    if study.keep == "records":
+        return []
+    kept, seen = [], set()
+    for run in expected:
+        key = (run.base.name, run.training_set.name, run.arm.label, run.seed)
+        if study.keep == "all" or run.arm.method != "full" or key not in seen:
+            kept.append(run)
+        seen.add(key)
+    return kept
+
+
+def _weight_bytes(run: RunSettings, shapes: Shapes) -> int:
+    """The size of a run's weights on disk: a whole model, or an adapter."""
+    size = 8 if run.optimization.dtype == "float64" else 4
+    return size * num_trainable(run.arm.method, run.arm.rank, shapes)
 
 
 def _tokens_per_example(frame: pl.DataFrame) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,9 +87,7 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
     """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
     packs: dict[tuple, list[str]] = {}
     needed = list(needed_work(plan, rates))
-    # What a new task or a new choice needs of deleted weights is trained again.
-    left = [work for work in needed if work[0] != "train" and not board.has_ended(work)]
-    again = {run_id for _, _, run_id, _ in left if run_id in board.without_weights}
+    again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
         is_again = run_id in again
         if board.has_ended((stage, base, run_id, name)) and not (stage == "train" and is_again):
@@ -100,6 +99,16 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
         Pack(stage, base, (run_id,) if run_id else (), () if stage == "train" else tuple(names))
         for (_, stage, base, run_id), names in sorted(packs.items(), key=lambda entry: entry[0][0])
     ]
+
+
+def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:
+    """By run, what a new task or a new choice needs of weights that were deleted: they are trained again."""
+    again: dict[str, list[str]] = {}
+    for work in needed:
+        stage, _, run_id, name = work
+        if stage != "train" and run_id in board.without_weights and not board.has_ended(work):
+            again.setdefault(run_id, []).append(name)
+    return again
 
 
 def chosen_run_ids(plan: Plan, rates: Rates) -> set[str]:
@@ -157,8 +166,13 @@ def expected_hash(plan: Plan, work: Work) -> str:
 
 
 def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, list[str]]:
-    """What is done, from the records on disk, every file checked; and what was found wrong and will be redone."""
+    """What is done, from the records on disk, every file checked; and what is kept, and what redone, and why."""
     board, remarks = Board(), []
+    try:
+        store.read_rates()
+    except DamagedFile as damage:
+        remarks.append(f"{damage}; rates are chosen again, from the same scores")
+        store.rates_file.unlink()
     for work in all_work(plan):
         try:
             record = read_record(store, work)
@@ -175,7 +189,25 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
         if record.status == "interrupted" or (record.status == "failed" and retry_failed):
             continue
         board.note(work, record)
-    return board, remarks
+    return board, [*_kept(board), *remarks, *_left_over(plan, store)]
+
+
+def _kept(board: Board) -> list[str]:
+    """How much of an earlier call stays."""
+    counts = Counter(work[0] for work, status in board.status.items() if status != "failed")
+    names = {"train": "trained runs", "evaluate": "scores", "analyse": "analyses"}
+    parts = [f"{counts[stage]} {name}" for stage, name in names.items() if counts[stage]]
+    parts += [f"{len(board.failed())} failures (--retry-failed tries them again)"] if board.failed() else []
+    return [f"kept from before: {', '.join(parts)}"] if parts else []
+
+
+def _left_over(plan: Plan, store: Store) -> list[str]:
+    """Runs of settings that the study no longer has."""
+    known = {run.run_id for run in plan.runs}
+    others = sorted(path.name for path in store.run("").glob("*") if path.is_dir() and path.name not in known)
+    if not others:
+        return []
+    return [f"no longer part of the study, left as they are in {store.run('')}: {', '.join(others)}"]
 
 
 def _base_analyses(plan: Plan) -> list[str]:

@@ -80,6 +80,11 @@ class Store:
         """The page, its tables and figures."""
         return self.root / "report"
 
+    @property
+    def rates_file(self) -> Path:
+        """The learning rates chosen so far."""
+        return self.decide / "rates.json"
+
     # Records ---------------------------------------------------------------------------------------------------------
 
     def read_train(self, run_id: str) -> TrainRecord | None:
@@ -96,7 +101,7 @@ class Store:
 
     def read_rates(self) -> Rates:
         """The learning rates chosen so far."""
-        return read_model(self.decide / "rates.json", Rates) or Rates()
+        return read_model(self.rates_file, Rates) or Rates()
 
     def read_decide(self) -> DecideRecord | None:
         """The verdicts, or None before there are any."""
