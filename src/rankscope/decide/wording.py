@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rankscope.decide.standing import BASE, Field, Question
 from rankscope.statistics import MAX_ITEM_FACTOR, MAX_SEEDS, POWER, Estimate, further_seeds, items_factor
 
+MAX_ASKED = 3
 _CHANCE = f"with a chance of {POWER:.0%}"
 
 
@@ -96,21 +97,30 @@ def needed(field: Field, questions: Sequence[OpenQuestion]) -> str:
     """What would decide: how many further seeds or items, what they cost, and the line of the study file."""
     if field.judged == [BASE]:
         return "No arm could be judged; the warnings say why. Where every rate diverged, try lower ones."
-    asked = "; ".join(_asked(item) for item in questions) or "the comparisons contradict one another"
+    asked = _open(questions)
     known = [item for item in questions if item.estimate is not None and item.estimate.low is not None]
     if not known or len(known) < len(questions):
-        return f"Open: {asked}. Some of it has no interval: score more items, or run the seeds that are missing."
+        return f"Some of it has no interval: score more items, or run the seeds that are missing. {asked}"
     seeds = [further_seeds(item.estimate, item.distance) for item in known]
     if all(count is not None for count in seeds):
-        return f"Open: {asked}. {_more_seeds(field.question, max(max(seeds), 1))}"
+        return f"{_more_seeds(field.question, max(max(seeds), 1))} {asked}"
     factors = [items_factor(item.estimate, item.distance) for item in known]
     if all(factor is not None for factor in factors):
-        return f"Open: {asked}. {_more_items(field.question, known, max(factors))}"
+        return f"{_more_items(field.question, known, max(factors))} {asked}"
     return (
-        f"Open: {asked}. Neither {MAX_SEEDS} seeds nor {MAX_ITEM_FACTOR:.0f} times the items alone would decide "
+        f"Neither {MAX_SEEDS} seeds nor {MAX_ITEM_FACTOR:.0f} times the items alone would decide "
         f"{_CHANCE}: the difference lies too near its limit. Ask for more of both, or state another limit under "
-        "`decide:` before looking at new data."
+        f"`decide:` before looking at new data. {asked}"
     )
+
+
+def _open(questions: Sequence[OpenQuestion]) -> str:
+    """The questions themselves, the first few: a person acts on what would decide, not on the list."""
+    if not questions:
+        return "Open: the comparisons contradict one another."
+    shown = "; ".join(_asked(item) for item in questions[:MAX_ASKED])
+    more = len(questions) - MAX_ASKED
+    return f"Open: {shown}" + (f"; and {more} more." if more > 0 else ".")
 
 
 def _more_seeds(question: Question, count: int) -> str:
