@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean, stdev
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -41,15 +42,17 @@ class Clock:
                 if begun is not None:
                     self._seconds.setdefault(event.pack.stage, []).extend([(now - begun) / len(works)] * len(works))
 
-    def seconds_left(self, left: Sequence[Work]) -> float | None:
-        """A forecast, or None before a piece of each stage that is left has been seen."""
-        total = 0.0
+    def seconds_left(self, left: Sequence[Work]) -> tuple[float, float] | None:
+        """A forecast and its standard error, or None before two pieces of each stage that is left have been seen."""
+        total = variance = 0.0
         for stage, number in Counter(work[0] for work in left).items():
-            seen = self._seconds.get(stage)
-            if not seen:
+            seen = self._seconds.get(stage, [])
+            if len(seen) < 2:
                 return None
-            total += number * sum(seen) / len(seen)
-        return total / self._num_workers
+            total += number * fmean(seen)
+            # What is left varies by itself, and the mean that it is forecast from was taken of a few.
+            variance += stdev(seen) ** 2 * (number + number**2 / len(seen))
+        return total / self._num_workers, variance**0.5 / self._num_workers
 
 
 class PlainDisplay:
@@ -70,18 +73,19 @@ class PlainDisplay:
         self._clock.note(events)
         for event in events:
             if isinstance(event, Failed):
-                self._console.print(f"FAILED {_name(event)}: {event.cause}", markup=False)
+                self._console.print(f"FAILED {_name(event)}: {event.cause}", markup=False, soft_wrap=True)
             elif isinstance(event, Finished) and event.pack.stage == "train":
-                self._console.print(f"trained {_name(event)}", markup=False)
+                self._console.print(f"trained {_name(event)}", markup=False, soft_wrap=True)
         if time.monotonic() - self._spoke > _PLAIN_SECONDS:
             self._spoke = time.monotonic()
             losses = ", ".join(f"{event.run_id} loss {event.loss:.3f}" for event in in_flight if event.loss is not None)
-            line = _summary(board, needed, self._clock) + (f"; {losses}" if losses else "")
-            self._console.print(line, markup=False)
+            self._console.print(_summary(board, needed, self._clock), markup=False, soft_wrap=True)
+            if losses:
+                self._console.print(f"  in training: {losses}", markup=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """A line for a person."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -155,9 +159,12 @@ def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
     failed = len(board.failed())
     if failed:
         parts.append(f"failed {failed}")
-    seconds = clock.seconds_left(left)
-    elapsed = duration(time.monotonic() - clock.start)
-    return ", ".join(parts) + f"; {elapsed} so far, " + ("" if seconds is None else f"about {duration(seconds)} left")
+    parts.append(f"{duration(time.monotonic() - clock.start)} so far")
+    forecast = clock.seconds_left(left)
+    if forecast is not None and left:
+        seconds, error = forecast
+        parts.append(f"about {duration(seconds)} left (give or take {duration(error)})")
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:
