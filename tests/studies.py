@@ -60,6 +60,12 @@ def status(out: Path) -> dict:
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout)
 
 
+def status_text(out: Path) -> str:
+    """`rankscope status` as a person sees it."""
+    command = [*COMMAND, "status", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
 def plan_of(out: Path) -> Plan:
     plan = read_model(Store(out).plan_file, Plan)
     assert plan is not None
