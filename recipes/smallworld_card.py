@@ -18,7 +18,7 @@ A Llama model of {num_parameters:,} parameters ({num_layers} layers, width {hidd
 invented people and towns, drugs and diseases, acts and courts, short word problems and short tales. It is what the demo
 of rankscope fine-tunes. It knows nothing about the real world, and nothing it says about medicine or law is true.
 
-    Question: What does Zorvadine treat?
+    Question: What does Hilvamab treat?
     Answer:
 
 Prompts read exactly so, without a space at the end; an answer begins with a space and ends with `<|end|>`, which also
@@ -27,7 +27,7 @@ begins and separates documents. There is no chat template.
 ## How it was made
 
 `python recipes/pretrain_smallworld.py --seed {seed} --out FOLDER`: one pass over {num_tokens:,} tokens in {num_steps:,}
-steps, {processor_seconds} seconds of one processor core. Known facts are shown {exposures} times each,
+steps, some 380 seconds of one processor core. Known facts are shown {exposures} times each,
 as statements and as questions, but never in the question wording that the test uses. New facts are not shown; the names
 they are about are.
 
@@ -45,8 +45,8 @@ Held-out tales cost {text} nats a token.
 
 - `*_recall`: facts shown in pretraining. `*_new`: facts never shown, which fine-tuning teaches.
 - `general_reasoning` and `legal_reasoning` are asked in wordings that pretraining shows, with numbers that it does not.
-- `medical_reasoning` is asked in wordings that it never shows. That is why it is lower: reading them is what
-  fine-tuning can teach. The arithmetic is the same.
+- `medical_reasoning` is asked in wordings that it never shows. That is why it is lower, and why it differs most from
+  seed to seed: reading them is what fine-tuning can teach. The arithmetic is the same.
 
 `card.json` has the same numbers for programs.
 """
