@@ -143,7 +143,11 @@ class FullPack:
     def load_folder(self, folder: Path) -> None:
         """Read the weights that `save` wrote into the model in hand."""
         trained = AutoModelForCausalLM.from_pretrained(
-            folder / MODEL, dtype=self.model.dtype, local_files_only=True, use_safetensors=True
+            folder / MODEL,
+            dtype=self.model.dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         self.load_state(0, dict(trained.named_parameters()))
         self.model.requires_grad_(False)
