@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+import psutil
 
 from rankscope.plan import Plan
 from rankscope.store import Store, read_model
@@ -37,6 +40,25 @@ analyse: {num_probe_texts: 6}
 execute: {num_workers: 2, threads_per_worker: 1, checkpoint_seconds: 0}
 """
 COMMAND = [sys.executable, "-m", "rankscope"]
+TOKENS = {"HF_TOKEN": "hf_MARKERxMARKERxMARKERxMARKER", "WANDB_API_KEY": "wandbMARKERxMARKERxMARKER"}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A finished study and what was seen of it.
+
+    Attributes:
+        listening: Open ports of the driver or a worker, over all looks.
+        num_processes: The most processes seen at once.
+    """
+
+    study: Path
+    out: Path
+    returncode: int
+    stdout: str
+    stderr: str
+    listening: list[str]
+    num_processes: int
 
 
 def write_study(folder: Path, text: str = STUDY) -> Path:
@@ -84,3 +106,23 @@ def assert_same_results(first: Path, second: Path) -> None:
         assert pl.read_parquet(first / name).equals(pl.read_parquet(second / name), null_equal=True), name
     verdicts = [json.loads((out / "decide" / "record.json").read_text())["verdicts"] for out in (first, second)]
     assert verdicts[0] == verdicts[1]
+
+
+def watched_run(folder: Path) -> Watched:
+    """Run the tiny study with secrets in its environment, looking at its processes all the while."""
+    study, out = write_study(folder), folder / "out"
+    command = [*COMMAND, "run", str(study), "--out", str(out)]
+    with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
+        process = subprocess.Popen(command, stdout=stdout, stderr=stderr, env={**os.environ, **TOKENS})
+    listening, num_processes = [], 0
+    while process.poll() is None:
+        try:
+            family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+            num_processes = max(num_processes, len(family))
+            for member in family:
+                listening += [str(c) for c in member.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        except psutil.Error:
+            pass  # one of them has just ended
+        time.sleep(0.1)
+    texts = ((folder / name).read_text() for name in ("stdout", "stderr"))
+    return Watched(study, out, process.returncode, *texts, listening, num_processes)
