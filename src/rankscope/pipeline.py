@@ -7,7 +7,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,6 +18,7 @@ from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile, MachineError, UserError
 from rankscope.execute.events import Event, Halted, Progress
 from rankscope.execute.local import LocalExecutor
+from rankscope.execute.worker import disk_full, is_disk_full
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
@@ -35,7 +37,7 @@ from rankscope.schedule import (
     work_of,
 )
 from rankscope.spec import Study
-from rankscope.store import Store, read_model, remove_leftovers, write_record, write_text
+from rankscope.store import CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import dump_study, load_study
 
 _SHARE_SECONDS = 1.0
@@ -86,14 +88,19 @@ def run_study(
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
     store = Store(out)
-    _check_directory(store, study)
-    plan, inputs = make_plan(study, _earlier_plan(store, study))
-    with occupy(store, share=share) as leases:
+    earlier, damage = _earlier(store)
+    _check_directory(store, study, earlier)
+    # With other processes or threads than before the numbers may differ in their last digits, so the old layout stays.
+    is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
+    plan, inputs = make_plan(study, earlier.plan if is_replayed else None)
+    with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use
-        _write_start(store, study, plan, inputs)
+        damage += _write_start(store, study, plan, inputs)
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
-        display.planned(plan, remarks)
+        if not share:
+            _remove_rubbish(store, board)
+        display.planned(plan, [*damage, *remarks])
         _Work(study, plan, store, board, leases).carry_out(display)
         _wait_for_turn(leases, "decide")
         display.message("deciding")
@@ -125,7 +132,7 @@ class _Work:
         try:
             while True:
                 rates = self._choose_rates()
-                self._submit(executor, rates)
+                self._submit(executor, rates, display)
                 if not executor.in_flight and not self._is_left(rates):
                     return
                 events = executor.wait(1.0)
@@ -153,7 +160,7 @@ class _Work:
             self.leases.release("rates")
         return rates
 
-    def _submit(self, executor: LocalExecutor, rates: Rates) -> None:
+    def _submit(self, executor: LocalExecutor, rates: Rates, display: Display) -> None:
         """Give idle workers the most urgent of what nobody has taken."""
         busy = {work for pack in executor.in_flight for work in work_of(pack)}
         for pack in ready_packs(self.plan, self.board, rates):
@@ -165,6 +172,8 @@ class _Work:
             if self.leases.is_shared and self._refresh(work_of(pack)):
                 self.leases.release(_lease(pack))
                 continue
+            if pack.stage == "train" and self.board.without_weights.intersection(pack.run_ids):
+                display.message(f"{'+'.join(pack.run_ids)}: its deleted weights are needed, so it is trained again")
             executor.submit(pack)
 
     def _is_left(self, rates: Rates) -> bool:
@@ -232,13 +241,62 @@ def _delete_weights(store: Store, board: Board, run_id: str) -> None:
     kept = [name for name in record.files if "/" not in name]
     # The record first: weights without a record are rubbish, a record of missing weights is damage.
     write_record(folder, record.model_copy(update={"weights_deleted": True}), kept)
-    for child in folder.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child, ignore_errors=True)  # another process that shares the study may be at it
+    _remove_folders(folder)
     board.without_weights.add(run_id)
 
 
-def _check_directory(store: Store, study: Study) -> None:
+def _remove_rubbish(store: Store, board: Board) -> None:
+    """Remove what a process left that was killed between a record and the deletion that it announces."""
+    for stage, _, run_id, _ in [work for work in board.status if board.has_ended(work)]:
+        if stage != "train" or run_id is None:
+            continue
+        shutil.rmtree(store.train(run_id) / CHECKPOINT, ignore_errors=True)
+        if run_id in board.without_weights:
+            _remove_folders(store.train(run_id))
+
+
+def _remove_folders(folder: Path) -> None:
+    for child in folder.iterdir():
+        if child.is_dir():
+            shutil.rmtree(child, ignore_errors=True)  # another process that shares the study may be at it
+
+
+@dataclass(frozen=True)
+class _Earlier:
+    """What an earlier call wrote of the study, as far as it can be read."""
+
+    study: Study | None
+    plan: Plan | None
+
+
+def _earlier(store: Store) -> tuple[_Earlier, list[str]]:
+    """The study and plan of an earlier call, and what of them is damaged."""
+    damage, study, plan = [], None, None
+    try:
+        study = load_study(store.study_file) if store.study_file.exists() else None
+    except UserError as error:
+        damage.append(f"{error.where}: {error.what}; it is written again")
+    try:
+        plan = read_model(store.plan_file, Plan)
+    except DamagedFile as error:
+        damage.append(f"{error}; the plan is made anew")
+    return _Earlier(study, plan), damage
+
+
+@contextmanager
+def _naming_a_full_disk(store: Store) -> Iterator[None]:
+    """Libraries report a full disk in their own ways; a person gets one message."""
+    try:
+        yield
+    except (UserError, MachineError):
+        raise
+    except Exception as error:
+        if store.root.exists() and is_disk_full(store.root, error):
+            raise MachineError(disk_full(f"{type(error).__name__}: {error}")) from error
+        raise
+
+
+def _check_directory(store: Store, study: Study, earlier: _Earlier) -> None:
     """A directory belongs to a study by its name."""
     if not store.root.exists():
         return
@@ -248,29 +306,21 @@ def _check_directory(store: Store, study: Study) -> None:
         if any(child.name not in {".lock", ".workers", "leases"} for child in store.root.iterdir()):
             raise UserError("holds files that are no study's", where=store.root, mend="choose another --out")
         return
-    found = load_study(store.study_file).study
-    if found != study.study:
+    known = earlier.study or earlier.plan
+    if known is None:
+        mend = "if it is this study's, copy the study file there as study.yaml; else choose another --out"
+        raise UserError("neither study.yaml nor plan.json can be read", where=store.root, mend=mend)
+    if (found := known.study) != study.study:
         mend = "choose another --out, or give the study its old name"
         raise UserError(f"holds the study '{found}', not '{study.study}'", where=store.root, mend=mend)
 
 
-def _earlier_plan(store: Store, study: Study) -> Plan | None:
-    """The plan of an earlier call whose layout is to be replayed, so that results repeat bit for bit."""
-    if not store.plan_file.exists() or not store.study_file.exists():
-        return None
-    if load_study(store.study_file).execute != study.execute:
-        return None
-    try:
-        return read_model(store.plan_file, Plan)
-    except DamagedFile:
-        return None  # of another version, or cut short: the plan is made anew, and records are held against it
-
-
-def _write_start(store: Store, study: Study, plan: Plan, inputs: Inputs) -> None:
+def _write_start(store: Store, study: Study, plan: Plan, inputs: Inputs) -> list[str]:
+    """Write what the stages will read; returns what was there and was not the same."""
     write_text(store.study_file, dump_study(study))
     write_text(store.plan_file, plan.model_dump_json(indent=1) + "\n")
     write_text(store.root / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
-    write_inputs(store, inputs)
+    return write_inputs(store, inputs)
 
 
 def _write_running(path: Path, in_flight: list[Progress]) -> None:

@@ -108,24 +108,30 @@ def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
     return plan, inputs
 
 
-def write_inputs(store: Store, inputs: Inputs) -> None:
-    """Put what the stages read where they look for it."""
+def write_inputs(store: Store, inputs: Inputs) -> list[str]:
+    """Put what the stages read where they look for it; returns which files were there and were not the same."""
+    files = {}
     for (base, training_set), frame in inputs.examples.items():
-        _write_changed(store.training_data(base, training_set) / "examples.parquet", frame)
+        files[store.training_data(base, training_set) / "examples.parquet"] = frame
     for (base, task), frame in inputs.prompts.items():
-        _write_changed(store.base_task(base, task) / "prompts.parquet", frame)
+        files[store.base_task(base, task) / "prompts.parquet"] = frame
     for base, frame in inputs.probes.items():
-        _write_changed(store.base(base) / "probes.parquet", frame)
+        files[store.base(base) / "probes.parquet"] = frame
+    return [remark for path, frame in files.items() if (remark := _write_changed(path, frame))]
 
 
-def _write_changed(path: Path, frame: pl.DataFrame) -> None:
-    """Leave a file alone that says the same already: records vouch for its bytes."""
-    try:
-        if path.exists() and pl.read_parquet(path).equals(frame):
-            return
-    except pl.exceptions.PolarsError:
-        pass  # a damaged file is written anew
+def _write_changed(path: Path, frame: pl.DataFrame) -> str | None:
+    """Leave a file alone that says the same already: records vouch for its bytes. Else say what was wrong with it."""
+    remark = None
+    if path.exists():
+        try:
+            if pl.read_parquet(path).equals(frame):
+                return None
+            remark = f"{path}: is not what the data are now; it is written again"
+        except pl.exceptions.PolarsError as error:
+            remark = f"{path}: cannot be read ({error}); it is written again"
     write_parquet(path, frame)
+    return remark
 
 
 def _prepare(study: Study, name: str) -> _Prepared:

@@ -186,7 +186,10 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
             remarks.append(f"{damage}; it is done again")
             (folder_of(store, work) / RECORD).unlink(missing_ok=True)
             continue
-        if record.status == "interrupted" or (record.status == "failed" and retry_failed):
+        if record.status == "failed" and retry_failed:
+            (folder_of(store, work) / RECORD).unlink()  # so that nobody takes the old failure for the new outcome
+            continue
+        if record.status == "interrupted":
             continue
         board.note(work, record)
     return board, [*_kept(board), *remarks, *_left_over(plan, store)]

@@ -17,6 +17,7 @@ from rankscope.records import FORMAT_VERSION, AnalyseRecord, DecideRecord, Evalu
 from rankscope.runs import settings_hash
 
 RECORD = "record.json"
+CHECKPOINT = "checkpoint"  # a run in the middle of training, in its training folder
 Model = TypeVar("Model", bound=BaseModel)
 
 

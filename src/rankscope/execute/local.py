@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from rankscope.execute.events import Event, Failed, Halted, Progress
-from rankscope.execute.worker import has_little_space, record_failure, worker_main
+from rankscope.execute.worker import disk_full, has_little_space, record_failure, worker_main
 from rankscope.plan import Pack, Plan
 from rankscope.store import Store
 
@@ -133,7 +133,7 @@ class LocalExecutor:
         if pack is None or self._is_stopping:
             return []
         if has_little_space(self._store.root):
-            return [Halted(pack, f"a worker ended with status {code}, and the disk of {self._store.root} is full")]
+            return [Halted(pack, disk_full(f"a worker ended with status {code}"))]
         self._deaths[pack] = self._deaths.get(pack, 0) + 1
         if self._deaths[pack] < _MAX_DEATHS:
             self.submit(pack)

@@ -58,7 +58,7 @@ def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
             logging.getLogger(__name__).exception("%s failed", pack)
             cause = f"{type(error).__name__}: {error}"
             if isinstance(error, MachineError) or is_disk_full(root, error):
-                connection.send(Halted(pack, str(error) if isinstance(error, MachineError) else _disk_full(cause)))
+                connection.send(Halted(pack, str(error) if isinstance(error, MachineError) else disk_full(cause)))
                 continue
             record_failure(store, plan, pack, error)
             connection.send(Failed(pack, cause))
@@ -187,7 +187,8 @@ def _redirect_output(log_file: Path) -> None:
     warnings.simplefilter("default")
 
 
-def _disk_full(cause: str) -> str:
+def disk_full(cause: str) -> str:
+    """What is said when a write failed for want of space."""
     return f"the disk is full ({cause})\n  mend: make space"
 
 

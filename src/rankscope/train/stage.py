@@ -21,13 +21,12 @@ from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import Status, TrainRecord
 from rankscope.runs import RunSettings
-from rankscope.store import Store, write_parquet, write_record, write_text
+from rankscope.store import CHECKPOINT, Store, write_parquet, write_record, write_text
 from rankscope.train.batches import num_scored
 from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, StepLog, start_run, train
 
 STEPS = "steps.jsonl"
-CHECKPOINT = "checkpoint"
 
 
 @runtime_checkable  # the tests check types at run time
