@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rankscope.errors import MachineError
-from rankscope.execute.events import Failed, Finished, Halted, Progress
+from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, TrainRecord
@@ -58,12 +58,20 @@ def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
             logging.getLogger(__name__).exception("%s failed", pack)
             cause = f"{type(error).__name__}: {error}"
             if isinstance(error, MachineError) or is_disk_full(root, error):
-                connection.send(Halted(pack, str(error) if isinstance(error, MachineError) else disk_full(cause)))
+                _tell(connection, Halted(pack, str(error) if isinstance(error, MachineError) else disk_full(cause)))
                 continue
             record_failure(store, plan, pack, error)
-            connection.send(Failed(pack, cause))
+            _tell(connection, Failed(pack, cause))
         else:
-            connection.send(Finished(pack))
+            _tell(connection, Finished(pack))
+
+
+def _tell(connection: Connection, event: Event) -> None:
+    """Send an event to the parent; without one this process ends at once, as its work is no failure."""
+    try:
+        connection.send(event)
+    except ConnectionError:
+        os._exit(1)
 
 
 class _Bench:
@@ -107,7 +115,7 @@ class _Watcher:
     def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
         now = time.monotonic()
         if now - self.sent > 0.25 or done == total:
-            self.connection.send(Progress(self.pack, run_id, done, total, loss))
+            _tell(self.connection, Progress(self.pack, run_id, done, total, loss))
             self.sent = now
 
     def wants_stop(self) -> bool:
