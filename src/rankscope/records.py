@@ -203,6 +203,7 @@ class ArmResult(Frozen):
     Attributes:
         num_trainable: None where no run of the arm got as far as counting them.
         behind_best: Score of the best surely eligible arm less this one's: how far it is behind; None for the best.
+        lost_seeds: Seeds that gave no number at the chosen rate: the arm's numbers are those of its other seeds.
         reason: What the standing rests on, or why there is none.
     """
 
@@ -217,6 +218,7 @@ class ArmResult(Frozen):
     forgetting_nats: Interval | None
     eligible: Literal["yes", "no", "unknown"]
     behind_best: Interval | None = None
+    lost_seeds: tuple[str, ...] = ()
     reason: str = ""
 
 

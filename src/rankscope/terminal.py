@@ -66,7 +66,9 @@ def verdict_tables(record: DecideRecord) -> list[Table | str]:
 def _said(verdict: Verdict) -> str:
     if verdict.decision == "recommended" and verdict.arm is not None:
         rate = "" if verdict.learning_rate is None else f" at rate {verdict.learning_rate:g}"
-        return f"-> {verdict.arm}{rate}\n"
+        lost = [text for arm in verdict.arms if arm.arm == verdict.arm for text in arm.lost_seeds]
+        warning = f" (on the seeds that gave a number: {', '.join(lost)})" if lost else ""
+        return f"-> {verdict.arm}{rate}{warning}\n"
     return f"-> undecided. {verdict.needed or ''}\n"
 
 

@@ -44,7 +44,7 @@ def judge(
         rule=f"{wording.rule(question)} {wording.outcome(field, winner, best_eligible(field))}",
         runner_up=leading,
         needed=None if winner else wording.needed(field, open_questions(field)),
-        warnings=(*warnings, *_warnings(field)),
+        warnings=(*_lost_seeds(field, winner), *warnings, *_warnings(field)),
         arms=results,
     )
 
@@ -192,8 +192,15 @@ def _result(field: Field, arm: str) -> ArmResult:
         forgetting_nats=_value(field, arm, "forgetting_nats"),
         eligible=field.eligible[arm] if arm in field.judged else "unknown",
         behind_best=behind,
+        lost_seeds=item.lost_seeds,
         reason=wording.reason(field, arm, best),
     )
+
+
+def _lost_seeds(field: Field, winner: str | None) -> list[str]:
+    """What goes before all other warnings: the recommended arm does not always work."""
+    lost = field.arms[winner].lost_seeds if winner in field.arms else ()
+    return [f"{winner} is recommended on the seeds that gave a number: {wording.lost_seeds(lost)}"] if lost else []
 
 
 def _warnings(field: Field) -> list[str]:

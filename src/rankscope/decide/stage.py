@@ -34,6 +34,7 @@ class Measured:
         choices: By arm; an arm whose rate is not chosen yet is missing.
         num_trainable: By arm, from any of its runs.
         seconds: By arm, of each chosen run with its scores.
+        lost_seeds: By arm, what became of its seeds at the chosen rate that gave no number.
         sums: Checksum of every file that was read.
     """
 
@@ -43,6 +44,7 @@ class Measured:
     tasks: list[TaskScores] = field(default_factory=list)
     num_trainable: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    lost_seeds: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
 
@@ -110,6 +112,7 @@ def _verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
             # Forgetting is base less tuned; differences are tuned less base.
             forgetting=found["forgetting"][arm].negated() if arm in found["forgetting"] else None,
             forgetting_nats=found["forgetting_nats"][arm].negated() if arm in found["forgetting_nats"] else None,
+            lost_seeds=tuple(measured.lost_seeds.get(arm, ())),
             reason=_why_not_judged(measured, arm),
         )
         for arm, settings in _first_runs(plan).items()
@@ -191,6 +194,8 @@ def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
         return
     if train is None or train.status != "complete":
         status = "has not run" if train is None else f"{train.status} at the chosen rate"
+        if train is not None:
+            measured.lost_seeds.setdefault(arm, []).append(f"seed {settings.seed} {train.status}")
         measured.warnings.append(f"{arm} seed {settings.seed}: {status}; its numbers are those of its other seeds")
         return
     seconds = train.seconds

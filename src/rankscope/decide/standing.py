@@ -22,6 +22,7 @@ class Standing:
     Attributes:
         forgetting: Base less tuned, mean over the accuracy tasks of retention: lower is better.
         forgetting_nats: Tuned less base, mean over the texts of retention: lower is better.
+        lost_seeds: What became of seeds that gave no number at the chosen rate: `seed 2 diverged`.
         reason: Why there is nothing to judge, where there is not.
     """
 
@@ -34,6 +35,7 @@ class Standing:
     gain_nats: Estimate | None = None
     forgetting: Estimate | None = None
     forgetting_nats: Estimate | None = None
+    lost_seeds: tuple[str, ...] = ()
     reason: str = ""
 
 

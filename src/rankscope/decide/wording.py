@@ -90,7 +90,14 @@ def reason(field: Field, arm: str, best: str) -> str:
         words = {"within": "within the margin", "worse": "worse than the margin", "open": "open against the margin"}
         span = _span(field.difference(arm, best), field.question.score.removeprefix("gain"))
         parts.append(f"scores {span} against {best}: {words[field.compare(arm, best)]}")
+    if lost := field.arms[arm].lost_seeds:
+        parts.append(lost_seeds(lost))
     return "; ".join(parts)
+
+
+def lost_seeds(lost: Sequence[str]) -> str:
+    """Seeds without a number, and what that means for the others' numbers."""
+    return f"{_names(lost)} at this rate, so a run may do worse than its numbers say"
 
 
 def needed(field: Field, questions: Sequence[OpenQuestion]) -> str:

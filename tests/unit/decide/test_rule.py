@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
 from rankscope.decide.rule import judge
 from rankscope.decide.standing import Question, Standing
-from rankscope.records import ArmResult, Verdict
+from rankscope.records import ArmResult, DecideRecord, Verdict
 from rankscope.spec import Decide
 from rankscope.statistics import Estimate, SeedVariance, Spread
+from rankscope.terminal import verdict_tables
 
 MARGIN, BUDGET = 0.02, 0.03
 
@@ -233,6 +235,25 @@ def test_an_arm_whose_every_rate_diverged_has_no_score_and_says_why() -> None:
     assert result(found, "r64").gain is None
     assert result(found, "r64").reason == "no rate can be chosen: 0.1 diverged"
     assert "r64: no rate can be chosen: 0.1 diverged; not judged" in found.warnings
+
+
+def test_an_arm_that_lost_a_seed_is_not_recommended_silently() -> None:
+    found = verdict(replace(arm("r16", 16, est(0.3)), lost_seeds=("seed 2 diverged",)), arm("full", 900, est(0.3)))
+    assert found.arm == "r16"
+    assert found.warnings[0].startswith("r16 is recommended on the seeds that gave a number: seed 2 diverged")
+    assert "seed 2 diverged at this rate" in result(found, "r16").reason
+    assert result(found, "r16").lost_seeds == ("seed 2 diverged",)
+    (_, said, *_) = verdict_tables(record_of(found))
+    assert "r16 at rate 0.0001" in said and "seed 2 diverged" in said
+    # Another arm's lost seed is in its own reason, and is not put before what the verdict rests on.
+    found = verdict(arm("r16", 16, est(0.3)), replace(arm("full", 900, est(0.3)), lost_seeds=("seed 1 failed",)))
+    assert found.arm == "r16" and not found.warnings
+    assert "seed 1 failed" in result(found, "full").reason
+
+
+def record_of(found: Verdict) -> DecideRecord:
+    common = {"status": "complete", "settings_hash": "h", "provenance": {}, "started_at": "t", "seconds": 1.0}
+    return DecideRecord(**common, verdicts=(found,))
 
 
 def test_without_any_judged_arm_nothing_is_decided_and_the_warnings_say_why() -> None:
