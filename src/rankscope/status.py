@@ -11,17 +11,18 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.leases import LEASE_SECONDS, is_occupied
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
-from rankscope.schedule import Board, Work, chosen_run_ids, needed_work, read_record
+from rankscope.schedule import Board, Work, all_work, chosen_run_ids, expected_hash, needed_work, read_record
 from rankscope.store import Store, read_model
 
 _STAGES = ("train", "evaluate", "analyse")
 
 
 def study_status(store: Store) -> dict[str, Any]:
-    """The state of a study as plain data: `{study, state, runs, counts}`.
+    """The state of a study as plain data: `{study, state, runs, counts, failures}`.
 
     `state` is `running`, `done` or `stopped`. A run's `state` is `done`, `running`, `failed`, `diverged`, `waiting`
-    (for an earlier stage, or for its turn); its `stage` is the one it is in, or was in last.
+    (for an earlier stage, or for its turn); its `stage` is the one it is in, or was in last. `failures` are all pieces
+    of work that failed, those of the base itself among them (`run` is None there): `{base, run, stage, name, error}`.
 
     Raises:
         UserError: The directory holds no study.
@@ -45,7 +46,8 @@ def study_status(store: Store) -> dict[str, Any]:
     counts = Counter(row["state"] for row in rows)
     is_done = store.read_decide() is not None and not set(counts) & {"waiting", "running"}
     state = "running" if is_running else "done" if is_done else "stopped"
-    return {"study": plan.study, "state": state, "runs": rows, "counts": dict(counts)}
+    failures = [_failure(store, work) for work in board.failed()]
+    return {"study": plan.study, "state": state, "runs": rows, "counts": dict(counts), "failures": failures}
 
 
 def _row(
@@ -64,7 +66,6 @@ def _row(
         stage, state = running[run.run_id]["stage"], "running"
     elif left or not wanted:
         stage, state = (left[0][0] if left else "train"), "waiting"
-    record = read_record(store, failed[0]) if failed else None
     return {
         "run": run.run_id,
         "arm": run.arm.label,
@@ -74,9 +75,17 @@ def _row(
         "seed": run.seed,
         "stage": stage,
         "state": state,
-        "error": f"{record.error.type}: {record.error.message}" if record is not None and record.error else None,
+        "error": _failure(store, failed[0])["error"] if failed else None,
         **{key: running[run.run_id][key] for key in ("done", "total", "loss") if state == "running"},
     }
+
+
+def _failure(store: Store, work: Work) -> dict[str, Any]:
+    """A piece of work that failed, with its cause."""
+    stage, base, run_id, name = work
+    record = read_record(store, work)
+    error = f"{record.error.type}: {record.error.message}" if record is not None and record.error else None
+    return {"base": base, "run": run_id, "stage": stage, "name": name or None, "error": error}
 
 
 def _works(plan: Plan, run: RunSettings) -> list[Work]:
@@ -88,14 +97,13 @@ def _works(plan: Plan, run: RunSettings) -> list[Work]:
 def _board(plan: Plan, store: Store) -> Board:
     """The board from the records alone; checksums are compared when the study is run, not when it is watched."""
     board = Board()
-    for run in plan.runs:
-        for work in _works(plan, run):
-            try:
-                record = read_record(store, work)
-            except DamagedFile:
-                continue
-            if record is not None:
-                board.status[work] = record.status
+    for work in all_work(plan):
+        try:
+            record = read_record(store, work)
+        except DamagedFile:
+            continue
+        if record is not None and record.settings_hash == expected_hash(plan, work):
+            board.status[work] = record.status
     return board
 
 

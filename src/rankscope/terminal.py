@@ -45,6 +45,9 @@ def status_lines(state: dict[str, Any]) -> list[str]:
             lines.append(f"  FAILED   {row['run']}: {row['stage']}: {row['error']}")
         elif row["state"] == "diverged":
             lines.append(f"  diverged {row['run']}: this rate is too high for this arm")
+    for failure in state["failures"]:
+        if failure["run"] is None:
+            lines.append(f"  FAILED   base {failure['base']}: {failure['stage']} {failure['name']}: {failure['error']}")
     return lines
 
 

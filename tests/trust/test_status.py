@@ -1,0 +1,35 @@
+"""Every failure is in the status, those of the base itself too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rankscope.execute.worker import record_failure
+from rankscope.plan import Pack
+from rankscope.status import study_status
+from rankscope.terminal import status_lines
+from synthetic import write_study
+
+
+def test_a_failure_of_the_base_itself_is_shown(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    assert study_status(made.store)["failures"] == []
+    task = next(iter(made.plan.tasks["small"]))
+    (made.store.base_task("small", task) / "record.json").unlink()
+    record_failure(made.store, made.plan, Pack("evaluate", "small", (), (task,)), RuntimeError("out of memory"))
+    state = study_status(made.store)
+    expected = {"base": "small", "run": None, "stage": "evaluate", "name": task, "error": "RuntimeError: out of memory"}
+    assert state["failures"] == [expected]
+    assert any("FAILED" in line and "base small" in line and "out of memory" in line for line in status_lines(state))
+
+
+def test_a_failure_of_one_task_leaves_the_tasks_before_it_alone(tmp_path: Path) -> None:
+    """A pack holds several tasks; the first without a good record is the one that failed."""
+    made = write_study(tmp_path)
+    run = made.plan.runs[0]
+    names = tuple(made.plan.tasks["small"])
+    for name in names[1:]:
+        (made.store.task(run.run_id, name) / "record.json").unlink(missing_ok=True)
+    record_failure(made.store, made.plan, Pack("evaluate", "small", (run.run_id,), names), RuntimeError("cause"))
+    failed = [failure for failure in study_status(made.store)["failures"] if failure["run"] == run.run_id]
+    assert [(failure["stage"], failure["error"]) for failure in failed] == [("evaluate", "RuntimeError: cause")]
