@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo test test-slow check simulate smallworld clean
+.PHONY: demo test test-slow check simulate smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -32,6 +32,14 @@ simulate: $(SET_UP)
 # Pretrain the small world's base again, from a seed; a few minutes.
 smallworld: $(SET_UP)
 	$(BIN)/python recipes/pretrain_smallworld.py --seed 0 --out build/smallworld
+
+# The installed packages against the public list of known vulnerabilities, which needs the network; not part of the gate.
+AUDIT := build/audit
+audit-dependencies: $(SET_UP)
+	$(PYTHON) -m venv --clear $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(AUDIT)/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	status=$$?; rm -rf $(AUDIT); exit $$status
 
 $(SET_UP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
