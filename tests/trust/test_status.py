@@ -1,11 +1,14 @@
-"""Every failure is in the status, those of the base itself too."""
+"""What is shown is true: every failure is in the status, and a report takes in nothing that is damaged."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
+
 from rankscope.execute.worker import record_failure
 from rankscope.plan import Pack
+from rankscope.report.stage import read_contents
 from rankscope.status import study_status
 from rankscope.terminal import status_lines
 from synthetic import write_study
@@ -33,3 +36,16 @@ def test_a_failure_of_one_task_leaves_the_tasks_before_it_alone(tmp_path: Path) 
     record_failure(made.store, made.plan, Pack("evaluate", "small", (run.run_id,), names), RuntimeError("cause"))
     failed = [failure for failure in study_status(made.store)["failures"] if failure["run"] == run.run_id]
     assert [(failure["stage"], failure["error"]) for failure in failed] == [("evaluate", "RuntimeError: cause")]
+
+
+def test_a_report_made_by_itself_names_damaged_scores_and_shows_none_of_them(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    task = next(iter(made.plan.tasks["small"]))
+    path = made.store.base_task("small", task) / "items.parquet"
+    assert task in read_contents(made.store).prompts["task"]
+    frame = pl.read_parquet(path)
+    frame.with_columns(~pl.col("is_correct")).write_parquet(path)  # a table that reads well, and is not what was scored
+    contents = read_contents(made.store)
+    (missing,) = [one for one in contents.missing if one.source == str(path.relative_to(made.store.root))]
+    assert "checksum" in missing.why
+    assert len(contents.prompts) and task not in contents.prompts["task"]

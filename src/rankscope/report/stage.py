@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import polars as pl
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
-from rankscope.records import Rates
+from rankscope.records import Rates, Status
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.figures import group_names, make_figures
 from rankscope.report.page import render_page
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import make_tables
 from rankscope.spec import Decide
-from rankscope.store import RECORD, Store, read_model, write_text
+from rankscope.store import RECORD, Store, checksum, read_model, write_text
 from rankscope.study_file import load_study
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -27,6 +27,14 @@ Value = TypeVar("Value", bound=BaseModel)
 _STEPS = ("step", "loss_nats_per_token", "learning_rate", "grad_norm", "num_tokens", "seconds")
 _PROMPTS = ("item_id", "category", "prompt", "options", "target")
 _ANSWERS = ("item_id", "is_correct", "prediction")
+
+
+class _Sums(BaseModel):
+    """What every record says of its files, whatever kind of record it is."""
+
+    model_config = ConfigDict(extra="ignore")
+    status: Status
+    files: dict[str, str]
 
 
 def run(store: Store) -> Path:
@@ -105,11 +113,20 @@ class _Reader:
         if not path.is_file():
             self.note(path, "the file is not there")
             return None
+        expected = self._sums(path.parent).get(path.name)
+        if expected is not None and checksum(path) != expected:
+            self.note(path, "differs from what was written (checksum); running the study again mends it")
+            return None
         try:
             return read(path).with_columns(pl.lit(self.name(path)).alias("source"))
         except (pl.exceptions.PolarsError, OSError) as error:
             self.note(path, f"cannot be read ({error})")
             return None
+
+    def _sums(self, folder: Path) -> dict[str, str]:
+        """The checksums in a folder's record; none of a run that is still being trained, whose files grow."""
+        record = self.model(folder / RECORD, lambda: read_model(folder / RECORD, _Sums))
+        return {} if record is None or record.status == "interrupted" else record.files
 
     def note(self, path: Path, why: str) -> None:
         name = self.name(path)
