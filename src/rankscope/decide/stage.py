@@ -176,12 +176,18 @@ def _read(store: Store, plan: Plan, base: str, training_set: str) -> Measured:
     for settings in plan.runs:
         if (settings.base.name, settings.training_set.name) == (base, training_set):
             _read_run(store, measured, settings)
-    measured.warnings += [
-        f"{arm}: the chosen rate {item.learning_rate:g} is the {item.at_edge} of those tried; one beyond may be better"
-        for arm, item in choices.items()
-        if item.at_edge is not None
-    ]
+    measured.warnings += _edge_warnings(choices)
     return measured
+
+
+def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
+    """One sentence for all arms whose rate is the highest of those tried, and one for the lowest."""
+    warnings = []
+    for edge in ("highest", "lowest"):
+        arms = [f"{arm} ({item.learning_rate:g})" for arm, item in choices.items() if item.at_edge == edge]
+        if arms:
+            warnings.append(f"the chosen rate is the {edge} of those tried, so one beyond may be better: {', '.join(arms)}")
+    return warnings
 
 
 def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
