@@ -186,7 +186,8 @@ def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
     for edge in ("highest", "lowest"):
         arms = [f"{arm} ({item.learning_rate:g})" for arm, item in choices.items() if item.at_edge == edge]
         if arms:
-            warnings.append(f"the chosen rate is the {edge} of those tried, so one beyond may be better: {', '.join(arms)}")
+            text = f"the chosen rate is the {edge} of those tried, so one beyond may be better: "
+            warnings.append(text + ", ".join(arms))
     return warnings
 
 

@@ -135,7 +135,8 @@ def test_the_tidy_table_has_the_same_rows_with_each_seed(study: Synthetic, recor
 
 
 def test_an_edge_of_the_grid_is_warned_of(record: DecideRecord) -> None:
-    assert any(text.startswith("full: the chosen rate 1e-05 is the lowest") for text in record.verdicts[0].warnings)
+    (text,) = [text for text in record.verdicts[0].warnings if "the lowest of those tried" in text]
+    assert text.endswith(": full (1e-05)")
 
 
 def test_relations_make_the_families_of_holm(record: DecideRecord) -> None:
