@@ -23,6 +23,8 @@ _RENEW_SECONDS = LEASE_SECONDS / 6
 _ORPHAN_SECONDS = 20.0
 _STUDY = "study"
 _MEMBER = "member-"
+# Whose holder was killed, or had no space, between making the file and saying who it is: it expires by its age.
+_UNKNOWN = {"host": "an unknown machine", "pid": 0, "birth": None, "id": ""}
 
 
 class Leases:
@@ -42,7 +44,8 @@ class Leases:
         self.is_shared = is_shared
         self._folder = root / "leases"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._owner = {"host": socket.gethostname(), "pid": os.getpid(), "id": uuid.uuid4().hex}
+        pid = os.getpid()
+        self._owner = {"host": socket.gethostname(), "pid": pid, "birth": _birth(pid), "id": uuid.uuid4().hex}
         self._held: set[str] = set()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
@@ -74,6 +77,12 @@ class Leases:
             found.append(f"process {holder['pid']} on {holder['host']}")
         return found
 
+    def clear(self) -> None:
+        """Remove what others left, by a process that has the study to itself."""
+        for path in self._folder.iterdir():
+            if path.name not in {f"{name}.json" for name in self._held}:
+                path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Give everything back."""
         self._stopped.set()
@@ -86,20 +95,26 @@ class Leases:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return False
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(self._owner, stream)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                json.dump(self._owner, stream)
+        except OSError:  # no space: nobody must wait for a lease that nobody holds
+            path.unlink(missing_ok=True)
+            raise
         return True
 
     def _read(self, path: Path) -> dict | None:
-        """A lease's holder; None where it has just gone, or is just being written."""
+        """A lease's holder; None where it has just gone."""
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
             return None
+        except ValueError:
+            return _UNKNOWN
 
     def _has_expired(self, path: Path, holder: dict) -> bool:
         if holder["host"] == self._owner["host"]:
-            return not _is_alive(holder["pid"])
+            return not _is_alive(holder["pid"]) or _birth(holder["pid"]) != holder["birth"]
         try:
             return self._now() - path.stat().st_mtime > LEASE_SECONDS
         except FileNotFoundError:
@@ -157,6 +172,7 @@ def occupy(store: Store, *, share: bool) -> Iterator[Leases]:
                 raise _occupied(store, others[0], share=share)
             leases.take(f"{_MEMBER}{socket.gethostname()}-{os.getpid()}" if share else _STUDY)
             if not share:
+                leases.clear()
                 _wait_for_orphans(store)
             yield leases
         finally:
@@ -219,3 +235,11 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _birth(pid: int) -> str | None:
+    """When a process of this machine began, in the kernel's ticks: numbers of processes are used again."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        return None  # no such process, or no Linux: there the number alone has to do
