@@ -63,7 +63,7 @@ def weight_bytes(out: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("keep", ["chosen", "all", "records"])
+@pytest.mark.parametrize("keep", ["chosen", "all"])
 def test_the_disk_is_what_the_plan_said(whole: Path, tmp_path: Path, keep: str) -> None:
     study, out = write_study(tmp_path), tmp_path / "out"
     if keep == "chosen":
