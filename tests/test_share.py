@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from studies import COMMAND, assert_same_results, run, write_study
 
 from rankscope.cli import DONE, UNDECIDED
+from studies import COMMAND, assert_same_results, run, write_study
 
 
 @pytest.mark.slow
