@@ -240,6 +240,7 @@ def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> l
             mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
             "`preset` to how its rows are read",
         ) from None
-    if data.max_examples is not None:
+    # Of a part, the first rows are taken once it is cut; see `read_rows`.
+    if data.max_examples is not None and data.part is None:
         table = table.select(range(min(data.max_examples, len(table))))
     return [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]

@@ -159,6 +159,14 @@ def test_hub_data_goes_through_the_preset(monkeypatch):
     assert read("openai/gsm8k").preset.name == "gsm8k"
 
 
+def test_hub_rows_are_not_cut_before_their_part_is_taken():
+    def load(*_arguments, **_options):
+        return datasets.Dataset.from_list([{"text": str(number)} for number in range(9)])
+
+    assert len(_hub(Data(source="org/set", part="test", max_examples=2), "test", load)) == 9
+    assert len(_hub(Data(source="org/set", max_examples=2), "test", load)) == 2
+
+
 def test_small_world_is_read_by_task_and_split():
     train, validation = (read("smallworld:medical_new", split=split) for split in ("train", "validation"))
     assert train.kind == "recall"
