@@ -23,7 +23,6 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate_measures.py --check
 	$(BIN)/python docs/generate_study_file.py --check
-	$(BIN)/python docs/generate_study_file.py --check
 
 # How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
 simulate: $(SET_UP)
@@ -47,7 +46,7 @@ $(SET_UP): pyproject.toml constraints.txt
 	touch $@
 
 $(DEV): $(SET_UP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from rankscope.data.examples import Item
 from rankscope.scoring.tasks import score_task
 
-huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed (extra: bench)")
+huggingface = pytest.importorskip("lm_eval.models.huggingface", reason="lm_eval is not installed (extra: dev)")
 
 
 def harness(model, tokenizer_folder, batch_size=4):

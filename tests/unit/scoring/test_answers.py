@@ -31,8 +31,8 @@ TARGETS = ["#### 30", "5 + 25 = 30\n#### 30", "30", "1234", "#### 1,234.50", "-7
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("text", GENERATIONS)
 def test_numbers_are_judged_as_lm_eval_judges_gsm8k(text, target):
-    metrics = pytest.importorskip("lm_eval.api.metrics", reason="lm_eval is not installed (extra: bench)")
-    extraction = pytest.importorskip("lm_eval.filters.extraction", reason="lm_eval is not installed (extra: bench)")
+    metrics = pytest.importorskip("lm_eval.api.metrics", reason="lm_eval is not installed (extra: dev)")
+    extraction = pytest.importorskip("lm_eval.filters.extraction", reason="lm_eval is not installed (extra: dev)")
     strict = extraction.RegexFilter(r"#### (\-?[0-9\.\,]+)")
     flexible = extraction.RegexFilter(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
     judgement = judge(text, target, "number")
