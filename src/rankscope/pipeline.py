@@ -92,7 +92,7 @@ def run_study(
     _check_directory(store, study, earlier)
     # With other processes or threads than before the numbers may differ in their last digits, so the old layout stays.
     is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
-    plan, inputs = make_plan(study, earlier.plan if is_replayed else None)
+    plan, inputs = make_plan(study, earlier.plan, keep_layout=is_replayed)
     with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from typing import Literal
 
@@ -74,6 +75,7 @@ class Plan(Frozen):
         runs: All candidates with all seeds; which of the later seeds run is decided by rates.json.
         search_seeds: The seeds on which rates are chosen.
         probes_fingerprint: By base, a hash of the probe texts' tokens.
+        today: The date that chat templates write, fixed once for the study; None: none was fixed.
     """
 
     format_version: int = FORMAT_VERSION
@@ -95,6 +97,7 @@ class Plan(Frozen):
     data: tuple[DataSummary, ...] = ()
     warnings: tuple[str, ...] = ()
     smallest_difference: dict[str, float] = Field(default_factory=dict)
+    today: date | None = None
 
     def run(self, run_id: str) -> RunSettings:
         """The run of that name.

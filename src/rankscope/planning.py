@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from dataclasses import dataclass
+from datetime import date, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -22,6 +23,7 @@ from rankscope.data.prepare import (
 )
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
 from rankscope.data.tokens import Tokenizer
+from rankscope.errors import UserError
 from rankscope.plan import DataSummary, Layout, Plan, validation_task
 from rankscope.runs import BaseSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
@@ -60,17 +62,20 @@ class _Prepared:
     probes: pl.DataFrame
 
 
-def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
+def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = True) -> tuple[Plan, Inputs]:
     """Read everything a study names and say what it will do.
 
     Args:
         study: The study.
-        earlier: A plan whose layout is to be replayed.
+        earlier: The study's plan of an earlier call, whose date chat templates go on to write.
+        keep_layout: Replay the layout of the earlier plan too.
 
     Raises:
         UserError: A model or data set is missing or malformed.
     """
-    prepared = {name: _prepare(study, name) for name in study.model}
+    # A template that writes today's date would otherwise make other runs of the same study after midnight.
+    today = (earlier and earlier.today) or datetime.now().date()  # noqa: DTZ005
+    prepared = {name: _prepare(study, name, today) for name in study.model}
     bases = {name: base.settings for name, base in prepared.items()}
     training = {
         (name, key): TrainingData(name=key, fingerprint=data.fingerprint, num_examples=len(data.examples))
@@ -79,7 +84,7 @@ def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
     }
     runs = tuple(expand_runs(study, bases, training))
     inputs = _inputs(prepared)
-    layout = earlier.layout if earlier is not None else _choose_layout(study, prepared)
+    layout = earlier.layout if earlier is not None and keep_layout else _choose_layout(study, prepared)
     plan = Plan(
         study=study.study,
         bases=bases,
@@ -104,6 +109,7 @@ def make_plan(study: Study, earlier: Plan | None = None) -> tuple[Plan, Inputs]:
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         warnings=tuple(dict.fromkeys(warning for base in prepared.values() for warning in _warnings(study, base))),
         smallest_difference=_smallest_differences(study, prepared),
+        today=today,
     )
     return plan, inputs
 
@@ -134,10 +140,10 @@ def _write_changed(path: Path, frame: pl.DataFrame) -> str | None:
     return remark
 
 
-def _prepare(study: Study, name: str) -> _Prepared:
+def _prepare(study: Study, name: str, today: date) -> _Prepared:
     source = study.model[name]
     folder = model_folder(source.source, source.revision)
-    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer = Tokenizer.from_folder(folder, today)
     optimization = study.optimization
     training = {
         key: prepare_training_set(name, key, spec, tokenizer, optimization.max_length, optimization.batch_size)
@@ -236,6 +242,8 @@ def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:
     """How many processes with how many threads: small models gain from processes, large ones from threads."""
     execute = study.execute
     device = _find_device() if execute.device == "auto" else execute.device
+    if device == "mps" and study.optimization.dtype == "float64":
+        raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
     is_small = all(num_parameters(base.shapes) < _SMALL_MODEL_PARAMETERS for base in prepared.values())
     workers = execute.num_workers
@@ -250,7 +258,9 @@ def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:
 
 
 def _find_device() -> str:
-    """The device of this machine, found without importing torch."""
+    """The device of this machine, found without importing torch; a worker looks again, with it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return "cpu"
     if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":

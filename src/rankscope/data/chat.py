@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time
 from typing import Any
 
 import jinja2
@@ -22,6 +22,7 @@ def render_chat(
     messages: Sequence[Mapping[str, str]],
     add_generation_prompt: bool,
     special_tokens: Mapping[str, str],
+    today: date | None = None,
 ) -> str:
     """A conversation as one text, as `apply_chat_template(..., tokenize=False)` of transformers gives it.
 
@@ -30,6 +31,7 @@ def render_chat(
         messages: `role` and `content` of each turn.
         add_generation_prompt: End with what opens the assistant's turn.
         special_tokens: `bos_token`, `eos_token` and so on, which templates use by these names.
+        today: What `strftime_now` tells templates that write the date; by the local clock where not given.
 
     Raises:
         UserError: The template is no valid Jinja, or refuses the conversation.
@@ -40,6 +42,7 @@ def render_chat(
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
+            strftime_now=_strftime_now(today),
             **special_tokens,
         )
     # Templates call methods of plain strings and lists, which raise Python's own errors on a shape they did not expect.
@@ -60,7 +63,6 @@ def _compiled(template: str) -> jinja2.Template:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(template)
 
 
@@ -89,6 +91,7 @@ def _to_json(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _strftime_now(form: str) -> str:
-    # Templates expect the local clock, as transformers gives them.
-    return datetime.now().strftime(form)  # noqa: DTZ005
+def _strftime_now(today: date | None) -> Callable[[str], str]:
+    # Templates expect the local clock, as transformers gives them; a fixed day has no time but its start.
+    moment = datetime.now() if today is None else datetime.combine(today, time.min)  # noqa: DTZ005
+    return moment.strftime

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,16 @@ class Tokenizer:
     are SentencePiece tokenizers of Llama models, whose blanks transformers treats in its own way.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, config: Mapping[str, Any], today: date | None = None) -> None:
         """Use `Tokenizer.from_folder`.
 
         Args:
             backend: The tokenizer as its library loads it.
             config: tokenizer_config.json with `chat_template`, `eos_token_ids` and `context_length` resolved.
+            today: The date that the chat template writes, if it writes one.
         """
         self._backend = backend
+        self._today = today
         self._config = config
         backend.no_truncation()
         backend.no_padding()
@@ -42,8 +45,12 @@ class Tokenizer:
         backend.add_special_tokens([tokenizers.AddedToken(text, special=True) for text in dict.fromkeys(missing)])
 
     @classmethod
-    def from_folder(cls, folder: str | Path) -> Tokenizer:
+    def from_folder(cls, folder: str | Path, today: date | None = None) -> Tokenizer:
         """Read the tokenizer of a Hugging Face model folder.
+
+        Args:
+            folder: The folder.
+            today: The date that the chat template writes, if it writes one; by the local clock where not given.
 
         Raises:
             UserError: There is no tokenizer.json, or a file is not what it should be.
@@ -64,7 +71,7 @@ class Tokenizer:
         config = _configuration(folder)
         if config["is_llama"] and "ByteLevel" not in path.read_text(encoding="utf-8"):
             _rebuild_as_llama(backend, config)
-        return cls(backend, config)
+        return cls(backend, config, today)
 
     # What the model's files say -----------------------------------------------------------------------------------
 
@@ -167,7 +174,7 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise UserError("the model has no chat template", where="model", mend="use a plain prompt")
-        return render_chat(self.chat_template, messages, add_generation_prompt, self.special_tokens)
+        return render_chat(self.chat_template, messages, add_generation_prompt, self.special_tokens, self._today)
 
     @cached_property
     def completion_end_id(self) -> int | None:

@@ -1,0 +1,98 @@
+"""A plan says the same of the same study, whenever it is made, and something else of another one."""
+
+from __future__ import annotations
+
+import json
+import struct
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from model_folders import CHATML, write_tokenizer
+from rankscope import pipeline
+from rankscope.plan import Plan
+from rankscope.planning import make_plan
+from rankscope.spec import Study
+from rankscope.store import Store, write_text
+from rankscope.study_file import dump_study
+
+DATED = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+SHAPES = {
+    "model.embed_tokens.weight": [400, 8],
+    "model.layers.0.self_attn.q_proj.weight": [8, 8],
+    "model.layers.0.self_attn.v_proj.weight": [8, 8],
+    "model.layers.0.mlp.up_proj.weight": [16, 8],
+    "model.norm.weight": [8],
+    "lm_head.weight": [400, 8],
+}
+
+
+def write_base(folder: Path) -> None:
+    write_tokenizer(folder, chat=DATED)
+    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in SHAPES.items()}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def write_rows(path: Path, first: int, number: int) -> str:
+    rows = [{"question": f"What is {i} plus 1?", "answer": f"{i + 1}"} for i in range(first, first + number)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def entries(tmp_path: Path) -> dict:
+    write_base(tmp_path / "base")
+    train = write_rows(tmp_path / "train.jsonl", 0, 20)
+    checked = write_rows(tmp_path / "checked.jsonl", 100, 5)
+    return {
+        "study": "dated",
+        "model": {"base": str(tmp_path / "base")},
+        "train": {"sums": {"source": train, "validation": {"source": checked}}},
+        "arms": [{"method": "lora", "rank": 2, "learning_rate": 1e-3}],
+        "optimization": {"batch_size": 4},
+        "evaluate": {
+            "sums": {
+                "source": write_rows(tmp_path / "test.jsonl", 200, 5), "in_domain_for": ["sums"], "scoring": "generate"
+            }
+        },
+    }  # fmt: skip
+
+
+def planned(entries: dict, earlier: Plan | None = None, *, keep_layout: bool = True) -> Plan:
+    return make_plan(Study.model_validate(entries), earlier, keep_layout=keep_layout)[0]
+
+
+def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entries: dict) -> None:
+    first = planned(entries)
+    of_yesterday = planned(entries, first.model_copy(update={"today": date(2024, 2, 29)}))
+    assert "29 Feb 2024" in of_yesterday.data[0].sample_prompt
+    assert of_yesterday.runs != first.runs
+    read_back = Plan.model_validate_json(of_yesterday.model_dump_json())
+    for keep_layout in (True, False):
+        again = planned(entries, read_back, keep_layout=keep_layout)
+        assert (again.today, again.runs) == (date(2024, 2, 29), of_yesterday.runs)
+        assert (again.tasks, again.probes_fingerprint) == (of_yesterday.tasks, of_yesterday.probes_fingerprint)
+
+
+def test_a_study_that_goes_on_elsewhere_keeps_its_date(entries: dict, tmp_path: Path, monkeypatch) -> None:
+    store = Store(tmp_path / "out")
+    study = Study.model_validate(entries)
+    write_text(store.study_file, dump_study(study))
+    plan = planned(entries).model_copy(update={"today": date(2024, 2, 29)})
+    write_text(store.plan_file, plan.model_dump_json())
+
+    class Planned(Exception):
+        """Stops the run where its plan is made."""
+
+    def note(_study: Study, earlier: Plan | None, *, keep_layout: bool) -> None:
+        assert earlier is not None
+        raise Planned(earlier.today, keep_layout)
+
+    monkeypatch.setattr(pipeline, "make_plan", note)
+    with pytest.raises(Planned) as caught:
+        pipeline.run_study(
+            Study.model_validate(entries | {"execute": {"num_workers": 2}}), store.root, display=None
+        )
+    assert caught.value.args == (date(2024, 2, 29), False)
