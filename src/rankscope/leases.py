@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -21,6 +22,8 @@ from rankscope.store import Store
 LEASE_SECONDS = 60.0
 _RENEW_SECONDS = LEASE_SECONDS / 6
 _ORPHAN_SECONDS = 20.0
+# Workers look for their parent every half second.
+ORPHAN_LIFE_SECONDS = 2.0
 _STUDY = "study"
 _MEMBER = "member-"
 # Whose holder was killed, or had no space, between making the file and saying who it is: it expires by its age.
@@ -32,21 +35,24 @@ class Leases:
 
     A file system that several machines share need not have locks that work, so a lease is a file that only one can
     create. It has expired when its process is gone (same machine) or it has not been renewed for `LEASE_SECONDS` by the
-    file system's own clock (any machine). A piece of work that two should hold at once, however unlikely, would be
-    computed twice to the same result.
+    file system's own clock (any machine). A process of this machine that was killed leaves workers that live for a
+    moment longer, so its leases are taken over only some time after it is first seen to be gone.
 
     Args:
         root: The study directory.
         is_shared: Several processes work on the study; alone, nobody else can hold anything.
+        orphan_seconds: How long the workers of a killed process of this machine may live on.
     """
 
-    def __init__(self, root: Path, *, is_shared: bool) -> None:
+    def __init__(self, root: Path, *, is_shared: bool, orphan_seconds: float = ORPHAN_LIFE_SECONDS) -> None:
         self.is_shared = is_shared
+        self._orphan_seconds = orphan_seconds
         self._folder = root / "leases"
         self._folder.mkdir(parents=True, exist_ok=True)
         pid = os.getpid()
         self._owner = {"host": socket.gethostname(), "pid": pid, "birth": _birth(pid), "id": uuid.uuid4().hex}
         self._held: set[str] = set()
+        self._seen_gone: dict[str, float] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -65,10 +71,16 @@ class Leases:
     def release(self, name: str) -> None:
         """Give a lease back."""
         self._held.discard(name)
-        (self._folder / f"{name}.json").unlink(missing_ok=True)
+        path = self._folder / f"{name}.json"
+        holder = self._read(path)
+        if holder is not None and holder["id"] == self._owner["id"]:  # else it expired, and another took it over
+            path.unlink(missing_ok=True)
 
     def living(self, prefix: str) -> list[str]:
-        """Who holds leases whose names begin so, other than this process, as text for a person."""
+        """Who holds leases whose names begin so, other than this process, as text for a person.
+
+        A process of this machine that was killed counts for as long as its workers may live.
+        """
         found = []
         for path in sorted(self._folder.glob(f"{prefix}*.json")):
             holder = self._read(path)
@@ -114,7 +126,10 @@ class Leases:
 
     def _has_expired(self, path: Path, holder: dict) -> bool:
         if holder["host"] == self._owner["host"]:
-            return not _is_alive(holder["pid"]) or _birth(holder["pid"]) != holder["birth"]
+            if _is_alive(holder["pid"]) and _birth(holder["pid"]) == holder["birth"]:
+                return False
+            first = self._seen_gone.setdefault(holder["id"], time.monotonic())
+            return time.monotonic() - first >= self._orphan_seconds
         try:
             return self._now() - path.stat().st_mtime > LEASE_SECONDS
         except FileNotFoundError:
@@ -123,9 +138,11 @@ class Leases:
     def _now(self) -> float:
         """The file system's time: clocks of machines differ by more than one would think."""
         probe = self._folder / f".now-{self._owner['id']}"
-        probe.touch()
         try:
+            probe.touch()
             return probe.stat().st_mtime
+        except PermissionError:
+            return time.time()  # who may only read can take nothing, and an estimate will do
         finally:
             probe.unlink(missing_ok=True)
 
@@ -146,9 +163,9 @@ class Leases:
     def _renew(self) -> None:
         while not self._stopped.wait(_RENEW_SECONDS):
             for name in list(self._held):
-                path = self._folder / f"{name}.json"
-                if path.exists():
-                    os.utime(path)
+                # A lease that is just being given back, or a file system that stumbles, must not end this thread.
+                with contextlib.suppress(OSError):
+                    os.utime(self._folder / f"{name}.json")
 
 
 @contextmanager
@@ -167,10 +184,7 @@ def occupy(store: Store, *, share: bool) -> Iterator[Leases]:
         _lock(store, lock, share=share)
         leases = Leases(store.root, is_shared=share)
         try:
-            others = leases.living(_STUDY) if share else leases.living(_STUDY) + leases.living(_MEMBER)
-            if others:
-                raise _occupied(store, others[0], share=share)
-            leases.take(f"{_MEMBER}{socket.gethostname()}-{os.getpid()}" if share else _STUDY)
+            _enter(store, leases, share=share)
             if not share:
                 leases.clear()
                 _wait_for_orphans(store)
@@ -179,11 +193,24 @@ def occupy(store: Store, *, share: bool) -> Iterator[Leases]:
             leases.close()
 
 
+def _enter(store: Store, leases: Leases, *, share: bool) -> None:
+    """Take the lease of the whole study, or of a member, once whoever held it before and was killed is surely gone."""
+    name = f"{_MEMBER}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}" if share else _STUDY
+    deadline = time.monotonic() + 2 * ORPHAN_LIFE_SECONDS
+    while True:
+        others = leases.living(_STUDY) if share else leases.living(_STUDY) + leases.living(_MEMBER)
+        if not others and leases.take(name):
+            return
+        if time.monotonic() > deadline:
+            raise _occupied(store, (others or ["another process"])[0], share=share)
+        time.sleep(0.2)
+
+
 def is_occupied(store: Store) -> bool:
     """Whether a process works on the study now, on this machine or another."""
     if not (store.root / "leases").is_dir():
         return False
-    leases = Leases(store.root, is_shared=True)
+    leases = Leases(store.root, is_shared=True, orphan_seconds=0.0)
     try:
         return bool(leases.living(_STUDY) or leases.living(_MEMBER))
     finally:

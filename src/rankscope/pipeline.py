@@ -30,7 +30,7 @@ from rankscope.schedule import (
     Work,
     chosen_run_ids,
     expected_hash,
-    needed_work,
+    possible_work,
     read_board,
     read_record,
     ready_packs,
@@ -138,7 +138,7 @@ class _Work:
                 events = executor.wait(1.0)
                 for event in events:
                     self._note(progress, event)
-                needed = list(needed_work(self.plan, rates))
+                needed = possible_work(self.plan, self.board, rates)
                 display.update(self.board, needed, events, list(progress.values()))
                 _write_running(running, list(progress.values()))
         except KeyboardInterrupt:
@@ -180,7 +180,7 @@ class _Work:
         """Whether others are still at something that this study needs; waits a moment where they are."""
         if not self.leases.is_shared:
             return False
-        left = [work for work in needed_work(self.plan, rates) if not self.board.has_ended(work)]
+        left = [work for work in possible_work(self.plan, self.board, rates) if not self.board.has_ended(work)]
         self._refresh(left)
         if left:
             time.sleep(_SHARE_SECONDS)
@@ -195,7 +195,8 @@ class _Work:
                 continue
             if record.settings_hash == expected_hash(self.plan, work):
                 self.board.note(work, record)
-                has_ended = True
+                # A run whose weights were deleted has a record and may have to be trained again all the same.
+                has_ended = has_ended or work[2] not in self.board.without_weights or work[0] != "train"
         return has_ended
 
     def _note(self, progress: dict[str, Progress], event: Event) -> None:

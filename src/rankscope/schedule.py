@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -81,6 +82,21 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
         if run_id in chosen:
             yield from (("evaluate", base, run_id, name) for name in plan.tasks[base])
             yield from (("analyse", base, run_id, analysis) for analysis in plan.analyses)
+
+
+def possible_work(plan: Plan, board: Board, rates: Rates) -> list[Work]:
+    """What is needed and is done or can still be done: a run that failed or diverged is never scored."""
+    return [work for work in needed_work(plan, rates) if _is_possible(board, work)]
+
+
+def _is_possible(board: Board, work: Work) -> bool:
+    stage, base, run_id, name = work
+    if run_id is None or stage == "train":
+        return True
+    if board.status.get(("train", base, run_id, "")) in {"failed", "diverged"}:
+        return False
+    is_alone = stage != "analyse" or name == "spectra"
+    return is_alone or board.status.get(("analyse", base, None, name)) != "failed"
 
 
 def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
@@ -183,6 +199,8 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
                 continue
             check_files(folder_of(store, work), record)
         except DamagedFile as damage:
+            if not _is_damaged(store, work):
+                continue  # another process that shares the study was writing it just then
             remarks.append(f"{damage}; it is done again")
             (folder_of(store, work) / RECORD).unlink(missing_ok=True)
             continue
@@ -193,6 +211,18 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
             continue
         board.note(work, record)
     return board, [*_kept(board), *remarks, *_left_over(plan, store)]
+
+
+def _is_damaged(store: Store, work: Work) -> bool:
+    """Look again a moment later: a record and the files it vouches for cannot both be replaced in one instant."""
+    time.sleep(0.2)
+    try:
+        record = read_record(store, work)
+        if record is not None:
+            check_files(folder_of(store, work), record)
+    except DamagedFile:
+        return True
+    return False
 
 
 def _kept(board: Board) -> list[str]:

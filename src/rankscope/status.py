@@ -11,7 +11,7 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.leases import LEASE_SECONDS, is_occupied
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
-from rankscope.schedule import Board, Work, all_work, chosen_run_ids, expected_hash, needed_work, read_record
+from rankscope.schedule import Board, Work, all_work, chosen_run_ids, expected_hash, possible_work, read_record
 from rankscope.store import Store, read_model
 
 _STAGES = ("train", "evaluate", "analyse")
@@ -34,7 +34,7 @@ def study_status(store: Store) -> dict[str, Any]:
     is_running = is_occupied(store)
     running = _running(store) if is_running else {}
     rates = store.read_rates()
-    needed = set(needed_work(plan, rates))
+    needed = set(possible_work(plan, board, rates))
     chosen = chosen_run_ids(plan, rates)
     has_choice = {(c.base, c.training_set, c.arm) for c in rates.choices}
     rows = []

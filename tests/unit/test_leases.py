@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,14 @@ from rankscope.leases import LEASE_SECONDS, Leases, is_occupied, occupy
 from rankscope.store import Store
 
 
-def make(root: Path) -> Leases:
-    return Leases(root, is_shared=True)
+def make(root: Path, orphan_seconds: float = 0.0) -> Leases:
+    return Leases(root, is_shared=True, orphan_seconds=orphan_seconds)
 
 
 def forge(root: Path, name: str, **holder: object) -> Path:
     path = root / "leases" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "id": "other"} | holder))
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "id": name, "birth": None} | holder))
     return path
 
 
@@ -68,8 +69,27 @@ def test_the_lease_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     leases = make(tmp_path)
     forge(tmp_path, "a", host=leases._owner["host"], pid=dead_pid())
     assert leases.take("a")
-    forge(tmp_path, "b", host=leases._owner["host"], pid=os.getpid())
+    forge(tmp_path, "b", host=leases._owner["host"], pid=os.getpid(), birth=leases._owner["birth"])
     assert not leases.take("b")
+    # The number of a process that was killed may be another's by now: its time of birth tells them apart.
+    forge(tmp_path, "c", host=leases._owner["host"], pid=os.getpid(), birth="1")
+    assert leases.take("c")
+
+
+def test_the_workers_of_a_killed_process_are_given_time_to_end(tmp_path: Path) -> None:
+    leases = make(tmp_path, orphan_seconds=0.3)
+    forge(tmp_path, "a", host=leases._owner["host"], pid=dead_pid())
+    assert not leases.take("a")
+    time.sleep(0.35)
+    assert leases.take("a")
+
+
+def test_a_lease_that_another_took_over_is_not_given_back(tmp_path: Path) -> None:
+    leases = make(tmp_path)
+    assert leases.take("a")
+    path = forge(tmp_path, "a")
+    leases.release("a")
+    assert path.exists()
 
 
 def test_a_lease_from_another_host_expires_when_it_is_not_renewed(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rankscope.plan import VALIDATION, Pack
 from rankscope.records import RateChoice, Rates
-from rankscope.schedule import Board, Work, all_work, needed_work, ready_packs, work_of
+from rankscope.schedule import Board, Work, all_work, needed_work, possible_work, ready_packs, work_of
 from synthetic import write_study
 
 
@@ -70,6 +70,18 @@ def test_what_failed_or_diverged_is_not_tried_again_and_holds_nothing_up(tmp_pat
     assert first not in packs and second not in packs
     assert not [pack for pack in packs if pack.stage == "evaluate" and pack.run_ids]
     assert board.failed() == work_of(first)
+
+
+def test_what_can_no_longer_be_done_is_not_waited_for(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    run = plan.runs[0]
+    rates = Rates(choices=(choice(run.arm.label, run.learning_rate),))
+    for status in ("failed", "diverged"):
+        board = Board({("train", "small", run.run_id, ""): status})
+        left = [work for work in possible_work(plan, board, rates) if work[2] == run.run_id]
+        assert left == [("train", "small", run.run_id, "")]
+    board = Board({("analyse", "small", None, "attention"): "failed"})
+    assert not [work for work in possible_work(plan, board, rates) if work[2] and work[3] == "attention"]
 
 
 def test_an_arm_without_a_rate_is_not_scored(tmp_path: Path) -> None:

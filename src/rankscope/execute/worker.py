@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -46,7 +47,8 @@ def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
     _redirect_output(log_file)
     store = Store(root)
     workers_lock = (root / ".workers").open("a+", encoding="utf-8")
-    fcntl.flock(workers_lock, fcntl.LOCK_SH)  # held until this process ends, however it ends
+    with contextlib.suppress(OSError):  # a network file system without locks
+        fcntl.flock(workers_lock, fcntl.LOCK_SH)  # held until this process ends, however it ends
     plan = read_model(store.plan_file, Plan)
     if plan is None:
         raise FileNotFoundError(store.plan_file)
@@ -97,10 +99,23 @@ class _Bench:
         from rankscope.evaluate import stage as evaluate
         from rankscope.train import stage as train
 
+        _check_device(self.plan.layout.device)
         self.models.check_base(self.plan.bases[pack.base])
         watcher = _Watcher(pack, self._connection, self._stop)
+        # Said at once: how long a piece of work takes is counted from here.
+        watcher.progress((*pack.run_ids, pack.base)[0], 0, max(1, len(pack.names)), None)
         stage = {"train": train, "evaluate": evaluate, "analyse": analyse}[pack.stage]
         stage.run(pack, self.plan, self.store, self.models, watcher)
+
+
+def _check_device(device: str) -> None:
+    """Whether torch can use the device that the plan names; the plan is made without torch."""
+    import torch
+
+    is_there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not is_there[device]:
+        what = f"the plan's device is {device}, and the torch installed here ({torch.__version__}) cannot use it"
+        raise MachineError(f"{what}\n  mend: set execute.device to cpu, or install torch for this device")
 
 
 @dataclass
@@ -139,7 +154,7 @@ def record_failure(store: Store, plan: Plan, pack: Pack, error: BaseException) -
     if pack.stage == "train":
         for run_id in pack.run_ids:
             record = store.read_train(run_id)
-            if record is None or record.status == "interrupted":
+            if record is None or record.status == "interrupted" or record.weights_deleted:
                 run = plan.run(run_id)
                 failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
                 write_record(store.train(run_id), failed)

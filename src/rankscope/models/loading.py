@@ -77,20 +77,27 @@ class Models:
     @contextmanager
     def trainable(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:
         """Runs of one base and method, ready to be trained together; afterwards the base is as before."""
-        pack = make_trainable(self.base(runs[0].base), runs)
-        try:
+        with self._whole_base():
+            pack = make_trainable(self.base(runs[0].base), runs)
             yield pack
-        finally:
             self._give_back(pack)
 
     @contextmanager
     def tuned(self, run: RunSettings) -> Iterator[PreTrainedModel]:
         """A trained run's model."""
-        pack = load_tuned(self.base(run.base), (run,), (self.store.train(run.run_id),))
-        try:
+        with self._whole_base():
+            pack = load_tuned(self.base(run.base), (run,), (self.store.train(run.run_id),))
             yield pack.model
-        finally:
             self._give_back(pack)
+
+    @contextmanager
+    def _whole_base(self) -> Iterator[None]:
+        """Whatever goes wrong while a base is worked on, what is left of it is not used again."""
+        try:
+            yield
+        except BaseException:
+            self._base = None
+            raise
 
     def _give_back(self, pack: TrainablePack) -> None:
         pack.close()

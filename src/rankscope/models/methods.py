@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.errors import UserError
+from rankscope.errors import DamagedFile, UserError
 from rankscope.models.packed import PackedLoraLinear, Routing, install, remove
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
@@ -142,13 +142,15 @@ class FullPack:
 
     def load_folder(self, folder: Path) -> None:
         """Read the weights that `save` wrote into the model in hand."""
-        trained = AutoModelForCausalLM.from_pretrained(
+        trained, found = AutoModelForCausalLM.from_pretrained(
             folder / MODEL,
             dtype=self.model.dtype,
             local_files_only=True,
             use_safetensors=True,
-            trust_remote_code=False,
+            output_loading_info=True,
         )
+        if found["missing_keys"] or found["unexpected_keys"]:
+            raise DamagedFile(f"{folder / MODEL} does not hold the weights of its base's architecture")
         self.load_state(0, dict(trained.named_parameters()))
         self.model.requires_grad_(False)
 
@@ -268,8 +270,10 @@ def _initial_adapter(model: PreTrainedModel, run: RunSettings) -> tuple[LoraConf
 @contextlib.contextmanager
 def _frozen_afterwards(model: nn.Module) -> Iterator[None]:
     """PEFT sets requires_grad of the whole base; afterwards it is frozen again."""
-    yield
-    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
 
 
 def _saved_adapter(folder: Path) -> tuple[LoraConfig, dict[str, tuple[Tensor, Tensor]]]:

@@ -47,7 +47,7 @@ class Choice:
 class OptionTrees:
     """Whether a study's options may be scored in trees: `refusal` says why not.
 
-    Made by `checked_option_trees`, once per study and process, and passed to everything that scores options.
+    Made by `checked_option_trees` for a model on its first items, and kept while that model is scored.
     """
 
     refusal: str | None
