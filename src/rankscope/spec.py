@@ -161,6 +161,9 @@ class Arm(OptimizationFields):
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
+        if self.name == "base":  # what verdicts and tables call the untuned model
+            text = "the arm name 'base' is taken by the model before training; choose another"
+            raise PydanticCustomError("taken", text, {"key": "name"})
         lora_only = ("rank", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")
         if self.method == "full":
             for key in lora_only:
