@@ -351,7 +351,7 @@ def _plan(
         base: BaseSettings(name=base, source=f"models/{base}", revision=None, fingerprint="f" * 64) for base in bases
     }
     training = {
-        (base, name): TrainingData(name=name, fingerprint="e" * 64, num_examples=200)
+        (base, name): TrainingData(name=name, fingerprint="e" * 64, validation_fingerprint="v", num_examples=200)
         for base in bases
         for name in training_sets
     }

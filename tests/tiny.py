@@ -59,7 +59,7 @@ def _run(arm: ArmSettings, rate: float, seed: int, num_steps: int, **optimizatio
     defaults = {"batch_size": 8, "warmup_ratio": 0.2, "weight_decay": 0.01, "num_validations": 2}
     return RunSettings(
         base=BaseSettings(name="tiny", source="tiny", revision=None, fingerprint="f"),
-        training_set=TrainingData(name="set", fingerprint="d", num_examples=24),
+        training_set=TrainingData(name="set", fingerprint="d", validation_fingerprint="v", num_examples=24),
         arm=arm,
         learning_rate=rate,
         seed=seed,

@@ -78,7 +78,12 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     prepared = {name: _prepare(study, name, today) for name in study.model}
     bases = {name: base.settings for name, base in prepared.items()}
     training = {
-        (name, key): TrainingData(name=key, fingerprint=data.fingerprint, num_examples=len(data.examples))
+        (name, key): TrainingData(
+            name=key,
+            fingerprint=data.fingerprint,
+            validation_fingerprint=data.validation_fingerprint,
+            num_examples=len(data.examples),
+        )
         for name, base in prepared.items()
         for key, data in base.training.items()
     }

@@ -36,10 +36,16 @@ class BaseSettings(Resolved):
 
 
 class TrainingData(Resolved):
-    """The tokenised training examples of one base and training set, pinned by a hash of their tokens."""
+    """The tokenised examples of one base and training set, pinned by hashes of their tokens.
+
+    Attributes:
+        fingerprint: Of what is trained on.
+        validation_fingerprint: Of the validation rows, whose losses are taken during training.
+    """
 
     name: str
     fingerprint: str
+    validation_fingerprint: str
     num_examples: int
 
 

@@ -76,6 +76,14 @@ def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entr
         assert (again.tasks, again.probes_fingerprint) == (of_yesterday.tasks, of_yesterday.probes_fingerprint)
 
 
+def test_other_validation_rows_are_another_run(entries: dict, tmp_path: Path) -> None:
+    first = planned(entries)
+    write_rows(tmp_path / "checked.jsonl", 101, 5)
+    second = planned(entries)
+    assert second.runs[0].training_set.fingerprint == first.runs[0].training_set.fingerprint
+    assert second.runs[0].settings_hash != first.runs[0].settings_hash
+
+
 def test_a_study_that_goes_on_elsewhere_keeps_its_date(entries: dict, tmp_path: Path, monkeypatch) -> None:
     store = Store(tmp_path / "out")
     study = Study.model_validate(entries)

@@ -32,7 +32,7 @@ from rankscope.store import Store, check_files, read_model, write_parquet, write
 COMMON = {"status": "complete", "settings_hash": "h", "provenance": {"code": None}, "started_at": "t", "seconds": 1.5}
 RUN = RunSettings(
     base=BaseSettings(name="b", source="s", revision=None, fingerprint="f"),
-    training_set=TrainingData(name="t", fingerprint="d", num_examples=3),
+    training_set=TrainingData(name="t", fingerprint="d", validation_fingerprint="v", num_examples=3),
     arm=ArmSettings(label="lora-r2", method="lora", options={"r": 2, "lora_alpha": 4.0}),
     learning_rate=1e-4,
     seed=0,
@@ -125,7 +125,7 @@ def test_two_runs_that_differ_have_different_names() -> None:
         RUN.model_copy(update={"learning_rate": 2e-4}),
         RUN.model_copy(update={"num_steps": 4}),
         RUN.model_copy(update={"optimization": Optimization(weight_decay=0.1)}),
-        RUN.model_copy(update={"training_set": TrainingData(name="t", fingerprint="e", num_examples=3)}),
+        RUN.model_copy(update={"training_set": RUN.training_set.model_copy(update={"fingerprint": "e"})}),
     ]
     names = {run.run_id for run in [RUN, *others]}
     assert len(names) == 6

@@ -40,6 +40,7 @@ class PreparedTraining:
         validation_texts: The rows held out (or the source of their own), for the loss during training.
         validation_items: The same rows as they are scored to choose a learning rate.
         fingerprint: A hash of the training tokens.
+        validation_fingerprint: A hash of the validation tokens.
     """
 
     texts: list[Example]
@@ -49,6 +50,7 @@ class PreparedTraining:
     validation_items: list[Item]
     validation_settings: TaskSettings
     fingerprint: str
+    validation_fingerprint: str
     summaries: list[Summary]
     warnings: list[str]
 
@@ -124,6 +126,7 @@ def prepare_training_set(
         validation_items=items,
         validation_settings=settings,
         fingerprint=_token_hash(trained.examples),
+        validation_fingerprint=_token_hash(checked.examples),
         summaries=summaries,
         warnings=warnings,
     )
