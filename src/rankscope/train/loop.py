@@ -28,6 +28,7 @@ class StepLog:
         step: From 1.
         grad_norm: Before clipping.
         num_tokens: Scored or not, without padding.
+        seconds: The run's part of the forwards and backwards of its pack, and its own clipping and optimizer step.
     """
 
     step: int
@@ -45,6 +46,7 @@ class RunState:
     Attributes:
         index: The run's index in the pack.
         order: The indices of the examples of each step.
+        earlier_seconds: What the run had taken at its checkpoint, in calls before this one.
     """
 
     index: int
@@ -58,6 +60,7 @@ class RunState:
     logs: list[StepLog] = field(default_factory=list)
     validations: list[ValidationPoint] = field(default_factory=list)
     diverged_at_step: int | None = None
+    earlier_seconds: float = 0.0
 
     @property
     def is_done(self) -> bool:
@@ -86,7 +89,7 @@ def start_run(
     """A run of a pack before its first step."""
     run = pack.runs[index]
     optimizer = make_optimizer(pack.parameter_groups(index), run.optimization, run.learning_rate)
-    factor = rate_factors(run.optimization, run.num_steps)
+    factor = rate_factors(run.optimization, run.num_steps, run.learning_rate)
     return RunState(index, run, examples, validation, order, optimizer, factor)
 
 
@@ -112,8 +115,9 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
             set_learning_rate(state)
             state.optimizer.zero_grad(set_to_none=True)
         losses = accumulate_gradients(pack, batches, max_tokens)
-        seconds = (time.perf_counter() - started) / len(active)
+        shared_seconds = (time.perf_counter() - started) / len(active)
         for state in active:
+            started = time.perf_counter()
             norm = clip_gradients(state)
             state.step += 1
             loss = losses[state.index]
@@ -123,6 +127,7 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
                 state.optimizer.step()
             tokens = sum(len(example.input_ids) for example in batches[state.index])
             rate = state.optimizer.param_groups[0]["lr"]
+            seconds = shared_seconds + time.perf_counter() - started
             state.logs.append(StepLog(state.step, loss, rate, norm, tokens, seconds))
             if state.diverged_at_step is None and state.step in validation_steps(state.run):
                 value = mean_loss(pack, state.index, state.validation, max_tokens)

@@ -27,12 +27,13 @@ def make_optimizer(
     )
 
 
-def rate_factors(optimization: Optimization, num_steps: int) -> Callable[[int], float]:
+def rate_factors(optimization: Optimization, num_steps: int, learning_rate: float) -> Callable[[int], float]:
     """The factor on the learning rate before each step (counted from 0), as transformers' schedules give it.
 
     A function of the step alone, so that a resumed run needs no scheduler's state.
     """
-    carrier = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    # The polynomial schedule ends at a rate of its own, so its factors depend on the rate that they start from.
+    carrier = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=learning_rate)
     num_warmup_steps = math.ceil(num_steps * optimization.warmup_ratio)
     schedule = get_scheduler(optimization.lr_scheduler, carrier, num_warmup_steps, num_steps)
     return schedule.lr_lambdas[0]
