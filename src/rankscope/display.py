@@ -117,8 +117,8 @@ class LiveDisplay:
         self._live.update(self._picture(board, needed, in_flight))
 
     def message(self, text: str) -> None:
-        """Replaces the picture's foot."""
-        self._live.update(Text(text))
+        """Printed above the picture, where it stays."""
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
