@@ -1,10 +1,12 @@
-"""Where a record came from: code revision, package versions, machine."""
+"""Where a record came from: code revision, package versions, machine, and the memory of its process."""
 
 from __future__ import annotations
 
 import functools
 import platform
+import resource
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
     }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held since it began."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux kilobytes
 
 
 def _version(package: str) -> str | None:

@@ -48,7 +48,7 @@ def stopped(run: RunSettings, folder: Path, step: int = STOP) -> None:
     pack, state = started(run)
     train(pack, [state], 10_000, Until(step))
     assert state.step == step
-    write_checkpoint(folder, pack, state)
+    write_checkpoint(folder, pack, state, seconds=1.5)
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: RunSettings, tmp_path: Path
     stopped(run, tmp_path)
     pack, state = started(run)
     assert read_checkpoint(tmp_path, pack, state)
-    assert state.step == STOP
+    assert (state.step, state.earlier_seconds) == (STOP, 1.5)
     train(pack, [state], 10_000, Until(STEPS))
     assert [log.loss_nats_per_token for log in state.logs] == [log.loss_nats_per_token for log in whole.logs]
     assert [log.learning_rate for log in state.logs] == [log.learning_rate for log in whole.logs]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import polars as pl
-import psutil
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -29,7 +28,7 @@ from rankscope.internals.patterns import (
 )
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
-from rankscope.provenance import provenance
+from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import AnalyseRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
@@ -107,7 +106,7 @@ class _Stage:
             provenance=provenance(),
             started_at=started_at,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=psutil.Process().memory_info().rss,
+            peak_memory_bytes=peak_memory_bytes(),
             subject=self.plan.subject(base, run_id),
             analysis=name,
             summary=found.summary,

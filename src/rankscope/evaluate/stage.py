@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import polars as pl
-import psutil
 from transformers import PreTrainedModel
 
 from rankscope.data.examples import Item, items_from_frame
 from rankscope.data.tokens import Tokenizer
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
-from rankscope.provenance import provenance
+from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import EvaluateRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
@@ -107,7 +106,7 @@ class _Stage:
             provenance=provenance(),
             started_at=started_at,
             seconds=time.perf_counter() - started,
-            peak_memory_bytes=psutil.Process().memory_info().rss,
+            peak_memory_bytes=peak_memory_bytes(),
             subject=self.plan.subject(self.base, run_id),
             task=name,
             scoring=settings.scoring,

@@ -104,7 +104,7 @@ def _cost(verdict: Verdict, runs: pl.DataFrame) -> str | None:
     if mine.is_empty():
         return None
     memory = mine["peak_memory_bytes"].mean()
-    tail = "" if memory is None else f" and needed {wording.megabytes(memory)} of memory at its peak"
+    tail = "" if memory is None else f"; its process had held {wording.megabytes(memory)} of memory at its peak"
     trained = wording.count(mine["num_trainable"][0])
     return f"One run trained {trained} parameters in {wording.duration(mine['train_seconds'].mean())}{tail}."
 

@@ -19,8 +19,15 @@ _STATE = "state.json"
 _FILES = ("weights.safetensors", "optimizer.safetensors", "generator.safetensors")
 
 
-def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> None:
-    """Write a run's state to `folder/<step>`; earlier checkpoints go only when this one is whole."""
+def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState, seconds: float) -> None:
+    """Write a run's state to `folder/<step>`; earlier checkpoints go only when this one is whole.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        pack: The model with the run's trainable part.
+        state: The run.
+        seconds: What the run has taken so far, in all calls.
+    """
     target = folder / f"{state.step:08d}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -30,6 +37,7 @@ def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> None
         save_file({key: _own(value) for key, value in values.items()}, target / name)
     document = {
         "step": state.step,
+        "seconds": seconds,
         "settings_hash": state.run.settings_hash,
         "logs": [asdict(log) for log in state.logs],
         "validations": [point.model_dump() for point in state.validations],
@@ -52,6 +60,7 @@ def read_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> bool:
         load_optimizer_tensors(state.optimizer, optimizer)
         pack.generator(state.index).set_state(generator["state"])
         state.step = document["step"]
+        state.earlier_seconds = document["seconds"]
         state.logs = [StepLog(**log) for log in document["logs"]]
         state.validations = [ValidationPoint(**point) for point in document["validations"]]
         return True

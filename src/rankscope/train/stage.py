@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 import polars as pl
-import psutil
 import torch
 
 from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.order import batches
 from rankscope.models.methods import ADAPTER, MODEL, TrainablePack
 from rankscope.plan import Pack, Plan
-from rankscope.provenance import provenance
+from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import Status, TrainRecord
 from rankscope.runs import RunSettings
 from rankscope.store import CHECKPOINT, Store, write_parquet, write_record, write_text
@@ -59,12 +58,11 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
     started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
     with models.trainable(runs) as trainable:
         states = [_start(store, trainable, index) for index in range(len(runs))]
-        observer = _Observer(store, trainable, watcher, plan.checkpoint_seconds)
+        observer = _Observer(store, trainable, watcher, plan.checkpoint_seconds, started)
         train(trainable, states, plan.max_tokens_per_batch, observer)
         for state in states:
             observer.close(state)
-            seconds = (time.perf_counter() - started) / len(runs)
-            _finish(store, trainable, state, started_at, seconds)
+            _finish(store, trainable, state, started_at, observer.seconds(state))
 
 
 def _is_finished(store: Store, settings: RunSettings) -> bool:
@@ -103,11 +101,14 @@ def _line(log: StepLog) -> str:
 class _Observer:
     """Writes steps.jsonl and checkpoints while the loop runs."""
 
-    def __init__(self, store: Store, pack: TrainablePack, watcher: Watcher, checkpoint_seconds: float) -> None:
+    def __init__(
+        self, store: Store, pack: TrainablePack, watcher: Watcher, checkpoint_seconds: float, started: float
+    ) -> None:
         self._store = store
         self._pack = pack
         self._watcher = watcher
         self._checkpoint_seconds = checkpoint_seconds
+        self._started = started
         self._written = dict.fromkeys(range(len(pack.runs)), time.monotonic())
         self._streams = {
             index: (store.train(settings.run_id) / STEPS).open("a", encoding="utf-8")
@@ -121,11 +122,16 @@ class _Observer:
         stream.flush()
         self._watcher.progress(state.run.run_id, state.step, state.run.num_steps, log.loss_nats_per_token)
         if not state.is_done and time.monotonic() - self._written[state.index] > self._checkpoint_seconds:
-            write_checkpoint(self._store.train(state.run.run_id) / CHECKPOINT, self._pack, state)
+            folder = self._store.train(state.run.run_id) / CHECKPOINT
+            write_checkpoint(folder, self._pack, state, self.seconds(state))
             self._written[state.index] = time.monotonic()
 
     def wants_stop(self) -> bool:
         return self._watcher.wants_stop()
+
+    def seconds(self, state: RunState) -> float:
+        """What a run has taken: its equal part of this call, and what came before its checkpoint."""
+        return state.earlier_seconds + (time.perf_counter() - self._started) / len(self._pack.runs)
 
     def close(self, state: RunState) -> None:
         self._streams[state.index].close()
@@ -140,7 +146,7 @@ def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str,
         status = "diverged"
     elif not state.is_done:
         status = "interrupted"
-        write_checkpoint(folder / CHECKPOINT, pack, state)
+        write_checkpoint(folder / CHECKPOINT, pack, state, seconds)
     else:
         files += pack.save(state.index, folder)
     write_record(folder, _record(pack, state, status, started_at, seconds), files)
@@ -155,8 +161,7 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         settings_hash=state.run.settings_hash,
         provenance=provenance() | {"device": str(pack.model.device), "num_threads": torch.get_num_threads()},
         started_at=started_at,
-        # What a resumed run spent before it was stopped is in its step logs only.
-        seconds=max(seconds, sum(log.seconds for log in state.logs)),
+        seconds=seconds,
         peak_memory_bytes=_peak_memory(pack),
         run=state.run,
         num_trainable=sum(p.numel() for group in pack.parameter_groups(state.index) for p in group["params"]),
@@ -177,7 +182,7 @@ def _num_base_parameters(pack: TrainablePack) -> int:
 
 
 def _peak_memory(pack: TrainablePack) -> int:
-    """The most memory so far: the device's where there is one, else the process's resident memory now."""
+    """The most memory so far: the device's where there is one, else the process's."""
     if pack.model.device.type == "cuda":
         return torch.cuda.max_memory_allocated(pack.model.device)
-    return psutil.Process().memory_info().rss
+    return peak_memory_bytes()
