@@ -75,7 +75,7 @@ def _folder(source: str) -> str:
 def largest_difference(study: Path, name: str) -> float:
     """The largest difference between a replay's losses and those that were written, in nats per token."""
     lines = (study / "runs" / name / "train" / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-    written = [json.loads(line)["loss_nats_per_token"] for line in lines]
+    written = [float(json.loads(line)["loss_nats_per_token"]) for line in lines]  # "NaN" is written as text
     return max(abs(a - b) for a, b in zip(replayed_losses(study, name), written, strict=True))
 
 

@@ -26,6 +26,7 @@ from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, StepLog, start_run, train
 
 STEPS = "steps.jsonl"
+_NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 @runtime_checkable  # the tests check types at run time
@@ -95,7 +96,9 @@ def _order_frame(examples: list[TokenisedExample], order: list[list[int]]) -> pl
 
 
 def _line(log: StepLog) -> str:
-    return json.dumps(asdict(log)) + "\n"
+    # JSON has no word for what is not finite: it is written as text, as in records.
+    values = {name: _NOT_FINITE.get(str(value), value) for name, value in asdict(log).items()}
+    return json.dumps(values, allow_nan=False) + "\n"
 
 
 class _Observer:
