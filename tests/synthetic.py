@@ -200,6 +200,7 @@ def write_training(store: Store, run: RunSettings, arm: Arm) -> bool:
         final_loss_nats_per_token=0.5,
         validations=(ValidationPoint(step=run.num_steps, loss_nats_per_token=0.6 if best else 0.8),),
         diverged_at_step=3 if status == "diverged" else None,
+        divergence="loss_too_high" if status == "diverged" else None,
     )
     write_record(folder, record, ["steps.jsonl"])
     return status == "complete"

@@ -12,6 +12,8 @@ from rankscope.runs import RunSettings
 FORMAT_VERSION = 1
 
 Status = Literal["complete", "failed", "interrupted", "diverged"]
+# What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
+Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
 
 
 def _only_declared(values: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class TrainRecord(Record):
     final_loss_nats_per_token: float | None = None
     validations: tuple[ValidationPoint, ...] = ()
     diverged_at_step: int | None = None
+    divergence: Divergence | None = None
     weights_deleted: bool = False
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from rankscope.records import Record, Subject, TrainRecord
+from rankscope.records import Divergence, Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
 from rankscope.runs import RunSettings
 
@@ -14,6 +14,13 @@ _SETTINGS_SCHEMA = {
     "run_id": pl.String, "base": pl.String, "training_set": pl.String, "arm": pl.String, "method": pl.String,
     "rank": pl.Int64, "learning_rate": pl.Float64, "seed": pl.Int64, "is_chosen": pl.Boolean,
 }  # fmt: skip
+
+_DIVERGENCES: dict[Divergence | None, str] = {
+    "loss_not_finite": "the loss stopped being finite",
+    "gradient_not_finite": "the gradient stopped being finite",
+    "loss_too_high": "the loss rose above twice that of guessing every token alike",
+    None: "the loss left every bound",
+}
 
 
 def run_states(contents: Contents) -> pl.DataFrame:
@@ -94,9 +101,8 @@ def cause(record: Record) -> str:
     """Why a record is not complete, in one sentence; empty where it is."""
     if record.error is not None:
         return f"{record.error.type}: {record.error.message}"
-    if record.status == "diverged":
-        step = record.diverged_at_step if isinstance(record, TrainRecord) else None
-        return f"the loss stopped being finite at step {step}" if step is not None else "the loss stopped being finite"
+    if isinstance(record, TrainRecord) and record.status == "diverged":
+        return f"{_DIVERGENCES[record.divergence]} at step {record.diverged_at_step}"
     return "stopped before it was done; the same command goes on from here" if record.status == "interrupted" else ""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from rankscope.data.examples import TokenisedExample
 from rankscope.models.heads import negative_log_likelihoods, scored_logits
 from rankscope.models.methods import TrainablePack
-from rankscope.records import ValidationPoint
+from rankscope.records import Divergence, ValidationPoint
 from rankscope.runs import RunSettings
 from rankscope.train.batches import iter_micro_batches, num_scored
 from rankscope.train.optimizer import make_optimizer, rate_factors
@@ -60,6 +60,7 @@ class RunState:
     logs: list[StepLog] = field(default_factory=list)
     validations: list[ValidationPoint] = field(default_factory=list)
     diverged_at_step: int | None = None
+    divergence: Divergence | None = None
     earlier_seconds: float = 0.0
 
     @property
@@ -121,7 +122,8 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
             norm = clip_gradients(state)
             state.step += 1
             loss = losses[state.index]
-            if not (math.isfinite(loss) and math.isfinite(norm)) or loss > bound:
+            state.divergence = divergence(loss, norm, bound)
+            if state.divergence is not None:
                 state.diverged_at_step = state.step
             else:
                 state.optimizer.step()
@@ -189,6 +191,21 @@ def validation_steps(run: RunSettings) -> set[int]:
 def diverged_above(pack: TrainablePack) -> float:
     """The loss beyond which a run has diverged: twice that of guessing every token alike, in nats per token."""
     return 2.0 * math.log(pack.model.get_output_embeddings().weight.shape[0])
+
+
+def divergence(loss: float, grad_norm: float, bound: float) -> Divergence | None:
+    """Why a run cannot go on after a step, or None where it can.
+
+    Args:
+        loss: Of the step, in nats per token.
+        grad_norm: Before clipping.
+        bound: The highest loss that still counts as training, in nats per token.
+    """
+    if not math.isfinite(loss):
+        return "loss_not_finite"
+    if loss > bound:
+        return "loss_too_high"
+    return None if math.isfinite(grad_norm) else "gradient_not_finite"
 
 
 def _sums(nll: Tensor, owners: Tensor, num_members: int) -> Tensor:

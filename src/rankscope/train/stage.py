@@ -175,6 +175,7 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         final_loss_nats_per_token=state.logs[-1].loss_nats_per_token if state.logs else None,
         validations=tuple(state.validations),
         diverged_at_step=state.diverged_at_step,
+        divergence=state.divergence,
     )
 
 

@@ -131,7 +131,7 @@ def test_every_verdict_and_every_failure_is_said(page, reported):
             assert warning in page.words
     assert "34 of 38 runs complete, 2 diverged, 2 failed" in page.words
     assert "RuntimeError: out of memory" in page.words
-    assert "the loss stopped being finite at step 3" in page.words
+    assert "the loss rose above twice that of guessing every token alike at step 3" in page.words
 
 
 def test_a_study_that_was_only_planned_has_a_page_that_says_so(tmp_path):

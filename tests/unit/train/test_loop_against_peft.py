@@ -15,7 +15,7 @@ from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
 from rankscope.models.methods import load_tuned, make_trainable
 from rankscope.runs import RunSettings
-from rankscope.train.loop import RunState, start_run, train
+from rankscope.train.loop import RunState, divergence, start_run, train
 from tiny import examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
@@ -169,3 +169,17 @@ def test_a_run_that_diverges_leaves_the_pack_and_the_others_do_not_notice() -> N
     together, _ = ours([bad, good], torch.float64, 10_000)
     assert len(together[0]) < 12
     assert together[1] == pytest.approx(alone[0], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "why"),
+    [
+        (7.9, 1e9, None),
+        (8.1, 1.0, "loss_too_high"),
+        (math.nan, math.nan, "loss_not_finite"),
+        (math.inf, 1.0, "loss_not_finite"),
+        (7.9, math.inf, "gradient_not_finite"),
+    ],
+)
+def test_it_is_known_what_ended_a_run(loss: float, norm: float, why: str | None) -> None:
+    assert divergence(loss, norm, 8.0) == why
