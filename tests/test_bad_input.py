@@ -142,3 +142,16 @@ def test_init_writes_a_study_that_plans(study: Path, capsys: pytest.CaptureFixtu
     assert main(["plan", str(out)]) == DONE
     assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", str(out)]) == USER_ERROR
     assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["status", "report"])
+def test_a_path_of_the_wrong_kind(study: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    for path in (study, study.parent / "nowhere"):
+        assert main([verb, str(path)]) == USER_ERROR
+        assert str(path) in capsys.readouterr().err
+
+
+def test_an_output_folder_that_is_a_file_or_cannot_be_made(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for out in (study, study / "below", Path("/proc/none")):
+        assert main(["run", str(study), "--out", str(out)]) == USER_ERROR
+        assert str(out) in capsys.readouterr().err

@@ -40,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DamagedFile as error:
         print(f"rankscope: {error}\n  mend: `rankscope run` finds what is damaged and does it again", file=sys.stderr)
         return SOME_FAILED
+    except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError, FileNotFoundError) as error:
+        # A path of the command line that is not what it should be; nothing else here opens files of a person's naming.
+        print(f"rankscope: {error.filename}: {error.strerror}\n  mend: give another path", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("rankscope: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED

@@ -32,7 +32,7 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
     try:
         return Study.model_validate(_plain(document))
     except ValidationError as error:
-        raise _user_error(path, document, error) from None
+        raise _user_error(path, document, error, overrides) from None
 
 
 def dump_study(study: Study) -> str:
@@ -120,20 +120,30 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _user_error(path: Path, document: CommentedMap, error: ValidationError) -> UserError:
-    """The first mistakes of a pydantic error, each with its key and line."""
+def _user_error(path: Path, document: CommentedMap, error: ValidationError, overrides: Sequence[str]) -> UserError:
+    """The first mistakes of a pydantic error, each with its key and its line, or the override that it came from."""
     lines = []
     for detail in error.errors(include_url=False)[:5]:
         location = [part for part in detail["loc"] if not _is_tag(part)]
         if key := detail.get("ctx", {}).get("key"):
             location.append(key)
-        line = _line(document, location)
         name = ".".join(str(part) for part in location) or "the study"
         message = "is missing" if detail["type"] == "missing" else detail["msg"]
-        lines.append((line, name, message))
+        lines.append((_place(path, document, location, overrides), name, message))
     head, *rest = dict.fromkeys(lines)
-    text = f"{head[1]}: {head[2]}" + "".join(f"\n{line_of(path, line)}: {key}: {text}" for line, key, text in rest)
-    return UserError(text, where=line_of(path, head[0]), mend="the keys are described in docs/study_file.md")
+    text = f"{head[1]}: {head[2]}" + "".join(f"\n{place}: {key}: {text}" for place, key, text in rest)
+    return UserError(text, where=head[0], mend="the keys are described in docs/study_file.md")
+
+
+def _place(path: Path, document: CommentedMap, location: Sequence[int | str], overrides: Sequence[str]) -> str:
+    """Where a mistake stands: in a line of the file, or in the last override of its key or of one above or below it."""
+    parts = [str(part) for part in location]
+    for override in reversed(overrides):
+        key = override.partition("=")[0].split(".")
+        shorter = min(len(key), len(parts))
+        if shorter and key[:shorter] == parts[:shorter]:
+            return f"--set {override}"
+    return line_of(path, _line(document, location))
 
 
 def _is_tag(part: int | str) -> bool:

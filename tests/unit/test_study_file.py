@@ -54,6 +54,30 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert study.optimization.lr_scheduler == "cosine"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("adam_beta1", "adam_beta2") for value in ("1.0", "1.5", "-0.1", ".nan", ".inf")),
+        *(("num_epochs", value) for value in (".inf", ".nan", "0", "-1")),
+    ],
+)
+def test_optimization_that_torch_would_refuse_after_the_start(tmp_path: Path, key: str, value: str) -> None:
+    path = write(tmp_path, GOOD)
+    for where in ("optimization", "arms.0"):
+        assert key in refusal(path, f"{where}.{key}={value}")
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "0.0", ".inf", "-.inf", ".nan", "0r", "0.0r", "-2r", "r"])
+def test_alpha_is_finite_and_above_zero(tmp_path: Path, value: str) -> None:
+    assert "lora_alpha" in refusal(write(tmp_path, GOOD), f"arms.1.lora_alpha={value}")
+
+
+@pytest.mark.parametrize(("value", "alpha"), [("2", 2.0), ("1.5", 1.5), ("0.5r", 4.0), ("2r", 16.0)])
+def test_alpha_is_a_number_or_a_multiple_of_the_rank(tmp_path: Path, value: str, alpha: float) -> None:
+    study = load_study(write(tmp_path, GOOD), [f"arms.1.lora_alpha={value}"])
+    assert {settings.label: settings.options for settings, _ in expand_arms(study)}["lora-r8"]["lora_alpha"] == alpha
+
+
 def test_what_is_dumped_reads_the_same(tmp_path: Path) -> None:
     study = load_study(write(tmp_path, GOOD))
     assert load_study(write(tmp_path, dump_study(study))) == study
@@ -125,6 +149,8 @@ def test_overrides_go_through_the_schema(tmp_path: Path) -> None:
     assert "key=value" in refusal(path, "seeds")
     assert "number below 2" in refusal(path, "arms.5.learning_rate=1")
     assert "plain value" in refusal(path, "study.name=1")
+    assert refusal(path, "seeds=0,1").startswith("--set seeds=0,1: seeds:")
+    assert refusal(path, "arms.1.rank=[8, -1]").startswith("--set arms.1.rank=[8, -1]: arms.1.rank.1:")
 
 
 def test_both_spellings_of_a_key_mean_the_same_and_exclude_each_other(tmp_path: Path) -> None:
