@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 # Names become folder names, so they are checked as such: no separators, no leading dot.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=80)]
 
@@ -112,30 +113,34 @@ class OptimizationFields(Section):
     `max_length` is not in it: all runs of a seed see the same examples.
     """
 
-    num_epochs: float | None = Field(None, gt=0.0, alias="num_train_epochs", description="passes over the training set")
+    num_epochs: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, alias="num_train_epochs", description="passes over the training set"
+    )
     max_steps: Positive | None = Field(None, description="optimizer steps; outranks num_train_epochs")
     batch_size: Positive | None = Field(None, description="examples in an optimizer step, over all accumulation")
     lr_scheduler: Scheduler | None = Field(None, alias="lr_scheduler_type", description="transformers' schedule names")
     warmup_ratio: Fraction | None = Field(None, description="share of the steps with rising rate")
     weight_decay: NotNegative | None = Field(None, description="AdamW's decoupled decay")
     max_grad_norm: NotNegative | None = Field(None, description="gradients are clipped to this norm; 0: not clipped")
-    adam_beta1: Fraction | None = Field(None, description="AdamW's first decay")
-    adam_beta2: Fraction | None = Field(None, description="AdamW's second decay")
+    adam_beta1: Decay | None = Field(None, description="AdamW's first decay")
+    adam_beta2: Decay | None = Field(None, description="AdamW's second decay")
     adam_epsilon: NotNegative | None = Field(None, description="AdamW's epsilon")
 
 
 class Optimization(OptimizationFields):
     """The settings shared by all arms, complete."""
 
-    num_epochs: float = Field(1.0, gt=0.0, alias="num_train_epochs", description="passes over the training set")
+    num_epochs: float = Field(
+        1.0, gt=0.0, allow_inf_nan=False, alias="num_train_epochs", description="passes over the training set"
+    )
     batch_size: Positive = Field(16, description="examples in an optimizer step, over all accumulation")
     max_length: Positive = Field(1024, description="longest example, in tokens; longer ones are cut and counted")
     lr_scheduler: Scheduler = Field("cosine", alias="lr_scheduler_type", description="transformers' schedule names")
     warmup_ratio: Fraction = Field(0.03, description="share of the steps with rising rate")
     weight_decay: NotNegative = Field(0.0, description="AdamW's decoupled decay")
     max_grad_norm: NotNegative = Field(1.0, description="gradients are clipped to this norm; 0: not clipped")
-    adam_beta1: Fraction = Field(0.9, description="AdamW's first decay")
-    adam_beta2: Fraction = Field(0.999, description="AdamW's second decay")
+    adam_beta1: Decay = Field(0.9, description="AdamW's first decay")
+    adam_beta2: Decay = Field(0.999, description="AdamW's second decay")
     adam_epsilon: NotNegative = Field(1e-8, description="AdamW's epsilon")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights and arithmetic")
     num_validations: int = Field(4, ge=1, description="validation losses in a run, the last after the last step")
@@ -152,7 +157,9 @@ class Arm(OptimizationFields):
     rank: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] | None = Field(
         None, alias="r", description="LoRA's rank; a list makes one arm of each"
     )
-    lora_alpha: float | str | None = Field(None, description="LoRA's alpha: a number, or `2r` for twice the rank")
+    lora_alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | str | None = Field(
+        None, description="LoRA's alpha: a number, or `2r` for twice the rank"
+    )
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="dropout before A")
     use_rslora: bool | None = Field(None, description="scale by alpha/sqrt(r) instead of alpha/r")
     target_modules: str | tuple[str, ...] | None = Field(
@@ -172,14 +179,19 @@ class Arm(OptimizationFields):
                     raise PydanticCustomError("full_option", text, {"key": key})
         elif self.rank is None:
             raise PydanticCustomError("no_rank", "method lora needs 'rank', a number or a list", {"key": "method"})
-        if isinstance(self.lora_alpha, str) and not re.fullmatch(r"\d+(\.\d+)?r", self.lora_alpha):
-            text = "lora_alpha is a number or a multiple of the rank such as '2r', not '{value}'"
+        if isinstance(self.lora_alpha, str) and not _is_multiple_of_rank(self.lora_alpha):
+            text = "lora_alpha is a number above 0 or a multiple of the rank such as '2r', not '{value}'"
             raise PydanticCustomError("bad_alpha", text, {"key": "lora_alpha", "value": self.lora_alpha})
         for key in ("learning_rate", "rank"):
             values = getattr(self, key) or ()
             if len(set(values)) < len(values):
                 raise PydanticCustomError("repeated", "'{key}' names a value twice", {"key": key})
         return self
+
+
+def _is_multiple_of_rank(alpha: str) -> bool:
+    """`2r` or `0.5r`, but not `0r`, which would leave the model as it is."""
+    return re.fullmatch(r"\d+(\.\d+)?r", alpha) is not None and float(alpha[:-1]) > 0.0
 
 
 class Analyse(Section):
