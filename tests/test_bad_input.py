@@ -61,8 +61,16 @@ def refused(study: Path, capsys: pytest.CaptureFixture[str], *arguments: str) ->
 
 
 def test_the_study_is_good_as_it_stands(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", str(study)]) == DONE
+    assert main(["plan", str(study), "--set", "seeds=[0, 1]", "--set", "decide.margin=0.9"]) == DONE
     assert "warning" not in capsys.readouterr().out
+
+
+def test_what_a_study_cannot_tell_is_said_before_it_runs(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(study), "--set", "evaluate.recall.role=null"]) == DONE
+    text = capsys.readouterr().out
+    assert "decide.margin is 0.02, and on ours differences below" in text
+    assert "one seed shows no spread" in text
+    assert "no task has role retention" in text
 
 
 @pytest.mark.parametrize(

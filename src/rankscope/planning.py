@@ -22,6 +22,7 @@ from rankscope.data.prepare import (
     training_overlap,
 )
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
+from rankscope.data.targets import check_targets
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.plan import DataSummary, Layout, Plan, validation_task
@@ -76,6 +77,8 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     # A template that writes today's date would otherwise make other runs of the same study after midnight.
     today = (earlier and earlier.today) or datetime.now().date()  # noqa: DTZ005
     prepared = {name: _prepare(study, name, today) for name in study.model}
+    targets = {arm.label: arm.options["target_modules"] for arm, _ in expand_arms(study) if arm.options}
+    check_targets(targets, {name: base.shapes for name, base in prepared.items()})
     bases = {name: base.settings for name, base in prepared.items()}
     training = {
         (name, key): TrainingData(
@@ -89,6 +92,8 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     }
     runs = tuple(expand_runs(study, bases, training))
     inputs = _inputs(prepared)
+    smallest = _smallest_differences(study, prepared)
+    data_warnings = [warning for base in prepared.values() for warning in _warnings(study, base)]
     layout = earlier.layout if earlier is not None and keep_layout else _choose_layout(study, prepared)
     plan = Plan(
         study=study.study,
@@ -112,8 +117,8 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
         analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
         estimate=estimate(study, runs, inputs.examples, inputs.prompts, {n: b.shapes for n, b in prepared.items()}),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
-        warnings=tuple(dict.fromkeys(warning for base in prepared.values() for warning in _warnings(study, base))),
-        smallest_difference=_smallest_differences(study, prepared),
+        warnings=tuple(dict.fromkeys([*_design_warnings(study, smallest), *data_warnings])),
+        smallest_difference=smallest,
         today=today,
     )
     return plan, inputs
@@ -227,6 +232,23 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     return warnings
 
 
+def _design_warnings(study: Study, smallest: dict[str, float]) -> list[str]:
+    """What the study cannot tell as it is laid out, said before it is paid for."""
+    warnings = []
+    margin = study.decide.margin
+    for training_set, difference in smallest.items():
+        if difference > margin:
+            warnings.append(
+                f"decide.margin is {margin:g}, and on {training_set} differences below {difference:.3f} are hardly "
+                "seen: the verdict may well be undecided; score more items, run more seeds, or widen the margin"
+            )
+    if len(study.seeds) == 1:
+        warnings.append("one seed shows no spread: intervals hold the choice of items only")
+    if not any(task.role == "retention" for task in study.evaluate.values()):
+        warnings.append("no task has role retention: nothing watches what is forgotten")
+    return warnings
+
+
 def _smallest_differences(study: Study, prepared: dict[str, _Prepared]) -> dict[str, float]:
     """By training set, the difference in in-domain accuracy that its items and the study's seeds can decide."""
     tasks = next(iter(prepared.values())).tasks
@@ -238,8 +260,12 @@ def _smallest_differences(study: Study, prepared: dict[str, _Prepared]) -> dict[
             if training_set in task.in_domain_for and tasks[name].settings.scoring != "loss"
         ]
         if sizes:
-            arms = len(expand_arms(study))
-            differences[training_set] = smallest_difference(sum(sizes), len(study.seeds), num_arms=max(2, arms))
+            differences[training_set] = smallest_difference(
+                sizes,
+                len(study.seeds),
+                confidence=study.decide.confidence,
+                num_arms=max(2, len(expand_arms(study))),
+            )
     return differences
 
 
