@@ -11,9 +11,11 @@ import pytest
 
 from model_folders import CHATML, write_tokenizer
 from rankscope import pipeline
+from rankscope.errors import UserError
 from rankscope.plan import Plan
 from rankscope.planning import make_plan
 from rankscope.spec import Study
+from rankscope.statistics import smallest_difference
 from rankscope.store import Store, write_text
 from rankscope.study_file import dump_study
 
@@ -76,6 +78,14 @@ def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entr
         assert (again.tasks, again.probes_fingerprint) == (of_yesterday.tasks, of_yesterday.probes_fingerprint)
 
 
+def test_a_misspelt_module_is_refused_before_anything_starts(entries: dict) -> None:
+    entries["arms"].append({"method": "full", "learning_rate": 1e-3})
+    entries["arms"][0]["target_modules"] = ["q_proj", "v_prj"]
+    with pytest.raises(UserError, match="v_prj") as caught:
+        planned(entries)
+    assert "'v_proj'" in caught.value.mend
+
+
 def test_other_validation_rows_are_another_run(entries: dict, tmp_path: Path) -> None:
     first = planned(entries)
     write_rows(tmp_path / "checked.jsonl", 101, 5)
@@ -104,3 +114,10 @@ def test_a_study_that_goes_on_elsewhere_keeps_its_date(entries: dict, tmp_path: 
             Study.model_validate(entries | {"execute": {"num_workers": 2}}), store.root, display=None
         )
     assert caught.value.args == (date(2024, 2, 29), False)
+
+
+def test_the_smallest_difference_is_of_the_decision_the_study_asks_for(entries: dict, tmp_path: Path) -> None:
+    more = dict(entries["evaluate"]["sums"], source=write_rows(tmp_path / "more.jsonl", 300, 40))
+    asked = entries | {"evaluate": entries["evaluate"] | {"more": more}, "decide": {"confidence": 0.9}, "seeds": [0, 1]}
+    expected = smallest_difference([5, 40], 2, confidence=0.9)
+    assert planned(asked).smallest_difference == {"sums": pytest.approx(expected)}
