@@ -13,7 +13,7 @@ import polars as pl
 
 from rankscope.cost import estimate
 from rankscope.data.examples import Item, examples_frame, items_frame
-from rankscope.data.hub import fingerprint, model_folder
+from rankscope.data.hub import fingerprint, hub_commit, model_folder
 from rankscope.data.prepare import (
     PreparedTask,
     PreparedTraining,
@@ -161,7 +161,11 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
     }
     tasks = {key: prepare_task(name, key, spec, tokenizer) for key, spec in study.evaluate.items()}
     settings = BaseSettings(
-        name=name, source=source.source, revision=source.revision, fingerprint=fingerprint(folder)
+        name=name,
+        source=source.source,
+        revision=source.revision,
+        fingerprint=fingerprint(folder),
+        commit=hub_commit(folder),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
     return _Prepared(settings, tensor_shapes(folder), training, tasks, probes)

@@ -27,12 +27,19 @@ class Resolved(BaseModel):
 
 
 class BaseSettings(Resolved):
-    """A base model, pinned: `fingerprint` changes when its files do."""
+    """A base model, pinned.
+
+    Attributes:
+        revision: As the study file names it.
+        fingerprint: Changes when the model's files do.
+        commit: The hub's commit that the files are of; None for a folder.
+    """
 
     name: str
     source: str
     revision: str | None
     fingerprint: str
+    commit: str | None = None
 
 
 class TrainingData(Resolved):
@@ -97,7 +104,8 @@ class RunSettings(Resolved):
     @property
     def settings_hash(self) -> str:
         """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
-        return settings_hash(self.model_dump(mode="json"))
+        # A later commit with the same files, for example of a model card, is no other run.
+        return settings_hash(self.model_dump(mode="json", exclude={"base": {"commit"}}))
 
     @property
     def run_id(self) -> str:

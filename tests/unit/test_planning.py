@@ -7,6 +7,7 @@ import struct
 from datetime import date
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from model_folders import CHATML, write_tokenizer
@@ -84,6 +85,20 @@ def test_a_misspelt_module_is_refused_before_anything_starts(entries: dict) -> N
     with pytest.raises(UserError, match="v_prj") as caught:
         planned(entries)
     assert "'v_proj'" in caught.value.mend
+
+
+def test_the_commit_of_a_base_from_the_hub_is_recorded_and_makes_no_other_run(
+    entries: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = []
+    for digit in "ab":
+        snapshot = tmp_path / "models--org--name" / "snapshots" / (digit * 40)
+        write_base(snapshot)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _id, found=snapshot, **_options: str(found))
+        plans.append(planned(entries | {"model": {"base": "org/name"}}))
+    assert [plan.bases["base"].commit for plan in plans] == ["a" * 40, "b" * 40]
+    assert plans[0].runs[0].settings_hash == plans[1].runs[0].settings_hash
+    assert planned(entries).bases["base"].commit is None
 
 
 def test_other_validation_rows_are_another_run(entries: dict, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 from rankscope.errors import UserError
@@ -37,6 +38,12 @@ def model_folder(source: str, revision: str | None = None) -> Path:
             f"there is no model folder '{source}'", where="model", mend="name an existing folder, or a hub id"
         )
     return _checked(_fetched(source, revision), source)
+
+
+def hub_commit(folder: Path) -> str | None:
+    """The commit that a folder of the hub's cache holds, which is its name; None for any other folder."""
+    is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return folder.name if is_snapshot and re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
 def fingerprint(folder: Path) -> str:

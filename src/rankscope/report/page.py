@@ -211,5 +211,6 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
     ]  # fmt: skip
     for base in plan.bases.values():
         revision = f", revision {base.revision}" if base.revision else ""
-        rows.append((f"Base {base.name}", f"{base.source}{revision}, fingerprint {base.fingerprint[:16]}"))
+        commit = f", commit {base.commit}" if base.commit else ""
+        rows.append((f"Base {base.name}", f"{base.source}{revision}{commit}, fingerprint {base.fingerprint[:16]}"))
     return rows

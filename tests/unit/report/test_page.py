@@ -18,7 +18,7 @@ from rankscope.errors import UserError
 from rankscope.records import Interval, Verdict
 from rankscope.report import stage
 from rankscope.report.figures import make_figures
-from rankscope.report.page import render_page, safe_json, verdict_views, with_code
+from rankscope.report.page import _provenance, render_page, safe_json, verdict_views, with_code
 from rankscope.report.tables import make_tables
 from rankscope.report.verdicts import verdict_view
 from rankscope.store import Store
@@ -186,6 +186,14 @@ def verdict(**values):
               "gain": interval(0.3), "forgetting": interval(0.015), "forgetting_nats": interval(0.02),
               "rule": "The rule.", "runner_up": "full", "needed": None}  # fmt: skip
     return Verdict(**{**fields, **values})
+
+
+def test_the_commit_of_a_base_from_the_hub_is_shown(reported):
+    plan = reported.contents.plan
+    base = plan.bases["small"].model_copy(update={"revision": "main", "commit": "c" * 40})
+    planned = plan.model_copy(update={"bases": {"small": base}})
+    rows = dict(_provenance(replace(reported.contents, plan=planned)))
+    assert f"revision main, commit {'c' * 40}, fingerprint" in rows["Base small"]
 
 
 def test_a_verdict_is_one_sentence():
