@@ -363,19 +363,28 @@ def items_factor(result: Estimate, distance: float) -> float | None:
 
 
 def smallest_difference(
-    num_items: int, num_seeds: int, *, num_arms: int = 2, flipped: float = 0.2, seed_sd: float = 0.005
+    sizes: Sequence[int],
+    num_seeds: int,
+    *,
+    confidence: float = 0.95,
+    num_arms: int = 2,
+    flipped: float = 0.2,
+    seed_sd: float = 0.005,
 ) -> float:
-    """The smallest difference in accuracy between two arms that a study will find with a chance of 80%, at 95%.
+    """The smallest difference in accuracy between two arms that a study will find with a chance of 80%.
 
     Said before anything is measured, so it rests on assumptions: two arms of one seed disagree on a share `flipped` of
     the items, half of that belongs to the items and half to the seed, and the difference itself moves by `seed_sd`
-    from seed to seed.
+    from seed to seed. The difference is the mean over tasks, of which `sizes` are the numbers of items, so a small
+    task weighs as much as a large one.
     """
-    residual = 0.5 * flipped / num_items
+    parts = [0.5 * flipped / num_items / len(sizes) ** 2 for num_items in sizes]
+    residual = sum(parts)
     variance = residual * (1.0 + 1.0 / num_seeds)
-    items = Spread(0.0, (0.0,) * num_seeds, num_items, variance, max(1, num_items - 1), residual, None)
+    item_df = residual**2 / sum(part**2 / max(1, size - 1) for part, size in zip(parts, sizes, strict=True))
+    items = Spread(0.0, (0.0,) * num_seeds, sum(sizes), variance, item_df, residual, None)
     df = (num_arms - 1) * (num_seeds - 1)
     # With one seed nothing measures the seeds' variance; it is there all the same.
     seeds = SeedVariance(seed_sd**2 + residual, residual, df or math.inf)
     total = variance + seeds.variance / num_seeds
-    return (_t_quantile(0.95, _degrees(items, seeds, variance)) + _normal_quantile(POWER)) * math.sqrt(total)
+    return (_t_quantile(confidence, _degrees(items, seeds, variance)) + _normal_quantile(POWER)) * math.sqrt(total)

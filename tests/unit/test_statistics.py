@@ -307,9 +307,19 @@ def test_nothing_settles_a_difference_at_its_limit() -> None:
 
 def test_smallest_difference_in_the_limits() -> None:
     unit = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-    only_items = smallest_difference(1_000_000, 1, flipped=0.2, seed_sd=0.0)
+    only_items = smallest_difference([1_000_000], 1, flipped=0.2, seed_sd=0.0)
     assert only_items == pytest.approx(unit * math.sqrt(0.2 / 1_000_000), rel=1e-3)
-    only_seeds = smallest_difference(10**9, 3, num_arms=6, flipped=0.2, seed_sd=0.01)
+    only_seeds = smallest_difference([10**9], 3, num_arms=6, flipped=0.2, seed_sd=0.01)
     assert only_seeds == pytest.approx((stats.t.ppf(0.975, 10) + stats.norm.ppf(0.8)) * 0.01 / math.sqrt(3), rel=1e-3)
-    assert smallest_difference(400, 5) < smallest_difference(400, 2) < smallest_difference(100, 2)
-    assert smallest_difference(1, 1) > 0.5
+    assert smallest_difference([400], 5) < smallest_difference([400], 2) < smallest_difference([100], 2)
+    assert smallest_difference([1], 1) > 0.5
+
+
+def test_smallest_difference_is_of_the_mean_over_tasks_at_the_study_s_confidence() -> None:
+    unit = stats.norm.ppf(0.95) + stats.norm.ppf(0.8)
+    found = smallest_difference([10**4, 10**6], 1, confidence=0.9, flipped=0.2, seed_sd=0.0)
+    assert found == pytest.approx(unit * math.sqrt((0.2 / 10**4 + 0.2 / 10**6) / 4), rel=1e-3)
+    alone = smallest_difference([40], 3)
+    assert smallest_difference([40, 40], 3, seed_sd=0.0) < smallest_difference([40], 3, seed_sd=0.0) < alone
+    # Two tasks of 20 items are as good as one of 40, but for the degrees of freedom.
+    assert smallest_difference([20, 20], 3) == pytest.approx(smallest_difference([40], 3), rel=0.01)
