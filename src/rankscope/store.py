@@ -178,6 +178,7 @@ def write_text(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+    _sync_folder(path.parent)
 
 
 def write_checked(path: Path, value: Any) -> None:
@@ -203,6 +204,15 @@ def remove_leftovers(root: Path) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make what was renamed in a folder outlive a loss of power: names belong to the folder, not to the files."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:

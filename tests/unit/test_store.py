@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import polars as pl
@@ -131,3 +132,16 @@ def test_two_runs_that_differ_have_different_names() -> None:
     assert len(names) == 6
     assert RUN.model_copy().run_id == RUN.run_id
     assert RUN.run_id.startswith("b-t-lora-r2-lr0.0001-seed0-")
+
+
+def test_a_renamed_file_outlives_a_loss_of_power(tmp_path, monkeypatch):
+    """The folder is synced once the file has its name: the name is written there."""
+    path, synced = tmp_path / "new" / "plan.json", []
+
+    def note(descriptor):
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    write_text(path, "{}")
+    assert synced[-1] == (path.parent.stat().st_ino, True)
+    assert synced[0] == (path.stat().st_ino, False)
