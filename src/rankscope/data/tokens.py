@@ -85,11 +85,6 @@ class Tokenizer:
         """The id of the token that ends a text, or None."""
         return self._id("eos_token")
 
-    @property
-    def pad_token_id(self) -> int | None:
-        """The id of the padding token, or None; nothing here pads."""
-        return self._id("pad_token")
-
     @cached_property
     def eos_token_ids(self) -> tuple[int, ...]:
         """Every token that ends a generation: the tokenizer's own and those of generation_config.json."""

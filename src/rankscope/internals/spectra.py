@@ -22,22 +22,6 @@ _ROUNDING = 1e-12
 SPECTRAL_TOLERANCE = 1e-6
 
 
-def lora_decomposition(
-    A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float
-) -> tuple[Float[Tensor, "d_out num_values"], Float[Tensor, " num_values"], Float[Tensor, "num_values d_in"]]:
-    """The thin singular value decomposition of `scaling * B @ A`, without forming the product.
-
-    Returns:
-        `U`, `S` and `Vh` in float64, with min(rank, d_out, d_in) values; where the update has fewer directions than
-        that, the rest of the values are zero to rounding and their vectors say nothing.
-    """
-    Q_B, R_B = torch.linalg.qr(B.double())
-    Q_A, R_A = torch.linalg.qr(A.double().T)
-    U, S, Vh = torch.linalg.svd(scaling * (R_B @ R_A.T), full_matrices=False)
-    num_values = min(A.shape[0], A.shape[1], B.shape[0])
-    return Q_B @ U[:, :num_values], S[:num_values], Vh[:num_values] @ Q_A.T
-
-
 def lora_singular_values(
     A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float
 ) -> Float[Tensor, " num_values"]:

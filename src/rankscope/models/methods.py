@@ -91,11 +91,6 @@ def load_tuned(model: PreTrainedModel, runs: Sequence[RunSettings], folders: Seq
     return LoraPack(model, tuple(runs), adapters)
 
 
-def can_pack(method: str) -> bool:
-    """Whether several runs of a method can share one copy of the base."""
-    return method == "lora"
-
-
 class FullPack:
     """Full fine-tuning: the base itself is trained, so a pack holds one run."""
 
@@ -285,4 +280,3 @@ def _saved_adapter(folder: Path) -> tuple[LoraConfig, dict[str, tuple[Tensor, Te
         for name in names
     }
     return config, pairs
-

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from rankscope.data.examples import TokenisedExample
 from rankscope.scoring.rows import completion_rows, slot_log_likelihoods
 
 Pair = tuple[Sequence[int], Sequence[int]]
@@ -40,20 +39,3 @@ def completion_losses(
         rows += completion_rows(prompt, completion, slot, context)
     sums = slot_log_likelihoods(model, rows, len(pairs), max_tokens).tolist()
     return [TokenLoss(-value, len(completion)) for value, (_, completion) in zip(sums, pairs, strict=True)]
-
-
-def example_losses(
-    model: PreTrainedModel, examples: Sequence[TokenisedExample], max_tokens: int
-) -> list[TokenLoss]:
-    """The loss of each training example's completion, end token included: what training minimises, without a step.
-
-    Args:
-        model: A causal model in evaluation mode.
-        examples: They fit the model's context. One without a prompt has no prediction for its first token, as in
-            training.
-        max_tokens: Padded positions in one forward pass.
-    """
-    splits = [max(example.num_prompt_tokens, 1) for example in examples]
-    pairs = [(e.input_ids[:split], e.input_ids[split:]) for e, split in zip(examples, splits, strict=True)]
-    longest = max((len(example.input_ids) for example in examples), default=1)
-    return completion_losses(model, pairs, longest, max_tokens)

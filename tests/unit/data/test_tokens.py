@@ -65,7 +65,6 @@ def test_ids_of_special_tokens_are_those_of_transformers(pair):
     ours, reference = pair
     assert ours.bos_token_id == reference.bos_token_id
     assert ours.eos_token_id == reference.eos_token_id
-    assert ours.pad_token_id == reference.pad_token_id
     assert ours.vocab_size == len(reference)
     assert ours.model_max_length == reference.model_max_length == 128
     assert ours.context_length == 256

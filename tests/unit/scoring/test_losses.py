@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from rankscope.data.examples import TokenisedExample
-from rankscope.scoring.losses import completion_losses, example_losses
+from rankscope.scoring.losses import completion_losses
 
 
 def by_hand(model, tokens, scored):
@@ -36,15 +35,3 @@ def test_long_texts_are_read_in_windows_that_score_each_token_once(make_llama):
     )
     assert loss.num_scored_tokens == 27
     assert loss.nll_nats == pytest.approx(expected, abs=1e-10)
-
-
-def test_examples_lose_on_their_completion_only(make_llama):
-    model = make_llama()
-    examples = [TokenisedExample("a", (4, 5, 6, 7, 1), 3), TokenisedExample("text", (4, 5, 6), 0)]
-    prompted, text = example_losses(model, examples, 512)
-    assert prompted.nll_nats == pytest.approx(by_hand(model, [4, 5, 6, 7, 1], [3, 4]), abs=1e-10)
-    assert prompted.num_scored_tokens == 2
-    # Nothing stands before a text's first token, so nothing predicts it.
-    assert text.nll_nats == pytest.approx(by_hand(model, [4, 5, 6], [1, 2]), abs=1e-10)
-    assert text.num_scored_tokens == 2
-    assert example_losses(model, [], 512) == []
