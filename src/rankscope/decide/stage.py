@@ -124,13 +124,24 @@ def _verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         score=score,
         tasks={
             "score": _names(groups[score]),
-            **{key: _names(groups[key]) for key in ("forgetting", "forgetting_nats")},
+            # A budget applies though none of its tasks could be scored: what is forgotten is then unknown, not nothing.
+            **{key: _names(groups[key]) or _planned(plan, measured, key) for key in ("forgetting", "forgetting_nats")},
         },
         seeds=study.seeds,
         seconds_per_seed=sum(sum(each) / len(each) for each in measured.seconds.values()) or None,
     )
     between = between_arms(groups[score], plan.arms, confidence)
     return judge(standings, between, question, measured.warnings)
+
+
+def _planned(plan: Plan, measured: Measured, key: str) -> list[str]:
+    """The retention tasks of the study that `forgetting` (accuracy) or `forgetting_nats` would be measured on."""
+    relations = plan.relations[measured.training_set]
+    return [
+        name
+        for name, task in plan.tasks[measured.base].items()
+        if relations[name] == "retention" and (task.scoring == "loss") == (key == "forgetting_nats")
+    ]
 
 
 def _names(tasks: Sequence[TaskScores]) -> list[str]:

@@ -215,7 +215,9 @@ def test_a_task_that_the_base_was_not_scored_on_is_left_out(tmp_path: Path) -> N
     verdict = decide(study).verdicts[0]
     assert "text: the base has no usable scores, so the task is left out" in verdict.warnings
     assert by_arm(verdict)["lora-r4"].forgetting_nats is None
-    assert "that budget does not apply" in verdict.rule
+    # The study asks for this budget, so what could not be measured is unknown; it is not waived.
+    assert "nats per token (mean over text)" in verdict.rule
+    assert by_arm(verdict)["lora-r4"].eligible == "unknown"
 
 
 def test_without_a_usable_task_in_domain_no_arm_is_judged(tmp_path: Path) -> None:
@@ -279,3 +281,17 @@ def test_before_any_rate_is_chosen_the_stage_says_so(tmp_path: Path) -> None:
     verdict = stage.run(study.store, study.study, study.plan).verdicts[0]
     assert verdict.warnings == ("lora-r4: its learning rate is not chosen yet; not judged",)
     assert verdict.decision == "undecided"
+
+
+def test_retention_that_could_not_be_scored_is_unknown_not_absent(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    update_rates(made.store, made.plan)
+    for name in ("general", "text"):
+        (made.store.base_task("small", name) / "items.parquet").unlink()
+        (made.store.base_task("small", name) / "record.json").unlink()
+    (verdict,) = stage.run(made.store, made.study, made.plan).verdicts
+    assert verdict.decision == "undecided"
+    assert {arm.eligible for arm in verdict.arms if arm.arm != "base"} == {"unknown"}
+    assert not any("no retention task" in text for text in verdict.warnings)
+    assert any(text.startswith("general: the base has no usable scores") for text in verdict.warnings)
+    assert "does not apply" not in verdict.rule
