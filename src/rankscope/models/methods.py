@@ -142,6 +142,7 @@ class FullPack:
             dtype=self.model.dtype,
             local_files_only=True,
             use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
         if found["missing_keys"] or found["unexpected_keys"]:

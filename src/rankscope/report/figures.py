@@ -25,7 +25,7 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
         tradeoff_figure(grouped["arms"], contents.settings, style),
         rank_figure(grouped["arms"], contents.settings, style),
         rate_figure(grouped["rates"], style),
-        matrix_figure(grouped["comparisons"], style),
+        matrix_figure(grouped["comparisons"], contents.settings, style),
         one_task_figure(grouped["comparisons"], style),
         differences_figure(grouped["comparisons"], style),
         module_figure(grouped["spectra_by_module"], style),

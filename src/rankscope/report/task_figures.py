@@ -23,6 +23,7 @@ from rankscope.report.marks import (
 )
 from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR
 from rankscope.report.wording import amount_of, evidence, probability, rate, scaled, signed
+from rankscope.spec import Decide
 
 _RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
 _HINTS = {
@@ -31,15 +32,23 @@ _HINTS = {
 }  # fmt: skip
 
 
-def matrix_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
-    """What every training set and arm did to every task: differences from the base as a heat map with numbers."""
+def matrix_figure(comparisons: pl.DataFrame, settings: Decide | None, style: Style) -> Figure | None:
+    """What every training set and arm did to every task: differences from the base as a heat map with numbers.
+
+    Full colour stands for the largest change, or for the accepted forgetting where no change is as large: a difference
+    that does not matter must not look like one that does.
+    """
     shown = _shown(comparisons)
     if shown.is_empty():
         return None
     strongest = shown.group_by("unit").agg(pl.col("value").abs().max().alias("strongest"))
+    budgets = {} if settings is None else {
+        "accuracy": scaled(settings.forgetting_budget, "forgetting"), "nats": settings.forgetting_budget_nats
+    }  # fmt: skip
+    least = pl.col("unit").replace_strict(budgets, default=0.0, return_dtype=pl.Float64)
     shown = shown.join(strongest, on="unit", how="left", maintain_order="left").with_columns(
         # Each unit has its own scale, for a point and a nat cannot be compared.
-        (pl.col("value").abs() / pl.when(pl.col("strongest") > 0).then(pl.col("strongest")).otherwise(1.0))
+        (pl.col("value").abs() / pl.max_horizontal("strongest", least, pl.lit(1e-9)))
         .fill_nan(0.0)
         .alias("strength")
     )
