@@ -265,8 +265,12 @@ def _is_alive(pid: int) -> bool:
 
 
 def _birth(pid: int) -> str | None:
-    """When a process of this machine began, in the kernel's ticks: numbers of processes are used again."""
+    """When a process of this machine began, in the kernel's ticks: numbers of processes are used again.
+
+    A process that has ended and whose parent has not looked yet still has a number; it has no birth here.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return None  # no such process, or no Linux: there the number alone has to do
+    return None if fields[0] in {"Z", "X"} else fields[19]

@@ -76,6 +76,18 @@ def test_the_lease_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
     assert leases.take("c")
 
 
+def test_a_process_that_was_killed_and_not_yet_reaped_holds_nothing(tmp_path: Path) -> None:
+    leases = make(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    birth = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    forge(tmp_path, "a", host=leases._owner["host"], pid=process.pid, birth=birth)
+    assert not leases.take("a")
+    process.kill()
+    time.sleep(0.2)
+    assert leases.take("a")
+    process.wait()
+
+
 def test_the_workers_of_a_killed_process_are_given_time_to_end(tmp_path: Path) -> None:
     leases = make(tmp_path, orphan_seconds=0.3)
     forge(tmp_path, "a", host=leases._owner["host"], pid=dead_pid())
