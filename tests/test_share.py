@@ -31,6 +31,6 @@ def test_four_processes_share_a_study_and_one_is_killed(tmp_path: Path) -> None:
     for process, text in zip(processes[1:], said, strict=True):
         assert process.returncode in {DONE, UNDECIDED}, text
     assert_same_results(alone, out)
-    trained = [line for text in said for line in text.splitlines() if line.startswith("trained ")]
+    trained = [line for text in said for line in text.splitlines() if line.startswith("trained smallworld")]
     assert len(trained) == len(set(trained)), "two processes trained the same run"
     assert not list((out / "leases").glob("train-*.json"))
