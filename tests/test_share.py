@@ -27,7 +27,7 @@ def test_four_processes_share_a_study_and_one_is_killed(tmp_path: Path) -> None:
     trainers = [path.name for path in out.glob("leases/train-*.json")]
     assert trainers
     processes[0].send_signal(signal.SIGKILL)
-    said = [process.communicate(timeout=500)[0] for process in processes[1:]]
+    said = [process.communicate(timeout=500)[0] for process in processes][1:]
     for process, text in zip(processes[1:], said, strict=True):
         assert process.returncode in {DONE, UNDECIDED}, text
     assert_same_results(alone, out)
