@@ -38,9 +38,10 @@ from rankscope.schedule import (
 )
 from rankscope.spec import Study
 from rankscope.store import CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
-from rankscope.study_file import dump_study, load_study
+from rankscope.study_file import changed_settings, dump_study, load_study
 
 _SHARE_SECONDS = 1.0
+_MOST_CHANGES = 8  # more than a person would read
 
 
 class Display(Protocol):
@@ -100,7 +101,7 @@ def run_study(
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         if not share:
             _remove_rubbish(store, board)
-        display.planned(plan, [*damage, *remarks])
+        display.planned(plan, [*_changes(earlier.study, study), *damage, *remarks])
         _Work(study, plan, store, board, leases).carry_out(display)
         _wait_for_turn(leases, "decide")
         display.message("deciding")
@@ -282,6 +283,15 @@ def _earlier(store: Store) -> tuple[_Earlier, list[str]]:
     except DamagedFile as error:
         damage.append(f"{error}; the plan is made anew")
     return _Earlier(study, plan), damage
+
+
+def _changes(earlier: Study | None, study: Study) -> list[str]:
+    """Which settings are not those of the call before: a forgotten `--set` is one, and may cost hours."""
+    changes = changed_settings(earlier, study) if earlier is not None else []
+    if not changes:
+        return []
+    more = f"; and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
+    return [f"the study has changed since the last call: {'; '.join(changes[:_MOST_CHANGES])}{more}"]
 
 
 @contextmanager

@@ -18,11 +18,13 @@ _STAGES = ("train", "evaluate", "analyse")
 
 
 def study_status(store: Store) -> dict[str, Any]:
-    """The state of a study as plain data: `{study, state, runs, counts, failures}`.
+    """The state of a study as plain data: `{study, state, runs, counts, in_flight, failures}`.
 
     `state` is `running`, `done` or `stopped`. A run's `state` is `done`, `running`, `failed`, `diverged`, `waiting`
     (for an earlier stage, or for its turn); its `stage` is the one it is in, or was in last. `failures` are all pieces
     of work that failed, those of the base itself among them (`run` is None there): `{base, run, stage, name, error}`.
+    `in_flight` is what the working processes are at, the base's own scores among it, where `run` is the base's name:
+    `{run, stage, done, total, loss}`.
 
     Raises:
         UserError: The directory holds no study.
@@ -47,7 +49,14 @@ def study_status(store: Store) -> dict[str, Any]:
     is_done = store.read_decide() is not None and not set(counts) & {"waiting", "running"}
     state = "running" if is_running else "done" if is_done else "stopped"
     failures = [_failure(store, work) for work in board.failed()]
-    return {"study": plan.study, "state": state, "runs": rows, "counts": dict(counts), "failures": failures}
+    return {
+        "study": plan.study,
+        "state": state,
+        "runs": rows,
+        "counts": dict(counts),
+        "in_flight": list(running.values()),
+        "failures": failures,
+    }
 
 
 def _row(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rankscope.errors import UserError, line_of
 from rankscope.spec import Study
+
+_UNSET = "unset"
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -45,6 +47,24 @@ def dump_study(study: Study) -> str:
     yaml.sort_base_mapping_type_on_output = False
     yaml.dump(study.model_dump(mode="json", by_alias=True, exclude_none=True), stream)
     return stream.getvalue()
+
+
+def changed_settings(earlier: Study, study: Study) -> list[str]:
+    """What is not as it was, as `key: old -> new` in the study file's own words; a missing side is called `unset`."""
+    documents = [one.model_dump(mode="json", by_alias=True, exclude_none=True) for one in (earlier, study)]
+    old, new = (dict(_leaves(document)) for document in documents)
+    keys = [key for key in {**old, **new} if old.get(key, _UNSET) != new.get(key, _UNSET)]
+    return [f"{key}: {old.get(key, _UNSET)} -> {new.get(key, _UNSET)}" for key in keys]
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The plain values of nested mappings and lists, each with its dotted key."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if not children:
+        yield key, node
+        return
+    for name, child in children:
+        yield from _leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _read_yaml(path: Path) -> CommentedMap:

@@ -37,11 +37,11 @@ def status_lines(state: dict[str, Any]) -> list[str]:
     """The status for a person: what runs, what failed and why, how much is left."""
     counts = ", ".join(f"{number} {name}" for name, number in sorted(state["counts"].items()))
     lines = [f"{state['study']}: {state['state']} ({counts})"]
+    for row in state["in_flight"]:
+        loss = f", loss {row['loss']:.3f}" if row["loss"] is not None else ""
+        lines.append(f"  running  {row['run']}: {row['stage']} {row['done']}/{row['total']}{loss}")
     for row in state["runs"]:
-        if row["state"] == "running":
-            loss = f", loss {row['loss']:.3f}" if row["loss"] is not None else ""
-            lines.append(f"  running  {row['run']}: {row['stage']} {row['done']}/{row['total']}{loss}")
-        elif row["state"] == "failed":
+        if row["state"] == "failed":
             lines.append(f"  FAILED   {row['run']}: {row['stage']}: {row['error']}")
         elif row["state"] == "diverged":
             lines.append(f"  diverged {row['run']}: this rate is too high for this arm")

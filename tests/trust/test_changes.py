@@ -58,6 +58,7 @@ def test_a_new_task_and_a_changed_task_are_all_that_is_scored(out: Path, tmp_pat
 
 def test_another_margin_only_decides_again(out: Path, tmp_path: Path) -> None:
     redone, said = changed(write_study(tmp_path), out, "decide.margin=0.5")
+    assert "the study has changed since the last call: decide.margin: 0.02 -> 0.5 " in f"{said} "
     assert redone == set()
     assert "kept from before: 5 trained runs, 24 scores, 9 analyses" in said
     record = Store(out).read_decide()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 
 import polars as pl
 
 from rankscope.execute.worker import record_failure
+from rankscope.leases import occupy
 from rankscope.plan import Pack
 from rankscope.report.stage import read_contents
 from rankscope.status import study_status
+from rankscope.store import write_text
 from rankscope.terminal import status_lines
 from synthetic import write_study
 
@@ -49,3 +53,14 @@ def test_a_report_made_by_itself_names_damaged_scores_and_shows_none_of_them(tmp
     (missing,) = [one for one in contents.missing if one.source == str(path.relative_to(made.store.root))]
     assert "checksum" in missing.why
     assert len(contents.prompts) and task not in contents.prompts["task"]
+
+
+def test_scoring_the_base_is_shown_while_it_runs(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    row = {"run": "small", "stage": "evaluate", "done": 1, "total": 4, "loss": None}
+    document = {"time": time.time(), "runs": [row]}
+    with occupy(made.store, share=False):
+        write_text(made.store.root / "running" / "here-1.json", json.dumps(document))
+        state = study_status(made.store)
+    assert state["in_flight"] == [row]
+    assert "  running  small: evaluate 1/4" in status_lines(state)

@@ -12,7 +12,7 @@ import pytest
 from rankscope.errors import UserError
 from rankscope.runs import expand_arms, resolve_optimization
 from rankscope.spec import Arm, Optimization, OptimizationFields
-from rankscope.study_file import dump_study, load_study
+from rankscope.study_file import changed_settings, dump_study, load_study
 
 GOOD = """\
 study: medical-rank
@@ -201,3 +201,14 @@ def test_a_broken_file_fails_at_once_and_without_torch(tmp_path: Path) -> None:
     assert done.stdout.split() == ["2", "False"], done.stderr
     assert "did you mean 'seeds'" in done.stderr
     print(f"{time.perf_counter() - started:.2f} s")
+
+
+def test_what_changed_between_two_studies_is_named_in_the_files_words(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    before = load_study(path)
+    assert changed_settings(before, load_study(path)) == []
+    after = load_study(path, ["optimization.max_steps=7", "decide.margin=0.25", "seeds=[0]"])
+    said = changed_settings(before, after)
+    assert f"decide.margin: {before.decide.margin} -> 0.25" in said
+    assert any(text.startswith("optimization.max_steps: ") and text.endswith(" -> 7") for text in said)
+    assert all(text.split(":")[0].split(".")[0] in {"optimization", "decide", "seeds"} for text in said)
