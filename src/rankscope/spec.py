@@ -57,9 +57,9 @@ class Section(BaseModel):
 
 
 class ModelSource(Section):
-    """A base model: a hub id, a folder, or `smallworld:base`, the model inside the package."""
+    """A base model: a hub id, a folder, a `.gguf` file, or `smallworld:base`, the model inside the package."""
 
-    source: str = Field(min_length=1, description="hub id, folder, or smallworld:base")
+    source: str = Field(min_length=1, description="hub id, folder, .gguf file, or smallworld:base")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
+from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
 
 EMBEDDED = "smallworld:base"
@@ -19,7 +24,7 @@ def model_folder(source: str, revision: str | None = None) -> Path:
     """The folder with a base model's configuration, tokenizer and safetensors.
 
     Args:
-        source: A folder, `smallworld:base`, or a hub id, which is fetched into the hub's cache (`HF_HOME`,
+        source: A folder, a `.gguf` file (made into a folder in the user's cache, once), `smallworld:base`, or a hub id, which is fetched into the hub's cache (`HF_HOME`,
             `HF_HUB_OFFLINE` and `HF_TOKEN` are obeyed).
         revision: The hub's branch, tag or commit.
 
@@ -31,6 +36,8 @@ def model_folder(source: str, revision: str | None = None) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
         return _checked(path, source)
+    if path.suffix == ".gguf" and path.is_file():
+        return _checked(_converted(path), source)
     if path.exists():
         raise UserError(f"'{source}' is a file", where="model", mend="name the folder that holds the model")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
@@ -91,6 +98,29 @@ def _checked(folder: Path, source: str) -> Path:
             where=folder,
             mend="save model and tokenizer into it with save_pretrained()",
         )
+    return folder
+
+
+def _converted(file: Path) -> Path:
+    """The folder that a GGUF file was made into: by its content, so that a changed file is converted anew."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = user_cache() / "gguf" / digest[:32]
+    if folder.is_dir():
+        return folder
+    sys.stderr.write(f"converting {file} to safetensors, once, into {folder}\n")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as half:
+        # In a process of its own: it needs torch, which the plan does without.
+        command = [sys.executable, "-m", "rankscope.models.gguf", str(file.resolve()), half]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no reason given")
+            mend = "install the reader (pip install 'rankscope[gguf]'), or name the folder of the original model"
+            raise UserError(f"transformers cannot read this GGUF file: {reason}", where=file, mend=mend)
+        with contextlib.suppress(OSError):  # another process was faster, with the same folder
+            Path(half).rename(folder)
+            Path(half).mkdir()  # for the context to remove
     return folder
 
 

@@ -46,9 +46,9 @@ def test_missing_folder_is_refused(source):
 
 
 def test_file_is_no_folder(tmp_path):
-    (tmp_path / "model.gguf").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is a file"):
-        model_folder(str(tmp_path / "model.gguf"))
+        model_folder(str(tmp_path / "model.safetensors"))
 
 
 def test_hub_id_that_is_not_cached_is_refused_offline(tmp_path, monkeypatch):
