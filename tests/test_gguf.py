@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow  # a process that imports transformers
 
 def write_gguf(path: Path) -> dict[str, np.ndarray]:
     """A Llama of random weights with a byte-level tokenizer, as llama.cpp writes one."""
-    gguf = pytest.importorskip("gguf", reason="the reader of GGUF files is not installed (pip install 'rankscope[gguf]')")
+    gguf = pytest.importorskip("gguf", reason="the reader of GGUF files is not installed")
     tokenizer = json.loads((write_tokenizer(path.parent / "tokenizer") / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
     writer = gguf.GGUFWriter(path, "llama")

@@ -24,8 +24,8 @@ def model_folder(source: str, revision: str | None = None) -> Path:
     """The folder with a base model's configuration, tokenizer and safetensors.
 
     Args:
-        source: A folder, a `.gguf` file (made into a folder in the user's cache, once), `smallworld:base`, or a hub id, which is fetched into the hub's cache (`HF_HOME`,
-            `HF_HUB_OFFLINE` and `HF_TOKEN` are obeyed).
+        source: A folder, a `.gguf` file (made into a folder in the user's cache, once), `smallworld:base`, or
+            a hub id, which is fetched into the hub's cache (`HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` are obeyed).
         revision: The hub's branch, tag or commit.
 
     Raises:
