@@ -33,7 +33,7 @@ class World:
         gains: True gain of each arm, smallest arm first; the base has none.
         forgets: True forgetting of each arm.
         seed_sd: Standard deviation of an arm's true accuracy over seeds.
-        uneven: The last arm moves with the seed so many times as much.
+        uneven: How many times as much as that each arm moves with the seed, smallest arm first; empty: all alike.
         shared: Share of the seed's effect that all arms have in common (same order of examples).
         alike: Correlation of the answers to one item over runs; the base's with a run's is its power 0.75.
         alike_kept: The same for the retention task, on which tuned models mostly answer as the base does.
@@ -46,7 +46,7 @@ class World:
     gains: tuple[float, ...]
     forgets: tuple[float, ...] = ()
     seed_sd: float = 0.01
-    uneven: float = 1.0
+    uneven: tuple[float, ...] = ()
     shared: float = 0.3
     alike: float = 0.5
     alike_kept: float = 0.9
@@ -84,7 +84,11 @@ WORLDS = (
     World("the best just beyond the budget", 4000, 3, (0.10, 0.20, 0.30), (0.0, 0.0, 0.031), seed_sd=0.005),
     World("nearly all right", 400, 3, (0.0, 0.005, 0.01, 0.01, 0.015), level=0.97, kept=0.98, seed_sd=0.003),
     World("nearly none right", 400, 3, (0.0, 0.01, 0.02, 0.03, 0.03), level=0.02, kept=0.5, seed_sd=0.005),
-    World("one arm unsteady (3 times)", 400, 3, CLIMB, seed_sd=0.01, uneven=3.0),
+    World("one arm unsteady (3 times)", 400, 3, CLIMB, seed_sd=0.01, uneven=(1, 1, 1, 1, 3)),
+    World("one arm restless (20 times), 2 seeds", 4000, 2, CLIMB, seed_sd=0.003, uneven=(1, 1, 1, 1, 20)),
+    World("two arms restless (20 times), 2 seeds", 4000, 2, CLIMB, seed_sd=0.003, uneven=(1, 1, 1, 20, 20)),
+    World("seeds spread with the size, 2 seeds", 4000, 2, CLIMB, seed_sd=0.002, uneven=(1, 2, 4, 8, 16)),
+    World("seeds spread with the size, 3 seeds", 4000, 3, CLIMB, seed_sd=0.002, uneven=(1, 2, 4, 8, 16)),
 )
 
 
@@ -153,7 +157,7 @@ def draw_task(world: World, name: str, level: float, truths: Sequence[float], rn
     tuned: dict[str, dict[int, np.ndarray]] = {}
     for index, (arm, truth) in enumerate(zip(world.arms, truths, strict=True)):
         density = np.exp(-(ndtri(truth) ** 2) / 2) / np.sqrt(2 * np.pi)
-        tau = world.seed_sd / density * (world.uneven if index == len(truths) - 1 else 1.0)
+        tau = world.seed_sd / density * (world.uneven[index] if world.uneven else 1.0)
         own = rng.normal(size=world.num_seeds)
         threshold = ndtri(truth) * np.sqrt(1 + tau**2)
         threshold = threshold + tau * (np.sqrt(world.shared) * shared + np.sqrt(1 - world.shared) * own)

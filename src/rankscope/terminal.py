@@ -89,17 +89,17 @@ def _points(interval: Interval | None) -> str:
     """An interval of fractions in percentage points."""
     if interval is None:
         return ""
-    text = f"{100 * interval.value:.1f}"
+    text = f"{100 * interval.value:z.1f}"
     if interval.low is None or interval.high is None:
         return text
-    return f"{text} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return f"{text} [{100 * interval.low:z.1f}, {100 * interval.high:z.1f}]"
 
 
 def _nats(interval: Interval | None) -> str:
     """The same in nats per token, with the wider side alone: a line of a terminal is 80 characters."""
     if interval is None:
         return ""
-    text = f"{interval.value:.2f}"
+    text = f"{interval.value:z.2f}"
     if interval.low is None or interval.high is None:
         return text
     return f"{text}±{max(interval.high - interval.value, interval.value - interval.low):.2f}"

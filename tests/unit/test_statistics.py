@@ -11,21 +11,25 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from rankscope.statistics import (
+from rankscope.spreads import (
     SeedVariance,
     Spread,
     alike,
+    moderated,
+    own_seed_variance,
+    pooled_pair_variances,
+    pooled_seed_variance,
+    spread,
+    spread_unlike,
+)
+from rankscope.statistics import (
     estimate,
     further_seeds,
     holm,
     items_factor,
     mcnemar_exact,
-    own_seed_variance,
-    pooled_pair_variance,
-    pooled_seed_variance,
     ratio_differences,
     smallest_difference,
-    spread,
 )
 
 
@@ -153,13 +157,73 @@ def test_pairs_pool_to_the_interaction_mean_square() -> None:
     pairs = [spread([scores[a] - scores[b]], is_bounded=False) for a in range(4) for b in range(a)]
     means = scores.mean(axis=2)
     rest = means - means.mean(axis=1, keepdims=True) - means.mean(axis=0) + means.mean()
-    pooled = pooled_pair_variance(pairs, 4)
+    pooled = pooled_pair_variances(pairs, 4, is_unlike=False)[0]
     assert pooled.df == (4 - 1) * (3 - 1)
     assert pooled.between == pytest.approx(2 * (rest**2).sum() / (3 * 2))
 
 
 def test_without_repeated_seeds_pairs_have_no_seed_variance() -> None:
-    assert pooled_pair_variance([spread([np.zeros((1, 5))], is_bounded=True)], 2) is None
+    assert pooled_pair_variances([spread([np.zeros((1, 5))], is_bounded=True)], 2, is_unlike=False) == [None]
+
+
+# Arms that do not spread alike ---------------------------------------------------------------------------------------
+
+
+def arm_of(deviations: list[float]) -> Spread:
+    """An arm whose seed means are these, on many items without noise."""
+    return spread([np.array(deviations)[:, None] + np.zeros((len(deviations), 10))], is_bounded=False)
+
+
+def test_unlike_is_bartletts_test() -> None:
+    for scale in (1.0, 1.5, 3.0, 10.0):
+        tables = [rng(seed).normal(size=4) * (scale if seed > 2 else 1.0) for seed in range(6)]
+        expected = stats.bartlett(*tables).pvalue < 0.05
+        assert spread_unlike([arm_of(list(table)) for table in tables]) == expected
+    assert not spread_unlike([arm_of([0.0, 0.0]), arm_of([0.0, 0.0])]), "nothing moves with the seed"
+    assert not spread_unlike([arm_of([0.0, 1.0])])
+
+
+def test_moderated_variances_recover_the_distribution_that_they_are_drawn_from() -> None:
+    """With thousands of arms the fitted prior is the true one, and the moderated t has its nominal coverage."""
+    generator, prior, centre, df = rng(12), 4.0, 0.5, 2
+    true = prior * centre / generator.chisquare(prior, size=4000)
+    own = true * generator.chisquare(df, size=4000) / df
+    arms = [Spread(0.0, (-v, 0.0, v), 10, 0.0, 9.0, 0.0, None) for v in np.sqrt(own)]
+    found = moderated(arms, math.inf)
+    quiet = [item for item, value in zip(found, own, strict=True) if value < centre / 2]
+    assert {round(item.df, 6) for item in quiet} == {round(quiet[0].df, 6)}
+    assert quiet[0].df == pytest.approx(prior + df, rel=0.1)
+    assert found[0].between == pytest.approx((prior * centre + df * own[0]) / (prior + df), rel=0.1)
+    assert all(item.df <= quiet[0].df for item in found), "an arm that is loud by its own few seeds counts fewer"
+    errors = generator.normal(size=4000) * np.sqrt(true / 3)
+    half = [stats.t.ppf(0.975, item.df) * math.sqrt(item.between / 3) for item in found]
+    assert np.mean(np.abs(errors) <= half) == pytest.approx(0.95, abs=0.02)
+
+
+def test_of_a_very_loud_arm_moderation_leaves_the_arms_own() -> None:
+    arms = [arm_of([-0.001, 0.001]), arm_of([-0.002, 0.002]), arm_of([-1.0, 1.0]), arm_of([-1.5, 1.5])]
+    found = moderated(arms, 4.0)
+    assert found[3].df == pytest.approx(1.0, abs=0.05)
+    assert found[0].between < 0.01 * found[3].between
+
+
+def test_two_arms_that_fall_apart_together_do_not_hide_behind_each_other() -> None:
+    """A pool of all would give the quiet arms intervals as wide as the loud ones' (found by the demo)."""
+    calm = [arm_of([-0.001, 0.001]), arm_of([-0.0015, 0.0015]), arm_of([-0.0008, 0.0008]), arm_of([-0.0012, 0.0012])]
+    loud = [arm_of([-0.1, 0.1]), arm_of([-0.12, 0.12])]
+    arms = [*calm, *loud]
+    assert spread_unlike(arms)
+    found = [estimate(arm, item, 0.95) for arm, item in zip(arms, pooled_seed_variance(arms), strict=True)]
+    halves = [(item.high - item.low) / 2 for item in found]
+    assert max(halves[:4]) < 0.02 < 0.2 < min(halves[4:])
+
+
+def test_equal_counts_of_right_answers_are_no_sign_that_an_arm_does_not_move() -> None:
+    """With few items two seeds are often equal by chance; the logarithm of their variance must not run away."""
+    generator = rng(13)
+    arms = [spread([generator.binomial(1, 0.3, size=(2, 100)).astype(float)], is_bounded=True) for _ in range(200)]
+    assert any(len(set(arm.seed_means)) == 1 for arm in arms)
+    assert sum(spread_unlike(arms[k : k + 5]) for k in range(0, 200, 5)) <= 6
 
 
 # Awkward cases -------------------------------------------------------------------------------------------------------

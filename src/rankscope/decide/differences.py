@@ -10,19 +10,16 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from rankscope.statistics import (
-    Estimate,
-    SeedVariance,
+from rankscope.spreads import (
     Spread,
     alike,
-    estimate,
-    leaned,
     own_seed_variance,
-    pooled_pair_variance,
+    pooled_pair_variances,
     pooled_seed_variance,
-    ratio_differences,
     spread,
+    spread_unlike,
 )
+from rankscope.statistics import Estimate, estimate, ratio_differences
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,10 @@ def between_arms(
         for arm, rival in combinations(spreads, 2)
         if (item := arm_spread(tasks, arm, rival)) is not None
     }
-    shared = pooled_pair_variance([item for pair, item in pairs.items() if regular.issuperset(pair)], len(regular))
-
-    def seeds(pair: tuple[str, str], item: Spread) -> SeedVariance | None:
-        # A pair with an arm that stands alone has its own seeds only.
-        own = own_seed_variance(item)
-        return leaned(shared, own) if own is None or regular.issuperset(pair) else own
-
-    return {pair: estimate(item, seeds(pair, item), confidence) for pair, item in pairs.items()}
+    own = {pair: own_seed_variance(item) for pair, item in pairs.items()}
+    inside = {pair: item for pair, item in pairs.items() if own[pair] is None or regular.issuperset(pair)}
+    is_unlike = spread_unlike([spreads[arm] for arm in sorted(regular)])
+    pooled = pooled_pair_variances(list(inside.values()), len(regular), is_unlike=is_unlike)
+    # A pair with an arm that stands alone has its own seeds only.
+    seeds = own | dict(zip(inside, pooled, strict=True))
+    return {pair: estimate(item, seeds[pair], confidence) for pair, item in pairs.items()}

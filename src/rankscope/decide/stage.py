@@ -3,50 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from rankscope.decide.comparison import compare_tasks
-from rankscope.decide.differences import TaskScores, between_arms, from_base
+from rankscope.decide.differences import TaskScores
+from rankscope.decide.estimates import by_measure, measure
+from rankscope.decide.measured import Measured, read_measured
 from rankscope.decide.rule import judge
 from rankscope.decide.standing import Question, Standing
 from rankscope.plan import Plan
 from rankscope.provenance import provenance
-from rankscope.records import DecideRecord, RateChoice, TaskComparison, Verdict
+from rankscope.records import DecideRecord, TaskComparison, Verdict
 from rankscope.runs import RunSettings, settings_hash
 from rankscope.spec import Study
-from rankscope.store import RECORD, Store, check_files, write_parquet, write_record
+from rankscope.store import Store, write_parquet, write_record
 
-ITEMS = "items.parquet"
 COMPARISONS = "comparisons.parquet"
-
-
-@dataclass
-class Measured:
-    """What was read for one base and training set.
-
-    Attributes:
-        choices: By arm; an arm whose rate is not chosen yet is missing.
-        num_trainable: By arm, from any of its runs.
-        seconds: By arm, of each chosen run with its scores.
-        lost_seeds: By arm, what became of its seeds at the chosen rate that gave no number.
-        sums: Checksum of every file that was read.
-    """
-
-    base: str
-    training_set: str
-    choices: Mapping[str, RateChoice]
-    tasks: list[TaskScores] = field(default_factory=list)
-    num_trainable: dict[str, int] = field(default_factory=dict)
-    seconds: dict[str, list[float]] = field(default_factory=dict)
-    lost_seeds: dict[str, list[str]] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    sums: dict[str, str] = field(default_factory=dict)
 
 
 def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
@@ -62,9 +37,9 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
     sums: dict[str, str] = {}
     for base in plan.bases:
         for training_set in plan.relations:
-            measured = _read(store, plan, base, training_set)
+            measured = read_measured(store, plan, base, training_set)
             rows, table = _comparisons(measured, study)
-            verdicts.append(_verdict(measured, study, plan))
+            verdicts.append(verdict(measured, study, plan))
             comparisons += rows
             tables.append(table)
             sums |= measured.sums
@@ -90,28 +65,17 @@ def _comparisons(measured: Measured, study: Study) -> tuple[list[TaskComparison]
     return compare_tasks(measured.tasks, rates, study.decide.confidence, names)
 
 
-def _verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
-    groups = {
-        "gain": [task for task in measured.tasks if task.relation == "in_domain" and task.unit == "accuracy"],
-        "gain_nats": [task for task in measured.tasks if task.relation == "in_domain" and task.unit == "nats"],
-        "forgetting": [task for task in measured.tasks if task.relation == "retention" and task.unit == "accuracy"],
-        "forgetting_nats": [task for task in measured.tasks if task.relation == "retention" and task.unit == "nats"],
-    }
+def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
+    """The verdict on one base and training set, from what was measured of its arms."""
+    groups = by_measure(measured.tasks)
     score = "gain" if groups["gain"] or not groups["gain_nats"] else "gain_nats"
-    confidence = study.decide.confidence
-    found = {key: from_base(tasks, plan.arms, confidence) for key, tasks in groups.items()}
-    standings = [
+    arms = [
         Standing(
             arm=arm,
             method=settings.arm.method,
             rank=settings.arm.rank,
             learning_rate=measured.choices[arm].learning_rate if arm in measured.choices else None,
             num_trainable=measured.num_trainable.get(arm),
-            gain=found["gain"].get(arm),
-            gain_nats=found["gain_nats"].get(arm),
-            # Forgetting is base less tuned; differences are tuned less base.
-            forgetting=found["forgetting"][arm].negated() if arm in found["forgetting"] else None,
-            forgetting_nats=found["forgetting_nats"][arm].negated() if arm in found["forgetting_nats"] else None,
             lost_seeds=tuple(measured.lost_seeds.get(arm, ())),
             reason=_why_not_judged(measured, arm),
         )
@@ -130,7 +94,7 @@ def _verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         seeds=study.seeds,
         seconds_per_seed=sum(sum(each) / len(each) for each in measured.seconds.values()) or None,
     )
-    between = between_arms(groups[score], plan.arms, confidence)
+    standings, between = measure(measured.tasks, arms, question)
     return judge(standings, between, question, measured.warnings)
 
 
@@ -161,101 +125,3 @@ def _why_not_judged(measured: Measured, arm: str) -> str:
         return "its learning rate is not chosen yet"
     choice = measured.choices[arm]
     return choice.reason if choice.learning_rate is None else "no seed has been scored on all tasks in domain"
-
-
-def _read(store: Store, plan: Plan, base: str, training_set: str) -> Measured:
-    """Everything that the verdict of one base and training set rests on."""
-    made = store.read_rates().choices
-    choices = {item.arm: item for item in made if (item.base, item.training_set) == (base, training_set)}
-    measured = Measured(base, training_set, choices)
-    for name, settings in plan.tasks[base].items():
-        unit = "nats" if settings.scoring == "loss" else "accuracy"
-        frame = _items(store, measured, store.base_task(base, name))
-        if frame is None or not np.isfinite(_values(frame, unit)).all():
-            measured.warnings.append(f"{name}: the base has no usable scores, so the task is left out")
-            continue
-        measured.tasks.append(
-            TaskScores(
-                task=name,
-                relation=plan.relations[training_set][name],
-                unit=unit,
-                base=_values(frame, unit),
-                num_tokens=frame["num_scored_tokens"].cast(pl.Float64).to_numpy() if unit == "nats" else None,
-                categories=_categories(frame),
-            )
-        )
-    for settings in plan.runs:
-        if (settings.base.name, settings.training_set.name) == (base, training_set):
-            _read_run(store, measured, settings)
-    measured.warnings += _edge_warnings(choices)
-    return measured
-
-
-def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
-    """One sentence for all arms whose rate is the highest of those tried, and one for the lowest."""
-    warnings = []
-    for edge in ("highest", "lowest"):
-        arms = [f"{arm} ({item.learning_rate:g})" for arm, item in choices.items() if item.at_edge == edge]
-        if arms:
-            text = f"the chosen rate is the {edge} of those tried, so one beyond may be better: "
-            warnings.append(text + ", ".join(arms))
-    return warnings
-
-
-def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
-    """Add one run's scores, if its rate is the chosen one."""
-    arm, train = settings.arm.label, store.read_train(settings.run_id)
-    if train is not None and train.num_trainable is not None:
-        measured.num_trainable.setdefault(arm, train.num_trainable)
-    choice = measured.choices.get(arm)
-    if choice is None or choice.learning_rate != settings.learning_rate:
-        return
-    if train is None or train.status != "complete":
-        status = "has not run" if train is None else f"{train.status} at the chosen rate"
-        if train is not None:
-            measured.lost_seeds.setdefault(arm, []).append(f"seed {settings.seed} {train.status}")
-        measured.warnings.append(f"{arm} seed {settings.seed}: {status}; its numbers are those of its other seeds")
-        return
-    seconds = train.seconds
-    for task in measured.tasks:
-        folder = store.task(settings.run_id, task.task)
-        values = _run_values(store, measured, folder, task)
-        if values is None:
-            measured.warnings.append(f"{arm} seed {settings.seed}: no usable scores of {task.task}; left out there")
-            continue
-        task.tuned.setdefault(arm, {})[settings.seed] = values
-        record = store.read_evaluate(folder)
-        seconds += record.seconds if record else 0.0
-    measured.seconds.setdefault(arm, []).append(seconds)
-
-
-def _run_values(store: Store, measured: Measured, folder: Path, task: TaskScores) -> np.ndarray | None:
-    """A run's values in the base's order of items; None where they are missing, not finite or of other items."""
-    frame = _items(store, measured, folder)
-    if frame is None:
-        return None
-    base = pl.read_parquet(store.base_task(measured.base, task.task) / ITEMS, columns=["item_id"])
-    joined = base.join(frame, on="item_id", how="left", maintain_order="left")
-    values = _values(joined, task.unit)
-    return values if joined.height == base.height == frame.height and np.isfinite(values).all() else None
-
-
-def _items(store: Store, measured: Measured, folder: Path) -> pl.DataFrame | None:
-    record = store.read_evaluate(folder)
-    if record is None or record.status != "complete":
-        return None
-    check_files(folder, record)
-    measured.sums |= {str((folder / name).relative_to(store.root)): value for name, value in record.files.items()}
-    measured.sums.setdefault(str((folder / RECORD).relative_to(store.root)), record.settings_hash)
-    return pl.read_parquet(folder / ITEMS)
-
-
-def _values(frame: pl.DataFrame, unit: str) -> np.ndarray:
-    """Right and wrong as 1 and 0, or nats; what is missing becomes NaN."""
-    column = "is_correct" if unit == "accuracy" else "nll_nats"
-    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def _categories(frame: pl.DataFrame) -> np.ndarray | None:
-    column = frame["category"]
-    return None if column.null_count() == frame.height else column.to_numpy().astype(object)

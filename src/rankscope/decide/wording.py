@@ -125,8 +125,9 @@ def _open(questions: Sequence[OpenQuestion]) -> str:
     """The questions themselves, the first few: a person acts on what would decide, not on the list."""
     if not questions:
         return "Open: the comparisons contradict one another."
-    shown = "; ".join(_asked(item) for item in questions[:MAX_ASKED])
-    more = len(questions) - MAX_ASKED
+    asked = list(dict.fromkeys(_asked(item, questions) for item in questions))
+    shown = "; ".join(asked[:MAX_ASKED])
+    more = len(asked) - MAX_ASKED
     return f"Open: {shown}" + (f"; and {more} more." if more > 0 else ".")
 
 
@@ -148,17 +149,22 @@ def _more_items(question: Question, questions: Sequence[OpenQuestion], factor: f
     )
 
 
-def _asked(item: OpenQuestion) -> str:
+def _asked(item: OpenQuestion, questions: Sequence[OpenQuestion]) -> str:
+    """A question in words; one that is asked both ways is the same text from either side."""
     if item.rival is None:
         unit = item.about.removeprefix("forgetting")
         span = "not measured" if item.estimate is None else _span(item.estimate, unit)
         return f"{item.arm} forgets {span}, and the budget is {_amount(item.limit, unit)}"
+    is_mutual = any((other.arm, other.rival) == (item.rival, item.arm) for other in questions)
     if item.estimate is None:
-        return f"{item.arm} and {item.rival} share no seed"
-    unit = "" if item.estimate.spread.flip is not None else "_nats"
-    return f"{item.arm} is {_span(item.estimate.negated(), unit)} behind {item.rival}, and the margin is " + _amount(
-        -item.limit, unit
-    )
+        first, second = sorted((item.arm, item.rival)) if is_mutual else (item.arm, item.rival)
+        return f"{first} and {second} share no seed"
+    behind, first, second = item.estimate.negated(), item.arm, item.rival
+    if is_mutual and (behind.value, first) < (0.0, second):
+        behind, first, second = item.estimate, second, first
+    unit = "" if behind.spread.flip is not None else "_nats"
+    margin = f"the margin is {_amount(-item.limit, unit)}{' either way' if is_mutual else ''}"
+    return f"{first} is {_span(behind, unit)} behind {second}, and {margin}"
 
 
 def _gain(field: Field, arm: str, unit: str) -> str:
@@ -173,10 +179,11 @@ def _span(estimate: Estimate | None, unit: str) -> str:
     if estimate is None:
         return "an unknown amount"
     scale, digits, name = (1, 3, "nats per token") if unit else (100, 1, "points")
-    value = f"{scale * estimate.value:.{digits}f}"
-    if estimate.low is None or estimate.high is None:
-        return f"{value} {name} (no interval)"
-    return f"{value} [{scale * estimate.low:.{digits}f}, {scale * estimate.high:.{digits}f}] {name}"
+    value, low, high = (
+        None if number is None else f"{scale * number:z.{digits}f}"  # z: no minus before what rounds to 0
+        for number in (estimate.value, estimate.low, estimate.high)
+    )
+    return f"{value} {name} (no interval)" if low is None or high is None else f"{value} [{low}, {high}] {name}"
 
 
 def _names(names: Sequence[str]) -> str:

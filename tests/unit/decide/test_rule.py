@@ -12,7 +12,8 @@ from rankscope.decide.rule import judge
 from rankscope.decide.standing import Question, Standing
 from rankscope.records import ArmResult, DecideRecord, Verdict
 from rankscope.spec import Decide
-from rankscope.statistics import Estimate, SeedVariance, Spread
+from rankscope.spreads import SeedVariance, Spread
+from rankscope.statistics import Estimate
 from rankscope.terminal import verdict_tables
 
 MARGIN, BUDGET = 0.02, 0.03
@@ -331,3 +332,19 @@ def test_the_rule_is_stated_with_its_numbers() -> None:
 def test_one_seed_is_warned_of() -> None:
     found = verdict(arm("r16", 16, est(0.30, num_seeds=1)))
     assert any(text.startswith("num_seeds=1") for text in found.warnings)
+
+
+def test_one_comparison_is_stated_once_whichever_way_it_is_asked() -> None:
+    # r4 and r16 are open both ways: r4 may be worse by more than the margin, and so may r16.
+    found = verdict(arm("r4", 4, est(0.285)), arm("r16", 16, est(0.31)), half=0.05)
+    assert found.decision == "undecided"
+    assert "r4 is 2.5 [-2.5, 7.5] points behind r16, and the margin is 2 points either way" in found.needed
+    assert "r16 is" not in found.needed
+
+
+def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
+    tiny = est(-0.0001, 0.0404)
+    found = verdict(arm("r4", 4, est(0.3), tiny))
+    assert "r4 forgets 0.0 [-4.0, 4.0] points" in found.needed
+    (table, *_) = verdict_tables(record_of(found))
+    assert "-0.0" not in " ".join(str(cell) for column in table.columns for cell in column.cells)

@@ -1,0 +1,143 @@
+"""What a verdict rests on, read from a study directory: the choices, and every score of base and chosen runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from rankscope.decide.differences import TaskScores
+from rankscope.plan import Plan
+from rankscope.records import RateChoice
+from rankscope.runs import RunSettings
+from rankscope.store import RECORD, Store, check_files
+
+ITEMS = "items.parquet"
+
+
+@dataclass
+class Measured:
+    """What was read for one base and training set.
+
+    Attributes:
+        choices: By arm; an arm whose rate is not chosen yet is missing.
+        num_trainable: By arm, from any of its runs.
+        seconds: By arm, of each chosen run with its scores.
+        lost_seeds: By arm, what became of its seeds at the chosen rate that gave no number.
+        sums: Checksum of every file that was read.
+    """
+
+    base: str
+    training_set: str
+    choices: Mapping[str, RateChoice]
+    tasks: list[TaskScores] = field(default_factory=list)
+    num_trainable: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    lost_seeds: dict[str, list[str]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    sums: dict[str, str] = field(default_factory=dict)
+
+
+def read_measured(store: Store, plan: Plan, base: str, training_set: str) -> Measured:
+    """Everything that the verdict of one base and training set rests on.
+
+    Raises:
+        DamagedFile: Scores differ from what was written.
+    """
+    made = store.read_rates().choices
+    choices = {item.arm: item for item in made if (item.base, item.training_set) == (base, training_set)}
+    measured = Measured(base, training_set, choices)
+    for name, settings in plan.tasks[base].items():
+        unit = "nats" if settings.scoring == "loss" else "accuracy"
+        frame = _items(store, measured, store.base_task(base, name))
+        if frame is None or not np.isfinite(_values(frame, unit)).all():
+            measured.warnings.append(f"{name}: the base has no usable scores, so the task is left out")
+            continue
+        measured.tasks.append(
+            TaskScores(
+                task=name,
+                relation=plan.relations[training_set][name],
+                unit=unit,
+                base=_values(frame, unit),
+                num_tokens=frame["num_scored_tokens"].cast(pl.Float64).to_numpy() if unit == "nats" else None,
+                categories=_categories(frame),
+            )
+        )
+    for settings in plan.runs:
+        if (settings.base.name, settings.training_set.name) == (base, training_set):
+            _read_run(store, measured, settings)
+    measured.warnings += _edge_warnings(choices)
+    return measured
+
+
+def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
+    """One sentence for all arms whose rate is the highest of those tried, and one for the lowest."""
+    warnings = []
+    for edge in ("highest", "lowest"):
+        arms = [f"{arm} ({item.learning_rate:g})" for arm, item in choices.items() if item.at_edge == edge]
+        if arms:
+            text = f"the chosen rate is the {edge} of those tried, so one beyond may be better: "
+            warnings.append(text + ", ".join(arms))
+    return warnings
+
+
+def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
+    """Add one run's scores, if its rate is the chosen one."""
+    arm, train = settings.arm.label, store.read_train(settings.run_id)
+    if train is not None and train.num_trainable is not None:
+        measured.num_trainable.setdefault(arm, train.num_trainable)
+    choice = measured.choices.get(arm)
+    if choice is None or choice.learning_rate != settings.learning_rate:
+        return
+    if train is None or train.status != "complete":
+        status = "has not run" if train is None else f"{train.status} at the chosen rate"
+        if train is not None:
+            measured.lost_seeds.setdefault(arm, []).append(f"seed {settings.seed} {train.status}")
+        measured.warnings.append(f"{arm} seed {settings.seed}: {status}; its numbers are those of its other seeds")
+        return
+    seconds = train.seconds
+    for task in measured.tasks:
+        folder = store.task(settings.run_id, task.task)
+        values = _run_values(store, measured, folder, task)
+        if values is None:
+            measured.warnings.append(f"{arm} seed {settings.seed}: no usable scores of {task.task}; left out there")
+            continue
+        task.tuned.setdefault(arm, {})[settings.seed] = values
+        record = store.read_evaluate(folder)
+        seconds += record.seconds if record else 0.0
+    measured.seconds.setdefault(arm, []).append(seconds)
+
+
+def _run_values(store: Store, measured: Measured, folder: Path, task: TaskScores) -> np.ndarray | None:
+    """A run's values in the base's order of items; None where they are missing, not finite or of other items."""
+    frame = _items(store, measured, folder)
+    if frame is None:
+        return None
+    base = pl.read_parquet(store.base_task(measured.base, task.task) / ITEMS, columns=["item_id"])
+    joined = base.join(frame, on="item_id", how="left", maintain_order="left")
+    values = _values(joined, task.unit)
+    return values if joined.height == base.height == frame.height and np.isfinite(values).all() else None
+
+
+def _items(store: Store, measured: Measured, folder: Path) -> pl.DataFrame | None:
+    record = store.read_evaluate(folder)
+    if record is None or record.status != "complete":
+        return None
+    check_files(folder, record)
+    measured.sums |= {str((folder / name).relative_to(store.root)): value for name, value in record.files.items()}
+    measured.sums.setdefault(str((folder / RECORD).relative_to(store.root)), record.settings_hash)
+    return pl.read_parquet(folder / ITEMS)
+
+
+def _values(frame: pl.DataFrame, unit: str) -> np.ndarray:
+    """Right and wrong as 1 and 0, or nats; what is missing becomes NaN."""
+    column = "is_correct" if unit == "accuracy" else "nll_nats"
+    return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _categories(frame: pl.DataFrame) -> np.ndarray | None:
+    column = frame["category"]
+    return None if column.null_count() == frame.height else column.to_numpy().astype(object)
