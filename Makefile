@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo test test-slow check simulate smallworld audit-dependencies clean
+.PHONY: demo test test-slow check simulate truth smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -27,6 +27,10 @@ check: $(DEV)
 # How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
 simulate: $(SET_UP)
 	$(BIN)/python benchmarks/simulate.py --studies 2000 --out docs/simulation.md
+
+# Verdicts from few seeds, judged by many seeds that were really trained; an hour or two, and it goes on where it stopped.
+truth: $(SET_UP)
+	$(BIN)/python benchmarks/truth.py
 
 # Pretrain the small world's base again, from a seed; a few minutes.
 smallworld: $(SET_UP)
