@@ -106,13 +106,13 @@ def base_norms(update: Update) -> BaseNorms:
 
 def _singular_values(update: Update) -> tuple[Tensor, int | None]:
     """The values of a matrix's update, and the rank it was granted."""
-    if update.factors is not None:
-        factors = update.factors
+    factors = update.factors
+    if factors is not None:
         return lora_singular_values(factors.A, factors.B, factors.scaling), factors.rank
     return dense_singular_values(update.delta_W), None
 
 
 def _norm(update: Update) -> float:
-    if update.factors is not None:
+    if update.read_factors is not None:
         return update_norm(_singular_values(update)[0])
-    return float(torch.linalg.vector_norm(update.delta_W))
+    return math.hypot(*(float(torch.linalg.vector_norm(rows)) for rows in update.iter_rows()))

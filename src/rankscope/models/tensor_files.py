@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rankscope.errors import UserError
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# A trainer leaves other pickles beside the weights (training_args.bin, optimizer.pt); these are weights themselves.
+_PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.ckpt", "mp_rank_*")
 
 
 class TensorFiles:
@@ -23,6 +28,7 @@ class TensorFiles:
 
     def __init__(self, files: dict[str, Path]) -> None:
         self.files = files
+        self._shapes: dict[str, tuple[int, ...]] = {}
 
     @classmethod
     def of_adapter(cls, folder: Path) -> TensorFiles:
@@ -46,7 +52,11 @@ class TensorFiles:
             return cls._of_file(folder / _WEIGHTS)
         if not (folder / _INDEX).is_file():
             raise _no_safetensors(folder, _WEIGHTS)
-        shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        try:
+            shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            text = f"the list of shards cannot be read ({type(error).__name__}: {error})"
+            raise UserError(text, where=folder / _INDEX, mend="copy the whole folder again") from None
         for name in sorted(set(shards.values())):
             if not (folder / name).is_file():
                 raise UserError(f"the shard {name} is missing", where=folder / _INDEX, mend="copy the whole folder")
@@ -54,29 +64,66 @@ class TensorFiles:
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
-        with safe_open(self.files[key], framework="pt") as tensors:
-            return tuple(tensors.get_slice(key).get_shape())
+        if key not in self._shapes:
+            # All of a file at once, for opening it reads its whole header.
+            with _opened(self.files[key]) as tensors:
+                self._shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+        return self._shapes[key]
+
+    def dtype(self, key: str) -> str:
+        """A tensor's kind of number as safetensors spells it (`BF16`), without reading it."""
+        with _opened(self.files[key]) as tensors:
+            return tensors.get_slice(key).get_dtype()
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the precision of the file."""
-        with safe_open(self.files[key], framework="pt") as tensors:
+        with _opened(self.files[key]) as tensors:
             return tensors.get_tensor(key)
+
+    def read_rows(self, key: str, start: int, stop: int) -> Tensor:
+        """Some rows of a tensor, without reading the others."""
+        with _opened(self.files[key]) as tensors:
+            return tensors.get_slice(key)[start:stop]
 
     @classmethod
     def _of_file(cls, path: Path) -> TensorFiles:
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path) as tensors:
             return cls(dict.fromkeys(tensors.keys(), path))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; one that is cut short or lacks a tensor that its index promises is named."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            yield tensors
+    except SafetensorError as error:
+        text = f"cannot be read as safetensors ({error})"
+        raise UserError(text, where=path, mend="copy or download the file again: it is damaged or cut short") from None
 
 
 def _no_safetensors(folder: Path, name: str) -> UserError:
     if not folder.is_dir():
         return UserError("there is no such folder", where=folder)
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)} - _TRAINER_STATE)
     if pickles:
-        load = "PeftModel" if name == SAFETENSORS_WEIGHTS_NAME else "AutoModelForCausalLM"
         return UserError(
             f"the weights are a pickle ({pickles[0]}), which can run code when it is read; only safetensors are read",
             where=folder,
-            mend=f"load it with {load}.from_pretrained where you trust it, then save_pretrained writes {name}",
+            mend=f"where you trust it: {_conversion(folder, name)}",
         )
     return UserError(f"holds no {name}", where=folder)
+
+
+_TRAINER_STATE = {"optimizer.pt", "scheduler.pt", "scaler.pt"}
+
+
+def _conversion(folder: Path, name: str) -> str:
+    """The command that writes safetensors beside a pickle, which `weights_only` keeps from running code."""
+    if name == SAFETENSORS_WEIGHTS_NAME:
+        path = folder / "adapter_model.bin"
+        call = f"t = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
+        call += "save_file({k: v.contiguous() for k, v in t.items()}, "
+        return f'python -c "import torch; from safetensors.torch import save_file; {call}{str(folder / name)!r})"'
+    call = f"A.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder)!r})"
+    return f'python -c "from transformers import AutoModelForCausalLM as A; {call}"'
