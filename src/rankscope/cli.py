@@ -60,8 +60,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    def add(name: str, verb: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = verbs.add_parser(name, help=text, description=text, epilog=_EPILOG, formatter_class=formatter)
+    def add(
+        name: str, verb: Callable[[argparse.Namespace], int], text: str, epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=formatter)
         sub.set_defaults(verb=verb)
         return sub
 
@@ -74,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_study(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 
-    run = add("run", _run, "run a study, or finish one that was stopped")
+    run = add("run", _run, "run a study, or finish one that was stopped", _EPILOG)
     _add_study(run)
     _add_out(run)
     run.add_argument("--retry-failed", action="store_true", help="try again what failed before")
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "rebuild the report from the records")
     report.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
 
-    demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes")
+    demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes", _EPILOG)
     _add_out(demo)
     demo.set_defaults(retry_failed=False, share=False)
     return parser

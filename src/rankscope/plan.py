@@ -55,14 +55,47 @@ class Layout(Frozen):
 
 
 class Estimate(Frozen):
-    """What the study will cost, before it starts; None where it cannot be said."""
+    """What the study will cost, before it starts; None where it cannot be said.
+
+    Attributes:
+        seconds: From start to report, with all workers of the layout.
+        seconds_by_stage: Of one worker, all pieces of a stage added up; `start`, `decide` and `report` are there once.
+        seconds_by_piece: Of one worker, by `piece_key`.
+        memory_bytes: The most that one process (on a GPU: one device) holds.
+        memory_bytes_by_arm: The same by arm while it trains, and `scoring`.
+        disk_bytes: The most at one time.
+        disk_bytes_by_use: `weights` that stay, models of rates not chosen, `checkpoints`, `caches`, `records`.
+        device: What the times are of.
+        device_memory_bytes: What one device has; None for a processor.
+        is_estimate: Token counts are estimates too: a tokenizer or data is not on this machine.
+    """
 
     trained_tokens: int
     scored_tokens: int
     arithmetic: float
     seconds: float | None
+    seconds_by_stage: dict[str, float] = Field(default_factory=dict)
+    seconds_by_piece: dict[str, float] = Field(default_factory=dict)
     memory_bytes: int | None
+    memory_bytes_by_arm: dict[str, int] = Field(default_factory=dict)
     disk_bytes: int
+    disk_bytes_by_use: dict[str, int] = Field(default_factory=dict)
+    device: str = "cpu"
+    device_memory_bytes: int | None = None
+    is_estimate: bool = False
+
+
+def piece_key(stage: str, base: str, run: RunSettings | None, name: str) -> str:
+    """The name under which an estimate keeps the cost of a piece of work: runs that differ in rate or seed share one.
+
+    Args:
+        stage: train, evaluate or analyse.
+        base: The base.
+        run: None for the base itself.
+        name: The task or analysis; empty when training.
+    """
+    of_run = () if run is None else (run.training_set.name, run.arm.label)
+    return "/".join((stage, base, *of_run, name))
 
 
 class Plan(Frozen):

@@ -11,7 +11,10 @@ from typing import Literal
 
 import polars as pl
 
-from rankscope.cost import estimate
+from rankscope.cost.counted import counted_task, counted_training, counted_validation
+from rankscope.cost.estimate import Outline, estimate, find_device
+from rankscope.cost.loads import Loads
+from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.data.examples import Item, examples_frame, items_frame
 from rankscope.data.hub import fingerprint, hub_commit, model_folder
 from rankscope.data.prepare import (
@@ -21,12 +24,11 @@ from rankscope.data.prepare import (
     prepare_training_set,
     training_overlap,
 )
-from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
 from rankscope.data.targets import check_targets
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
-from rankscope.plan import DataSummary, Layout, Plan, validation_task
-from rankscope.runs import BaseSettings, TrainingData, expand_arms, expand_runs, settings_hash
+from rankscope.plan import DataSummary, Estimate, Layout, Plan, validation_task
+from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
 from rankscope.statistics import smallest_difference
 from rankscope.store import Store, write_parquet
@@ -57,7 +59,7 @@ class _Prepared:
     """One base with all of the study's data as it sees them."""
 
     settings: BaseSettings
-    shapes: dict[str, tuple[int, ...]]
+    shape: ModelShape
     training: dict[str, PreparedTraining]
     tasks: dict[str, PreparedTask]
     probes: pl.DataFrame
@@ -78,7 +80,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     today = (earlier and earlier.today) or datetime.now().date()  # noqa: DTZ005
     prepared = {name: _prepare(study, name, today) for name in study.model}
     targets = {arm.label: arm.options["target_modules"] for arm, _ in expand_arms(study) if arm.options}
-    check_targets(targets, {name: base.shapes for name, base in prepared.items()})
+    check_targets(targets, {name: dict(base.shape.tensors) for name, base in prepared.items()})
     bases = {name: base.settings for name, base in prepared.items()}
     training = {
         (name, key): TrainingData(
@@ -115,13 +117,36 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
         },
         analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
-        estimate=estimate(study, runs, inputs.examples, inputs.prompts, {n: b.shapes for n, b in prepared.items()}),
+        estimate=_estimate(study, runs, inputs, prepared, layout),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         warnings=tuple(dict.fromkeys([*_design_warnings(study, smallest), *data_warnings])),
         smallest_difference=smallest,
         today=today,
     )
     return plan, inputs
+
+
+def _estimate(
+    study: Study, runs: tuple[RunSettings, ...], inputs: Inputs, prepared: dict[str, _Prepared], layout: Layout
+) -> Estimate:
+    loads = {name: _loads(name, base, inputs) for name, base in prepared.items()}
+    shapes = {name: base.shape for name, base in prepared.items()}
+    return estimate(Outline(study, runs, loads, shapes, layout), find_device(layout, study.optimization.dtype))
+
+
+def _loads(name: str, base: _Prepared, inputs: Inputs) -> Loads:
+    """How much there is to train on and to score, as this base sees it."""
+    return Loads(
+        training={key: counted_training(inputs.examples[name, key]) for key in base.training},
+        validation={
+            key: counted_validation(
+                inputs.examples[name, key], [item.options for item in data.validation_items], data.validation_settings
+            )
+            for key, data in base.training.items()
+        },
+        tasks={key: counted_task(task.summary, task.settings) for key, task in base.tasks.items()},
+        probe_lengths=tuple(base.probes["input_ids"].list.len().to_list()),
+    )
 
 
 def write_inputs(store: Store, inputs: Inputs) -> list[str]:
@@ -168,7 +193,7 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         commit=hub_commit(folder),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
-    return _Prepared(settings, tensor_shapes(folder), training, tasks, probes)
+    return _Prepared(settings, shape_of_folder(folder), training, tasks, probes)
 
 
 def _inputs(prepared: dict[str, _Prepared]) -> Inputs:
@@ -225,7 +250,7 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
             if shared := training_overlap(data.validation_texts, task.items):
                 where = f"the validation rows of train.{key}, where rates are chosen"
                 warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are among {where}")
-    sizes = [min(shape) for shape in layer_matrices(base.shapes).values()]
+    sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):
             number = sum(arm.rank > size for size in sizes)
@@ -280,7 +305,7 @@ def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:
     if device == "mps" and study.optimization.dtype == "float64":
         raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
-    is_small = all(num_parameters(base.shapes) < _SMALL_MODEL_PARAMETERS for base in prepared.values())
+    is_small = all(base.shape.num_parameters < _SMALL_MODEL_PARAMETERS for base in prepared.values())
     workers = execute.num_workers
     if workers == "auto":
         workers = cores if device == "cpu" and is_small else 1

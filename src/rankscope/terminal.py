@@ -27,6 +27,7 @@ def plan_lines(study: Study, plan: Plan) -> list[str]:
         "",
         "data, as understood",
         *(line for summary in plan.data for line in _data_lines(summary)),
+        *_task_lines(study, plan),
         "",
         *_cost_lines(study, plan),
         *(f"warning: {text}" for text in plan.warnings),
@@ -143,21 +144,70 @@ def _marked(summary: DataSummary) -> str:
     return repr(f"{summary.sample_prompt}>>>{summary.sample_trained}<<<")
 
 
+def _task_lines(study: Study, plan: Plan) -> list[str]:
+    """Each task with what it asks for, how it is scored, and its role towards the training sets."""
+    tasks = next(iter(plan.tasks.values()))
+    rows = [("task", "items", "kind", "scored by", "role")]
+    for name, task in tasks.items():
+        domains = ", ".join(key for key in study.train if plan.relations[key][name] == "in_domain")
+        role = f"in domain for {domains}" if domains else plan.relations[next(iter(study.train))][name]
+        rows.append((name, str(task.num_items), task.kind or "-", task.scoring, role.replace("_", " ")))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
+    return ["  " + "  ".join(cells).rstrip() for cells in padded]
+
+
 def _cost_lines(study: Study, plan: Plan) -> list[str]:
-    cost = plan.estimate
+    cost, layout = plan.estimate, plan.layout
     per_seed = Counter(run.seed for run in plan.runs)[study.seeds[0]]
     first = per_seed * len(plan.search_seeds)
     arms = len(plan.arms) * len(study.train) * len(study.model)
     later = arms * (len(study.seeds) - len(plan.search_seeds))
-    time = "unknown" if cost.seconds is None else f"about {duration(cost.seconds)} (a rough forecast)"
+    guess = "about " if cost.is_estimate else ""
     lines = [
         f"runs: {first} in the search for rates, then {later} more at the chosen ones",
-        f"tokens: {cost.trained_tokens:,} trained, {cost.scored_tokens:,} scored; "
+        f"tokens: {guess}{cost.trained_tokens:,} trained, {guess}{cost.scored_tokens:,} scored; "
         f"{cost.arithmetic / _BILLION:,.0f} billion operations",
-        f"time: {time} on {plan.layout.device}, {plan.layout.num_workers} processes x "
-        f"{plan.layout.threads_per_worker} threads",
-        f"disk: {cost.disk_bytes / 1e6:,.0f} MB of weights",
+        *_time_lines(plan),
+        *_memory_lines(plan),
+        f"disk: at most {amount(cost.disk_bytes)} ("
+        + ", ".join(f"{name} {amount(size)}" for name, size in cost.disk_bytes_by_use.items() if size)
+        + f") with keep: {study.keep}",
     ]
     for training_set, difference in plan.smallest_difference.items():
         lines.append(f"smallest difference that this study can decide on {training_set}: {difference:.3f}")
+    if layout.device != "cpu":
+        lines.append(f"times on {cost.device} are taken from its data sheet; nothing was measured on one")
     return lines
+
+
+def _time_lines(plan: Plan) -> list[str]:
+    """How long it takes, and of what that is made."""
+    cost, layout = plan.estimate, plan.layout
+    if cost.seconds is None:
+        return [f"time: unknown on {layout.device}"]
+    threads = f" x {layout.threads_per_worker} threads" if layout.device == "cpu" else ""
+    parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in cost.seconds_by_stage.items() if seconds)
+    return [
+        f"time: about {duration(cost.seconds)} on {layout.num_workers} x {cost.device}{threads} (a forecast)",
+        f"  of one of them: {parts}",
+    ]
+
+
+def _memory_lines(plan: Plan) -> list[str]:
+    """The most that one process or device holds, and whether it has that much."""
+    cost = plan.estimate
+    if cost.memory_bytes is None:
+        return []
+    has = "" if cost.device_memory_bytes is None else f" of {amount(cost.device_memory_bytes)}"
+    holder = "process" if cost.device_memory_bytes is None else "device"
+    parts = ", ".join(f"{name} {amount(size)}" for name, size in cost.memory_bytes_by_arm.items())
+    return [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder} ({parts})"]
+
+
+def amount(num_bytes: int) -> str:
+    """Bytes for a person: `690 MB`, `16.1 GB`."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:.1f} {name}"
+    return f"{num_bytes / 1e6:,.0f} MB"

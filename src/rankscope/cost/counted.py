@@ -1,0 +1,60 @@
+"""The loads of data that has been read and tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from rankscope.cost.loads import TaskLoad, TrainingLoad, sample_of
+from rankscope.data.summaries import Summary
+from rankscope.runs import TaskSettings
+
+
+def counted_training(examples: pl.DataFrame) -> TrainingLoad:
+    """A training set from its table of examples."""
+    counted = examples.with_columns(
+        pl.col("input_ids").list.len().alias("length"),
+        (pl.col("input_ids").list.len() - pl.col("num_prompt_tokens").clip(1)).alias("scored"),
+    )
+    train = counted.filter(pl.col("split") == "train")
+    validation = counted.filter(pl.col("split") == "validation")
+    return TrainingLoad(
+        num_examples=train.height,
+        lengths=sample_of(train["length"].to_list()),
+        scored_fraction=train["scored"].sum() / max(1, train["length"].sum()),
+        num_validation_examples=validation.height,
+        num_validation_tokens=validation["length"].sum(),
+    )
+
+
+def counted_task(summary: Summary, settings: TaskSettings) -> TaskLoad:
+    """A task from what was understood of its items."""
+    return TaskLoad(
+        num_items=summary.num_used,
+        scoring=settings.scoring,
+        num_prompt_tokens=(summary.num_tokens - summary.num_scored_tokens) / max(1, summary.num_used),
+        num_answer_tokens=summary.num_scored_tokens / max(1, summary.num_used),
+        longest=summary.longest_tokens,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+def counted_validation(examples: pl.DataFrame, options: Sequence[Sequence[str]], settings: TaskSettings) -> TaskLoad:
+    """Validation items: their prompts are those of the examples, but all of their options are scored.
+
+    Args:
+        examples: The training set's table, of which the validation rows count.
+        options: Of each item.
+        settings: How they are scored.
+    """
+    validation = examples.filter(pl.col("split") == "validation")
+    lengths = validation["input_ids"].list.len()
+    prompts = validation["num_prompt_tokens"].mean() or 0.0
+    answers = (lengths.mean() or 0.0) - prompts
+    numbers = [len(of_item) for of_item in options]
+    number = max(1.0, sum(numbers) / max(1, len(numbers))) if settings.scoring == "multiple_choice" else 1.0
+    longest = lengths.max() or 0
+    return TaskLoad(
+        settings.num_items, settings.scoring, prompts, answers * number, longest, settings.max_new_tokens
+    )

@@ -1,0 +1,205 @@
+"""The cost of a whole study: its pieces of work, laid out on the devices that it has."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rankscope.cost.devices import Device, named_device, this_processor
+from rankscope.cost.disk import disk_bytes
+from rankscope.cost.loads import Loads
+from rankscope.cost.memory import scoring_bytes, training_bytes
+from rankscope.cost.model_shapes import ModelShape
+from rankscope.cost.pieces import Piece, adapted, analyse_piece, evaluate_piece, shape_seconds, train_piece
+from rankscope.plan import VALIDATION, Estimate, Layout, piece_key, validation_task
+from rankscope.runs import RunSettings
+from rankscope.spec import Study
+
+# Seconds of a processor: Python with torch and its like once a worker, the data once, verdicts, the report and its
+# figures (docs/log.md).
+START_SECONDS, PLAN_SECONDS, DECIDE_SECONDS = 9.0, 2.5, 1.0
+REPORT_SECONDS, REPORT_SECONDS_PER_ARM = 4.0, 0.5
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What the cost of a study is computed from.
+
+    Attributes:
+        runs: All candidates with all seeds.
+        loads: By base.
+        shapes: By base.
+        is_estimate: Some token counts are estimates, since a tokenizer or data is not on this machine.
+    """
+
+    study: Study
+    runs: Sequence[RunSettings]
+    loads: Mapping[str, Loads]
+    shapes: Mapping[str, ModelShape]
+    layout: Layout
+    is_estimate: bool = False
+
+    def split(self) -> tuple[list[RunSettings], list[RunSettings]]:
+        """The runs of the search, and one rate of each arm on the other seeds: which one it will be is not known."""
+        search = set(self.study.seeds[: self.study.search.seeds])
+        candidates, later, seen = [], [], set()
+        for run in self.runs:
+            key = (run.base.name, run.training_set.name, run.arm.label, run.seed)
+            if run.seed in search:
+                candidates.append(run)
+            elif key not in seen:
+                later.append(run)
+            seen.add(key)
+        return candidates, later
+
+
+def find_device(layout: Layout, dtype: str) -> Device:
+    """The device that a layout names, as fast as it is: a GPU of the table, or this machine's processor.
+
+    What kind of GPU a machine has is not known without asking its driver, so `cuda` and `mps` stand for a middling one.
+    """
+    if layout.device == "cpu":
+        return this_processor(layout.threads_per_worker, dtype)
+    return named_device({"cuda": "a100-40gb", "mps": "t4-16gb"}.get(layout.device, layout.device), dtype)
+
+
+def estimate(outline: Outline, device: Device) -> Estimate:
+    """The cost of a study in which every arm's rate is found; a forecast, and named so wherever it is shown."""
+    pieces = all_pieces(outline, device)
+    candidates, later = outline.split()
+    waves = [Counter(_search_keys(outline, candidates)), Counter(_later_keys(outline, candidates, later))]
+    totals = _totals(pieces, waves[0] + waves[1])
+    workers = outline.layout.num_workers
+    fixed = _fixed_seconds(outline)
+    seconds = sum(_makespan(pieces, wave, workers) for wave in waves) + sum(fixed.values())
+    disk = disk_bytes(
+        outline.study, candidates, later, dict(outline.loads), dict(outline.shapes), workers
+    )
+    by_arm, scoring = _memory(outline, device)
+    return Estimate(
+        trained_tokens=int(totals["train"].tokens),
+        scored_tokens=int(totals["evaluate"].tokens),
+        arithmetic=sum(total.arithmetic for total in totals.values()),
+        seconds=seconds,
+        seconds_by_stage={stage: total.seconds for stage, total in totals.items()} | fixed,
+        seconds_by_piece={key: piece.seconds for key, piece in pieces.items()},
+        memory_bytes=max(scoring, *by_arm.values()),
+        memory_bytes_by_arm=by_arm | {"scoring": scoring},
+        disk_bytes=sum(disk.values()),
+        disk_bytes_by_use=disk,
+        device=device.name,
+        device_memory_bytes=device.memory_bytes,
+        is_estimate=outline.is_estimate,
+    )
+
+
+def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
+    """Every kind of piece of work by its key (see `plan.piece_key`); runs that differ in seed or rate share one."""
+    pieces: dict[str, Piece] = {}
+    max_tokens = outline.study.execute.max_tokens_per_batch
+    for run in outline.runs:
+        base, training_set = run.base.name, run.training_set.name
+        shape, loads = outline.shapes[base], outline.loads[base]
+        key = piece_key("train", base, run, "")
+        if key in pieces:
+            continue
+        pieces[key] = train_piece(run, loads.training[training_set], shape, device, max_tokens)
+        part = adapted(run.arm, shape)
+        # A model that was trained whole is read from disk, and the base afterwards; both are spread over the tasks.
+        opened = 2 * shape_seconds(shape) / len(loads.tasks) if part.is_full else 0.0
+        tasks = loads.tasks | {VALIDATION: loads.validation[training_set]}
+        for name, task in tasks.items():
+            key = piece_key("evaluate", base, run, name)
+            pieces[key] = evaluate_piece(task, shape, device, max_tokens, part).longer_by(opened)
+        for name in _analyses(outline.study):
+            pieces[piece_key("analyse", base, run, name)] = analyse_piece(
+                name, loads.probe_lengths, shape, device, part
+            )
+    for base, loads in outline.loads.items():
+        validation = {validation_task(name): task for name, task in loads.validation.items()}
+        for name, task in (loads.tasks | validation).items():
+            pieces[piece_key("evaluate", base, None, name)] = evaluate_piece(
+                task, outline.shapes[base], device, max_tokens
+            )
+        if outline.study.analyse.attention:
+            piece = analyse_piece("attention", loads.probe_lengths, outline.shapes[base], device, None)
+            pieces[piece_key("analyse", base, None, "attention")] = piece
+    return pieces
+
+
+def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> list[str]:
+    """What is done before every rate is known: the search, and the base meanwhile."""
+    keys = []
+    for run in candidates:
+        keys += [piece_key("train", run.base.name, run, ""), piece_key("evaluate", run.base.name, run, VALIDATION)]
+    for base, loads in outline.loads.items():
+        names = [*loads.tasks, *(validation_task(name) for name in loads.validation)]
+        keys += [piece_key("evaluate", base, None, name) for name in names]
+        keys += [piece_key("analyse", base, None, "attention")] if outline.study.analyse.attention else []
+    return keys
+
+
+def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequence[RunSettings]) -> list[str]:
+    """What is done at the chosen rates: the other seeds, and every task and analysis."""
+    keys = [piece_key("train", run.base.name, run, "") for run in later]
+    chosen = {(run.base.name, run.training_set.name, run.arm.label, run.seed): run for run in (*candidates, *later)}
+    for run in chosen.values():
+        base = run.base.name
+        keys += [piece_key("evaluate", base, run, name) for name in outline.loads[base].tasks]
+        keys += [piece_key("analyse", base, run, name) for name in _analyses(outline.study)]
+    return keys
+
+
+def _analyses(study: Study) -> list[str]:
+    wanted = {"spectra": study.analyse.spectra, "attention": study.analyse.attention}
+    return [name for name, is_on in wanted.items() if is_on]
+
+
+def _totals(pieces: Mapping[str, Piece], keys: Mapping[str, int]) -> dict[str, Piece]:
+    totals = {}
+    for stage in ("train", "evaluate", "analyse"):
+        chosen = [(pieces[key], number) for key, number in keys.items() if key.startswith(f"{stage}/")]
+        totals[stage] = Piece(
+            sum(piece.tokens * number for piece, number in chosen),
+            sum(piece.arithmetic * number for piece, number in chosen),
+            sum(piece.seconds * number for piece, number in chosen),
+        )
+    return totals
+
+
+def _makespan(pieces: Mapping[str, Piece], keys: Mapping[str, int], num_workers: int) -> float:
+    """How long a wave takes with the longest pieces first: an even share, and half of the longest at its end."""
+    total = sum(pieces[key].seconds * number for key, number in keys.items())
+    longest = max((pieces[key].seconds for key in keys), default=0.0)
+    even = total / num_workers
+    return even if num_workers == 1 else max(longest, even + longest * (num_workers - 1) / (2 * num_workers))
+
+
+def _fixed_seconds(outline: Outline) -> dict[str, float]:
+    """What is there once, whatever the study."""
+    arms = len({run.arm.label for run in outline.runs}) * len(outline.study.train) * len(outline.shapes)
+    largest = max((shape_seconds(shape) for shape in outline.shapes.values()), default=0.0)
+    return {
+        "start": START_SECONDS + PLAN_SECONDS + largest,
+        "decide": DECIDE_SECONDS,
+        "report": REPORT_SECONDS + REPORT_SECONDS_PER_ARM * arms,
+    }
+
+
+def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
+    """The most memory of one process, by arm while it trains (over bases and training sets), and while scoring."""
+    on_gpu, max_tokens = device.memory_bytes is not None, outline.study.execute.max_tokens_per_batch
+    by_arm: dict[str, int] = {}
+    for run in outline.runs:
+        load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
+        needed = training_bytes(run, load, shape, max_tokens, on_gpu=on_gpu)
+        by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
+    reads_full = any(run.arm.rank is None for run in outline.runs)
+    scoring = max(
+        scoring_bytes(
+            loads, outline.shapes[base], outline.study.optimization, max_tokens, on_gpu=on_gpu, reads_full=reads_full
+        )
+        for base, loads in outline.loads.items()
+    )
+    return by_arm, scoring

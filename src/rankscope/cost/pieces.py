@@ -1,0 +1,150 @@
+"""The cost of each piece of work: one training run, one task for one model, one analysis."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rankscope.cost.devices import Device
+from rankscope.cost.loads import TaskLoad, TrainingLoad
+from rankscope.cost.model_shapes import ModelShape
+from rankscope.cost.passes import Adapted, Work, backward, decoding_step, forward, update
+from rankscope.data.shapes import layer_matrices
+from rankscope.runs import ArmSettings, RunSettings
+
+# Scoring on a processor never puts more positions into one pass (scoring/rows.py), nor more logits anywhere.
+SCORED_TOKENS_CPU, SCORED_LOGITS = 1024, 2**26
+# Seconds that a piece takes whatever its size: files, records, checks, and for a run PEFT's own set-up of an adapter.
+TRAIN_SECONDS, TRAIN_SECONDS_PER_MATRIX, EVALUATE_SECONDS, ANALYSE_SECONDS = 0.25, 0.004, 0.06, 0.06
+_ITEM_SECONDS = 1e-4  # encoding, reading answers, writing a row
+_READ_BYTES_PER_SECOND = 1.0e9
+_WRITE_BYTES_PER_SECOND = 0.4e9
+# Singular values of a full update: a decomposition of each matrix takes about so many times d_out * d_in * min of both.
+_DECOMPOSITION = 12.0
+# Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
+_GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of work.
+
+    Attributes:
+        tokens: Trained on or scored, without padding.
+        arithmetic: Floating-point operations in matrix products.
+        seconds: On one device.
+    """
+
+    tokens: float
+    arithmetic: float
+    seconds: float
+
+    def longer_by(self, seconds: float) -> Piece:
+        """The same with time for what comes before or after it."""
+        return Piece(self.tokens, self.arithmetic, self.seconds + seconds)
+
+
+def adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
+    """What an arm trains of a model."""
+    if arm.rank is None:
+        return Adapted(shape.num_parameters, len(shape.tensors), 0, 0, is_full=True)
+    matrices = _targets(arm, shape)
+    size = sum(arm.rank * (d_out + d_in) for d_out, d_in in matrices)
+    return Adapted(size, 2 * len(matrices), len(matrices), size, is_full=False)
+
+
+def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device: Device, max_tokens: int) -> Piece:
+    """One training run, with its validation losses, its set-up and its saving."""
+    part = adapted(run.arm, shape)
+    number, positions = load.micro_batches(run.optimization.batch_size, max_tokens)
+    rows = run.optimization.batch_size / number
+    length = positions / number / rows
+    tokens = run.optimization.batch_size * load.mean_tokens
+    scored = tokens * load.scored_fraction / number
+    once = forward(shape, positions / number, length, scored, part)
+    once += backward(shape, positions / number, length, scored, part)
+    step = once.times(number) + update(part)
+    validations = min(run.optimization.num_validations, run.num_steps)
+    passes = math.ceil(load.num_validation_tokens / max_tokens) if load.num_validation_tokens else 0
+    validation = forward(
+        shape, load.num_validation_tokens, load.mean_tokens, load.num_validation_tokens * load.scored_fraction, part
+    )
+    checked = Work(validation.arithmetic, validation.moved, validation.operations * passes).times(validations)
+    work = step.times(run.num_steps) + checked
+    written = 4 * part.num_trainable / _WRITE_BYTES_PER_SECOND
+    # A base that was trained is read again; an adapter is set up by PEFT, matrix by matrix.
+    made = shape_seconds(shape) if part.is_full else TRAIN_SECONDS_PER_MATRIX * part.num_matrices
+    return Piece(tokens * run.num_steps, work.arithmetic, device.seconds(work) + TRAIN_SECONDS + written + made)
+
+
+def evaluate_piece(
+    load: TaskLoad, shape: ModelShape, device: Device, max_tokens: int, part: Adapted | None = None
+) -> Piece:
+    """One task for one model; the model itself is made ready once for all of its tasks."""
+    fixed = EVALUATE_SECONDS + _ITEM_SECONDS * load.num_items
+    if load.scoring == "generate":
+        work = _generation(load, shape, max_tokens, part)
+    else:
+        most = min(max_tokens, SCORED_TOKENS_CPU) if device.memory_bytes is None else max_tokens
+        scored = load.num_items * load.num_answer_tokens
+        passes = max(load.num_tokens / most, scored * shape.vocab_size / SCORED_LOGITS, 1)
+        length = load.num_prompt_tokens + load.num_answer_tokens
+        once = forward(shape, load.num_tokens, length, scored, part)
+        work = Work(once.arithmetic, once.moved, once.operations * math.ceil(passes))
+    return Piece(load.num_tokens, work.arithmetic, device.seconds(work) + fixed)
+
+
+def analyse_piece(
+    name: str, probe_lengths: tuple[int, ...], shape: ModelShape, device: Device, part: Adapted | None
+) -> Piece:
+    """One analysis of one model (`part` None: of the base)."""
+    if name == "spectra":
+        return _spectra(shape, device, part)
+    tokens = sum(probe_lengths)
+    length = max(probe_lengths, default=0)
+    work = forward(shape, tokens, length, 1, part)
+    # Patterns of all heads are made, measured in a few passes, and compared with the base's.
+    patterns = sum(number**2 for number in probe_lengths) * shape.num_heads * shape.num_layers
+    work += Work(0.0, 30.0 * patterns, 60.0 * shape.num_layers * max(1, tokens // 2048))
+    return Piece(tokens, work.arithmetic, device.seconds(work) + ANALYSE_SECONDS)
+
+
+def shape_seconds(shape: ModelShape) -> float:
+    """Reading a model from disk."""
+    return 0.1 + 4 * shape.num_parameters / _READ_BYTES_PER_SECOND
+
+
+def _targets(arm: ArmSettings, shape: ModelShape) -> list[tuple[int, int]]:
+    """The matrices that an arm adapts; a pattern is counted as all of them."""
+    wanted = arm.options.get("target_modules", "all-linear")
+    if isinstance(wanted, str):
+        return list(shape.matrices)
+    names = layer_matrices(dict(shape.tensors))
+    return [size for name, size in names.items() if name.removesuffix(".weight").rpartition(".")[2] in wanted]
+
+
+def _generation(load: TaskLoad, shape: ModelShape, max_tokens: int, part: Adapted | None) -> Work:
+    room = load.num_prompt_tokens + load.max_new_tokens
+    rows = max(1, min(load.num_items, int(max_tokens / room)))
+    batches = math.ceil(load.num_items / rows)
+    rows = load.num_items / batches
+    steps = min(load.max_new_tokens, _GENERATED_STEPS * load.num_answer_tokens + 4)
+    new = min(load.max_new_tokens, _GENERATED_TOKENS * load.num_answer_tokens + 1)
+    prompt = forward(shape, rows * load.num_prompt_tokens * 1.1, load.num_prompt_tokens, rows, part)
+    # Rows leave the batch as they end, so that the mean step has fewer than the first.
+    step = decoding_step(shape, rows * min(1.0, new / steps), load.num_prompt_tokens + new / 2, part)
+    return (prompt + step.times(steps)).times(batches)
+
+
+def _spectra(shape: ModelShape, device: Device, part: Adapted | None) -> Piece:
+    if part is None:
+        return Piece(0, 0.0, 0.0)
+    if part.is_full:
+        arithmetic = sum(_DECOMPOSITION * d_out * d_in * min(d_out, d_in) for d_out, d_in in shape.matrices)
+        seconds = 12 * shape.num_parameters / _READ_BYTES_PER_SECOND
+    else:
+        rank = part.num_multiplied / max(1, sum(d_out + d_in for d_out, d_in in shape.matrices))
+        arithmetic = sum(4 * (d_out + d_in) * rank**2 for d_out, d_in in shape.matrices)
+        seconds = 8 * part.num_trainable / _READ_BYTES_PER_SECOND + 1e-3 * part.num_matrices
+    # In float64, at half the rate, and decompositions reach a fraction of a product's.
+    return Piece(0, arithmetic, 8 * device.seconds(Work(arithmetic)) + seconds + ANALYSE_SECONDS)
