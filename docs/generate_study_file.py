@@ -16,6 +16,7 @@ from rankscope.spec import (
     Arm,
     Decide,
     Execute,
+    FewShot,
     ModelSource,
     Optimization,
     OptimizationFields,
@@ -86,6 +87,12 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
         """One entry for each task. A task is in domain for the training sets that it names, retention where it says so,
         and out of domain otherwise. Each training set needs a task in its domain.""",
     ),
+    (
+        "evaluate.{name}.few_shot",
+        FewShot,
+        """Worked examples before every item. They are the first rows of their split, of the item's own category where
+        that has enough, and never rows whose question the task asks.""",
+    ),
     ("analyse", Analyse, "What is looked at inside the runs at the chosen rates."),
     ("search", Search, "How each arm's learning rate is chosen: see docs/concepts.md, \"Two waves\"."),
     ("decide", Decide, "The numbers of the rule: see docs/concepts.md and docs/statistics.md."),
@@ -100,6 +107,7 @@ _WRITTEN = {
     ("Study", "model"): "text, or mapping of names to `model` sections",
     ("Arm", "learning_rate"): "number or list of numbers",
     ("Arm", "rank"): "whole number or list of them",
+    ("Task", "few_shot"): "whole number, or a section",
 }
 _HEAD = ("| key | also | type | default | limits | meaning |", "|---|---|---|---|---|---|")
 _TYPES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
@@ -160,6 +168,10 @@ def _type(field: dict[str, Any]) -> str:
 
 
 def _plural(field: dict[str, Any]) -> str:
+    if "anyOf" in field:
+        return " or ".join(_plural(option) if "type" in option else _type(option) for option in field["anyOf"])
+    if field.get("type") == "array":
+        return f"lists of {_plural(field['items'])}"
     return "sections" if "$ref" in field else {"string": "texts"}.get(field["type"], f"{_TYPES[field['type']]}s")
 
 

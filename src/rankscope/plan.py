@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from rankscope.data.contamination import Overlap
+from rankscope.data.summaries import DataSummary
 from rankscope.records import FORMAT_VERSION, Frozen, Subject
 from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
 
@@ -18,32 +20,6 @@ VALIDATION = "validation"  # the folder of a run's scores on its training set's 
 def validation_task(training_set: str) -> str:
     """The name of the folder with the base's scores on a training set's validation items."""
     return f"{VALIDATION}-{training_set}"
-
-
-class DataSummary(Frozen):
-    """What was understood of one training set or task for one base, before anything is trained.
-
-    Attributes:
-        name: The training set's or task's name in the study file.
-        role: `train`, `validation` or `task`.
-        form: What the rows were taken for, for example `question_answer` or `multiple_choice`.
-        sample: One item decoded from its tokens; in `sample_trained` the part that is learned.
-    """
-
-    base: str
-    name: str
-    role: Literal["train", "validation", "task"]
-    source: str
-    form: str
-    num_rows: int
-    num_used: int
-    num_truncated: int
-    num_duplicates: int
-    num_tokens: int
-    num_scored_tokens: int
-    longest_tokens: int
-    sample_prompt: str
-    sample_trained: str
 
 
 class Layout(Frozen):
@@ -107,6 +83,8 @@ class Plan(Frozen):
         relations: By training set and then task: in_domain, out_of_domain or retention.
         runs: All candidates with all seeds; which of the later seeds run is decided by rates.json.
         search_seeds: The seeds on which rates are chosen.
+        data: What was understood of every training set and task.
+        overlaps: How much of every task is in every training set.
         probes_fingerprint: By base, a hash of the probe texts' tokens.
         today: The date that chat templates write, fixed once for the study; None: none was fixed.
     """
@@ -128,6 +106,7 @@ class Plan(Frozen):
     analyses: tuple[Literal["spectra", "attention"], ...]
     estimate: Estimate
     data: tuple[DataSummary, ...] = ()
+    overlaps: tuple[Overlap, ...] = ()
     warnings: tuple[str, ...] = ()
     smallest_difference: dict[str, float] = Field(default_factory=dict)
     today: date | None = None

@@ -15,6 +15,7 @@ from rankscope.cost.counted import counted_task, counted_training, counted_valid
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
+from rankscope.data.contamination import Overlap, TrainingWords
 from rankscope.data.examples import Item, examples_frame, items_frame
 from rankscope.data.hub import fingerprint, hub_commit, model_folder
 from rankscope.data.prepare import (
@@ -22,12 +23,12 @@ from rankscope.data.prepare import (
     PreparedTraining,
     prepare_task,
     prepare_training_set,
-    training_overlap,
 )
+from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import check_targets
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
-from rankscope.plan import DataSummary, Estimate, Layout, Plan, validation_task
+from rankscope.plan import Estimate, Layout, Plan, validation_task
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
 from rankscope.statistics import smallest_difference
@@ -82,20 +83,12 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     targets = {arm.label: arm.options["target_modules"] for arm, _ in expand_arms(study) if arm.options}
     check_targets(targets, {name: dict(base.shape.tensors) for name, base in prepared.items()})
     bases = {name: base.settings for name, base in prepared.items()}
-    training = {
-        (name, key): TrainingData(
-            name=key,
-            fingerprint=data.fingerprint,
-            validation_fingerprint=data.validation_fingerprint,
-            num_examples=len(data.examples),
-        )
-        for name, base in prepared.items()
-        for key, data in base.training.items()
-    }
-    runs = tuple(expand_runs(study, bases, training))
+    runs = tuple(expand_runs(study, bases, _training_data(prepared)))
     inputs = _inputs(prepared)
     smallest = _smallest_differences(study, prepared)
+    overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [warning for base in prepared.values() for warning in _warnings(study, base)]
+    data_warnings += [overlap.warning for overlap in overlaps if overlap.warning]
     layout = earlier.layout if earlier is not None and keep_layout else _choose_layout(study, prepared)
     plan = Plan(
         study=study.study,
@@ -119,6 +112,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
         analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
         estimate=_estimate(study, runs, inputs, prepared, layout),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
+        overlaps=overlaps,
         warnings=tuple(dict.fromkeys([*_design_warnings(study, smallest), *data_warnings])),
         smallest_difference=smallest,
         today=today,
@@ -147,6 +141,21 @@ def _loads(name: str, base: _Prepared, inputs: Inputs) -> Loads:
         tasks={key: counted_task(task.summary, task.settings) for key, task in base.tasks.items()},
         probe_lengths=tuple(base.probes["input_ids"].list.len().to_list()),
     )
+
+
+def _training_data(prepared: dict[str, _Prepared]) -> dict[tuple[str, str], TrainingData]:
+    """By base and training set, what pins its examples in the settings of runs."""
+    return {
+        (name, key): TrainingData(
+            name=key,
+            fingerprint=data.fingerprint,
+            validation_fingerprint=data.validation_fingerprint,
+            num_examples=len(data.examples),
+            data=data.version,
+        )
+        for name, base in prepared.items()
+        for key, data in base.training.items()
+    }
 
 
 def write_inputs(store: Store, inputs: Inputs) -> list[str]:
@@ -236,20 +245,31 @@ def _relations(study: Study, training_set: str) -> dict[str, Relation]:
 
 def _summaries(base: _Prepared) -> list[DataSummary]:
     parts = [summary for data in base.training.values() for summary in data.summaries]
-    parts += [task.summary for task in base.tasks.values()]
-    return [DataSummary(**vars(summary)) for summary in parts]
+    return parts + [task.summary for task in base.tasks.values()]
+
+
+def _overlaps(base: _Prepared) -> list[Overlap]:
+    """How much of every task is in every training set, and in the rows on which its rates are chosen."""
+    tasks = {name: task.said for name, task in base.tasks.items()}
+    return [
+        Overlap(
+            base=base.settings.name,
+            training_set=key,
+            part=part,
+            task=name,
+            num_items=len(tasks[name]),
+            num_exact=exact,
+            num_ngram=ngram,
+        )
+        for key, data in base.training.items()
+        for part, said in (("train", data.said), ("validation", data.validation_said))
+        for name, (exact, ngram) in TrainingWords(said).overlaps(tasks).items()
+    ]
 
 
 def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
-    for key, data in base.training.items():
-        for name, task in base.tasks.items():
-            if shared := training_overlap(data.texts, task.items):
-                warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are in train.{key} too")
-            if shared := training_overlap(data.validation_texts, task.items):
-                where = f"the validation rows of train.{key}, where rates are chosen"
-                warnings.append(f"evaluate.{name}: {shared} of {len(task.items)} items are among {where}")
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):

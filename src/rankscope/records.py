@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from rankscope.measures import declared
-from rankscope.runs import RunSettings
+from rankscope.runs import DataOrigin, RunSettings
 
 FORMAT_VERSION = 1
 
@@ -108,11 +108,13 @@ class EvaluateRecord(Record):
     Attributes:
         scored_by: `option_tree` or `separate_rows`, with the reason for a fallback in `note`.
         num_truncated: Items whose prompt was cut from the left to fit the model's context.
+        data: Which version of the task's data was scored; of a run's training set it stands in `run.training_set.data`.
     """
 
     kind: Literal["evaluate"] = "evaluate"
     subject: Subject
     task: str
+    data: DataOrigin | None = None
     scoring: Literal["multiple_choice", "generate", "loss"]
     num_items: int = 0
     num_truncated: int = 0

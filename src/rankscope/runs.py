@@ -42,18 +42,46 @@ class BaseSettings(Resolved):
     commit: str | None = None
 
 
+class DataOrigin(Resolved):
+    """Which version of a data set was read.
+
+    Attributes:
+        source: As the study file names it, or the hub id of its preset.
+        revision: As the study file names it.
+        commit: The hub's commit of the data set; None for local data, or where the library does not say it.
+        sha256: A hash of the content of local files; None for the hub's.
+    """
+
+    source: str
+    subset: str | None = None
+    split: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    sha256: str | None = None
+
+
 class TrainingData(Resolved):
     """The tokenised examples of one base and training set, pinned by hashes of their tokens.
 
     Attributes:
         fingerprint: Of what is trained on.
         validation_fingerprint: Of the validation rows, whose losses are taken during training.
+        data: Which version of the data set it was.
     """
 
     name: str
     fingerprint: str
     validation_fingerprint: str
     num_examples: int
+    data: DataOrigin | None = None
+
+
+class ScorerSettings(Resolved):
+    """A user's own function that judges generated answers, pinned by a hash of its file."""
+
+    path: str
+    function: str
+    sha256: str
 
 
 class TaskSettings(Resolved):
@@ -64,6 +92,8 @@ class TaskSettings(Resolved):
             the same option `letter`, or the same `text` (case, blanks and a final stop aside).
         stop: Texts that end a generation, beside the end token.
         fingerprint: A hash of the items as scored (prompts, options, targets).
+        scorer: The user's function that judges generated answers instead of `answer`.
+        data: Which version of the data set it was.
     """
 
     name: str
@@ -74,6 +104,8 @@ class TaskSettings(Resolved):
     stop: tuple[str, ...] = ()
     fingerprint: str
     num_items: int
+    scorer: ScorerSettings | None = None
+    data: DataOrigin | None = None
 
 
 class ArmSettings(Resolved):
@@ -104,8 +136,9 @@ class RunSettings(Resolved):
     @property
     def settings_hash(self) -> str:
         """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
-        # A later commit with the same files, for example of a model card, is no other run.
-        return settings_hash(self.model_dump(mode="json", exclude={"base": {"commit"}}))
+        # A later commit with the same files, for example of a model card, is no other run; nor are the same examples
+        # read from elsewhere.
+        return settings_hash(self.model_dump(mode="json", exclude={"base": {"commit"}, "training_set": {"data"}}))
 
     @property
     def run_id(self) -> str:
@@ -142,7 +175,12 @@ def evaluation_hash(task: TaskSettings, model_hash: str) -> str:
         task: The task, its items pinned by their fingerprint.
         model_hash: The run's settings hash, or the base's fingerprint.
     """
-    return settings_hash([SCORING_VERSION, task.model_dump(mode="json"), model_hash])
+    return settings_hash([SCORING_VERSION, _scored_by(task), model_hash])
+
+
+def _scored_by(task: TaskSettings) -> dict[str, Any]:
+    """What of a task's settings changes its numbers: neither where its data lie nor where a scorer's file does."""
+    return task.model_dump(mode="json", exclude={"data": True, "scorer": {"path"}})
 
 
 def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:

@@ -67,13 +67,18 @@ class Data(Section):
     """Where rows come from: shared by training sets and tasks."""
 
     source: str = Field(min_length=1, description="a file, a folder, a preset, or a hub id")
-    subset: str | None = Field(None, description="the hub data set's configuration name")
+    subset: str | None = Field(None, description="the hub data set's configuration name; of a folder, one inside it")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read, where the source has several")
     part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     max_examples: Positive | None = Field(None, description="take the first so many rows")
-    columns: dict[str, str] | None = Field(None, description="what a column is, where it is not found: {question: q}")
+    columns: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="what a column is, where it is not found: {question: q, choices: [a, b, c], answer: gold}"
+    )
+    system_prompt: str | None = Field(
+        None, min_length=1, description="said before every conversation that has no system turn of its own"
+    )
 
 
 class Validation(Section):
@@ -85,6 +90,9 @@ class Validation(Section):
     split: str | None = Field(None, description="the split to read")
     part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
+    columns: dict[str, str | tuple[str, ...]] | None = Field(
+        None, description="what a column is, where the source is another one and it is not found"
+    )
     fraction: Fraction = Field(0.1, description="the part of the training set held out where no source is given")
     max_examples: Positive = Field(200, description="at most so many rows")
     scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")
@@ -94,7 +102,28 @@ class Validation(Section):
 class TrainingSet(Data):
     """A data set that runs are trained on."""
 
+    assistant_turns: Literal["last", "all"] = Field(
+        "last", description="which answers of a conversation are learned; all: each with the turns before it"
+    )
     validation: Validation = Field(default_factory=Validation, description="where learning rates are chosen")
+
+
+class FewShot(Section):
+    """Worked examples that stand before every item of a task; never rows of the task itself."""
+
+    number: Positive = Field(description="how many; `few_shot: 5` is short for `few_shot: {number: 5}`")
+    source: str | None = Field(None, description="a source of their own; the task's where not stated")
+    subset: str | None = Field(None, description="the hub data set's configuration name")
+    split: str | None = Field(None, description="the split that they come from; the preset's where not stated")
+    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
+    preset: str | None = Field(None, description="how rows of a source of their own are read")
+
+
+def _numbered(value: Any) -> Any:
+    """Accept `few_shot: 5` for `few_shot: {number: 5}`, and 0 for none."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"number": value} if value else None
+    return value
 
 
 class Task(Data):
@@ -102,9 +131,25 @@ class Task(Data):
 
     in_domain_for: tuple[str, ...] = Field((), description="the training sets whose domain this is")
     role: Literal["retention"] | None = Field(None, description="retention: what the base could do before")
+    few_shot: Annotated[FewShot | None, BeforeValidator(_numbered)] = Field(
+        None, description="worked examples before every item: how many, and from where"
+    )
     scoring: Scoring | None = Field(None, description="how items are scored; from preset or form where not stated")
     kind: Kind | None = Field(None, description="what the task asks for; from the preset where not stated")
     max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
+    scorer: str | None = Field(
+        None,
+        pattern=r"^.+\.py:[A-Za-z_]\w*$",
+        description="a function of your own that judges generated answers: file.py:function; needs allow_code",
+    )
+
+    @model_validator(mode="after")
+    def _judged_answers(self) -> Self:
+        if self.scorer is not None and self.scoring not in (None, "generate"):
+            raise PydanticCustomError(
+                "scorer", "a scorer judges generated answers; set `scoring: generate`", {"key": "scoring"}
+            )
+        return self
 
 
 class OptimizationFields(Section):
@@ -244,6 +289,9 @@ class Study(Section):
     decide: Decide = Field(default_factory=Decide, description="the rule's numbers")
     execute: Execute = Field(default_factory=Execute, description="where work runs")
     keep: Literal["chosen", "all", "records"] = Field("chosen", description="whose weights stay on disk")
+    allow_code: bool = Field(
+        False, description="whether the Python files that the study names (`scorer`) may be run"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -259,17 +307,7 @@ class Study(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         for name, task in self.evaluate.items():
-            for training_set in task.in_domain_for:
-                if training_set not in self.train:
-                    text = "evaluate.{task}.in_domain_for names '{name}', which is no training set; there are {known}"
-                    context = {"key": "evaluate", "task": name, "name": training_set, "known": ", ".join(self.train)}
-                    raise PydanticCustomError("no_such_set", text, context)
-            if task.role and task.in_domain_for:
-                text = "evaluate.{task} cannot be in domain and retention at once"
-                raise PydanticCustomError("two_roles", text, {"key": "evaluate", "task": name})
-            if name.startswith("validation"):
-                text = "task names that start with 'validation' are taken; rename evaluate.{task}"
-                raise PydanticCustomError("taken", text, {"key": "evaluate", "task": name})
+            self._check_task(name, task)
         for training_set in self.train:
             if not any(training_set in task.in_domain_for for task in self.evaluate.values()):
                 text = "no task is in_domain_for '{name}', so nothing says what it taught"
@@ -279,6 +317,22 @@ class Study(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
         return self
+
+    def _check_task(self, name: str, task: Task) -> None:
+        for training_set in task.in_domain_for:
+            if training_set not in self.train:
+                text = "evaluate.{task}.in_domain_for names '{name}', which is no training set; there are {known}"
+                context = {"key": "evaluate", "task": name, "name": training_set, "known": ", ".join(self.train)}
+                raise PydanticCustomError("no_such_set", text, context)
+        if not self.allow_code and (code := task.scorer):
+            text = "evaluate.{task} names code ({code}), and code runs only with `allow_code: true`"
+            raise PydanticCustomError("code", text, {"key": "evaluate", "task": name, "code": code})
+        if task.role and task.in_domain_for:
+            text = "evaluate.{task} cannot be in domain and retention at once"
+            raise PydanticCustomError("two_roles", text, {"key": "evaluate", "task": name})
+        if name.startswith("validation"):
+            text = "task names that start with 'validation' are taken; rename evaluate.{task}"
+            raise PydanticCustomError("taken", text, {"key": "evaluate", "task": name})
 
 
 def _model_name(source: str) -> str:

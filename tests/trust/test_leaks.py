@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model_folders import write_tokenizer
-from rankscope.cli import USER_ERROR, main
+from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.data.chat import render_chat
 from rankscope.data.sources import read_rows
 from rankscope.data.tokens import Tokenizer
@@ -65,6 +65,28 @@ def test_no_module_reads_a_pickle_or_evaluates_text() -> None:
         } | {(node.module or "").split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not imported & banned, path
         assert not called(tree) & {"torch.load", "torch.save", "eval", "exec", "compile", "np.load", "os.system"}, path
+
+
+def test_one_module_runs_a_file_that_a_study_names() -> None:
+    runs = [path for path in MODULES if "exec_module" in path.read_text(encoding="utf-8")]
+    assert [path.relative_to(SOURCE).as_posix() for path in runs] == ["scoring/user_scorer.py"]
+
+
+SCORED = STUDY.replace("scoring: generate,", "scoring: generate, scorer: SCORER,")
+
+
+def test_a_scorer_is_not_run_without_the_studys_word(
+    tmp_path: Path, mark: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scorer = tmp_path / "ours.py"
+    scorer.write_text(code(mark) + "def judge(text, target, item):\n    return True\n")
+    text = SCORED.replace("SCORER", f"{scorer}:judge")
+    assert text != STUDY
+    assert main(["run", str(write_study(tmp_path, text)), "--out", str(tmp_path / "out")]) == USER_ERROR
+    assert "only with `allow_code: true`" in capsys.readouterr().err
+    # Even with it, planning does not run the file.
+    assert main(["plan", str(write_study(tmp_path, text + "allow_code: true\n"))]) == DONE
+    assert not mark.exists() and not (tmp_path / "out").exists()
 
 
 def test_remote_code_is_never_allowed() -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rankscope.data.content import Content, field_error, text_field
-from rankscope.data.presets import Layout, Origin, Pattern
+from rankscope.data.content import Content, field_error, text_field, value_of
+from rankscope.data.option_answers import Asked, answered, cop_start, counts_from
+from rankscope.data.presets import Layout, Origin, Pattern, Preset, Replacement
 from rankscope.data.readers import Row
+from rankscope.data.templates import row_text
 from rankscope.errors import UserError
 
 _LISTS = ("choices", "options", "endings")
@@ -23,27 +25,18 @@ _FAMILIES: tuple[tuple[str, ...], ...] = (
     tuple("ABCDEFGH"),
 )
 _ANSWERS = ("answer", "cop", "label", "answerKey", "answer_idx", "answer_index", "correct", "target", "gold")
+_MOST_ANSWERS = 20  # more different ones, most of them in one row, are free answers
 _QUESTIONS = ("question", "input_text", "query", "prompt", "instruction", "input", "sentence", "context")
-_LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
-_MEND = "the answer is the option's number (counted from 0), its letter, or its text"
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A question with its options, before it is known what its answer means.
+class _Options:
+    """Options as a row has them; see `Asked`."""
 
-    Attributes:
-        labels: What the data calls each option (`A`, `answer1`); empty where it has no names of its own.
-        is_numbered: Each option has a column of its own, so a number surely counts them.
-    """
-
-    row: Row
-    question: str
-    options: tuple[str, ...]
-    field: str
+    texts: tuple[str, ...]
     labels: tuple[str, ...] = ()
-    is_numbered: bool = False
-    category_column: str = "category"
+    marked: int | None = None
+    has_numbers: bool = False
 
 
 def has_choices(fields: Set[str]) -> bool:
@@ -61,37 +54,41 @@ def choice_contents(rows: Sequence[Row]) -> list[Content]:
         UserError: A field is missing, an answer is none of the options or can be read in two ways; with file and line.
     """
     asked = [_asked(row) for row in rows]
-    starts_at = _cop_start(asked) if asked[0].field == "cop" else 0
-    return _answered(asked, starts_at)
+    starts_at = cop_start(asked) if asked[0].field == "cop" else 0
+    return answered(asked, starts_at)
 
 
-def preset_choices(rows: Sequence[Row], layout: Layout, origin: Origin) -> list[Content]:
+def preset_choices(rows: Sequence[Row], layout: Layout, origin: Origin, preset: Preset) -> list[Content]:
     """Multiple-choice rows of a known data set.
 
     Raises:
         UserError: A row does not follow the preset's layout, or its answer is none of the options.
     """
-    asked = [_asked_by_layout(row, layout) for row in rows]
+    shared = _answers_as_options(rows, layout) if layout.options_from_answers else layout.option_texts
+    asked = [_asked_by_layout(row, layout, shared) for row in rows]
+    if preset.replace:
+        asked = [_rewritten(question, preset.replace) for question in asked]
     starts_at = layout.answer_starts_at[origin]
-    if len(set(layout.answer_starts_at.values())) > 1 and not _counts_from(asked, starts_at):
+    if len(set(layout.answer_starts_at.values())) > 1 and not counts_from(asked, starts_at):
         # Someone saved the hub's rows as a file, or uploaded the original file: the numbers themselves say so.
-        starts_at = next((start for start in (0, 1) if _counts_from(asked, start)), starts_at)
-    contents = _answered(asked, starts_at)
+        starts_at = next((start for start in (0, 1) if counts_from(asked, start)), starts_at)
+    contents = answered(asked, starts_at)
     return contents if layout.blank is None else [_filled(content, layout.blank) for content in contents]
 
 
 # Questions and options ----------------------------------------------------------------------------------------------
 
 
-def _asked(row: Row) -> _Asked:
+def _asked(row: Row) -> Asked:
     field = next((name for name in _ANSWERS if row.values.get(name) is not None), "answer")
     question = text_field(row, next((name for name in _QUESTIONS if row.values.get(name) is not None), "question"))
     for name in _LISTS:
         if row.values.get(name) is not None:
-            options, labels = _listed(row, name)
-            return _Asked(row, question, options, field, labels)
+            found = _listed(row, name)
+            labels, has_numbers = found.labels, found.has_numbers
+            return Asked(row, question, found.texts, field, labels, has_number_options=has_numbers)
     members = max((_members(family, row.values) for family in _FAMILIES), key=len)
-    return _Asked(row, question, _options(row, "choices", _column_values(row, members)), field, is_numbered=True)
+    return Asked(row, question, _options(row, "choices", _column_values(row, members)), field, is_numbered=True)
 
 
 def _members(family: Sequence[str], fields: Iterable[str]) -> list[str]:
@@ -114,21 +111,41 @@ def _column_values(row: Row, columns: Sequence[str]) -> list[Any]:
     return values
 
 
-def _listed(row: Row, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Options in one field: a list, or the hub's `text` and `label` lists."""
-    value = row.values.get(name)
-    if isinstance(value, dict) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
-        options, labels = _options(row, name, value["text"]), tuple(str(label) for label in value["label"])
-        if len(labels) != len(options):
-            raise field_error(row, name, f"has {len(options)} texts and {len(labels)} labels")
-        return options, labels
-    if isinstance(value, dict):  # {"A": ..., "B": ...}
-        return _options(row, name, list(value.values())), tuple(str(label) for label in value)
+def _listed(row: Row, name: str) -> _Options:
+    """Options in one field: a list, a mapping of names to texts or of texts to 0 and 1, or two lists side by side."""
+    value = value_of(row, name)
     if value is None:
         raise field_error(row, name, "is missing")
+    if isinstance(value, dict):
+        return _mapped(row, name, value)
     if not isinstance(value, list):
         raise field_error(row, name, "is no list of options")
-    return _options(row, name, value), ()
+    if value and all(isinstance(option, dict) and {"text", "label"} <= set(option) for option in value):
+        texts, labels = ([option[key] for option in value] for key in ("text", "label"))
+        return _Options(_options(row, name, texts), tuple(str(label) for label in labels))
+    is_number = [isinstance(option, (int, float)) and not isinstance(option, bool) for option in value]
+    return _Options(_options(row, name, value), has_numbers=bool(value) and all(is_number))
+
+
+def _mapped(row: Row, name: str, value: dict[str, Any]) -> _Options:
+    texts = next((value[key] for key in ("text", "choices") if isinstance(value.get(key), list)), None)
+    labels = next((value[key] for key in ("label", "labels") if isinstance(value.get(key), list)), None)
+    if texts is not None and labels is not None:  # the hub's two lists side by side
+        options = _options(row, name, texts)
+        if len(labels) != len(options):
+            raise field_error(row, name, f"has {len(options)} texts and {len(labels)} labels")
+        if "labels" in value and set(labels) <= {0, 1}:
+            return _Options(options, marked=_marked(row, name, labels))
+        return _Options(options, tuple(str(label) for label in labels))
+    if value and all(isinstance(mark, int) and mark in (0, 1) for mark in value.values()):  # {"right": 1, "wrong": 0}
+        return _Options(_options(row, name, list(value)), marked=_marked(row, name, list(value.values())))
+    return _Options(_options(row, name, list(value.values())), tuple(str(label) for label in value))  # {"A": ..., }
+
+
+def _marked(row: Row, name: str, marks: Sequence[int]) -> int:
+    if list(marks).count(1) != 1:
+        raise field_error(row, name, f"marks {list(marks).count(1)} options as right; there must be one")
+    return list(marks).index(1)
 
 
 def _options(row: Row, name: str, values: Sequence[Any]) -> tuple[str, ...]:
@@ -145,18 +162,44 @@ def _options(row: Row, name: str, values: Sequence[Any]) -> tuple[str, ...]:
     return tuple(options)
 
 
-def _asked_by_layout(row: Row, layout: Layout) -> _Asked:
+def _answers_as_options(rows: Sequence[Row], layout: Layout) -> tuple[str, ...]:
+    """The different answers of all rows, as the options of each."""
+    field = layout.answer or "answer"
+    answers = sorted({text_field(row, field).strip() for row in rows})
+    if len(answers) < 2 or (len(answers) > _MOST_ANSWERS and len(answers) > len(rows) // 2):
+        what = f"the {len(rows)} rows have {len(answers)} different answers, which are no options to choose from"
+        raise UserError(what, where=rows[0].where, mend="set `columns: {question: ..., answer: ...}` and no `preset`")
+    return tuple(answers)
+
+
+def _asked_by_layout(row: Row, layout: Layout, shared: tuple[str, ...]) -> Asked:
     field = layout.answer or "answer"
     category = layout.category or "category"
     if layout.pattern is not None:
         question, options, labels = _inside(row, layout.pattern)
-        return _Asked(row, question, options, field, labels, category_column=category)
-    question = text_field(row, layout.question or "question")
+        return Asked(row, question, options, field, labels, category_column=category)
+    question = row_text(row, layout.question or "question")
+    if shared:
+        return Asked(row, question, shared, field, category_column=category)
     if isinstance(layout.options, str):
-        options, labels = _listed(row, layout.options)
-        return _Asked(row, question, options, field, labels, is_numbered=not labels, category_column=category)
+        found = _listed(row, layout.options)
+        is_numbered = not found.labels
+        return Asked(
+            row, question, found.texts, field, found.labels, is_numbered, marked=found.marked, category_column=category
+        )
     options = _options(row, "options", _column_values(row, layout.options or ()))
-    return _Asked(row, question, options, field, is_numbered=True, category_column=category)
+    return Asked(row, question, options, field, is_numbered=True, category_column=category)
+
+
+def _rewritten(question: Asked, replacements: Sequence[Replacement]) -> Asked:
+    def rewritten(text: str) -> str:
+        for replacement in replacements:
+            text = re.sub(replacement.find, replacement.by, text, flags=re.DOTALL)
+        return text
+
+    return replace(
+        question, question=rewritten(question.question), options=tuple(map(rewritten, question.options))
+    )
 
 
 def _inside(row: Row, pattern: Pattern) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
@@ -169,116 +212,6 @@ def _inside(row: Row, pattern: Pattern) -> tuple[str, tuple[str, ...], tuple[str
     options = [(match["label"], match["text"]) for match in re.finditer(pattern.option, listed, re.DOTALL)]
     texts = _options(row, pattern.field, [text for _, text in options])
     return found["question"].strip(), texts, tuple(label for label, _ in options)
-
-
-# Answers ------------------------------------------------------------------------------------------------------------
-
-
-def _answered(asked: Sequence[_Asked], starts_at: int) -> list[Content]:
-    indices = _meant(asked, starts_at)
-    return [
-        Content(
-            question.row,
-            (("user", question.question),),
-            question.options[index],
-            question.options,
-            index,
-            category_column=question.category_column,
-        )
-        for question, index in zip(asked, indices, strict=True)
-    ]
-
-
-def _meant(asked: Sequence[_Asked], starts_at: int) -> list[int]:
-    """The right option of every question, under the one reading of the answers that fits all of them."""
-    readings: dict[str, Callable[[_Asked], int | None]] = {
-        "label": _by_label,
-        "number": lambda question: _by_number(question, starts_at),
-        "letter": _by_letter,
-        "text": _by_text,
-    }
-    read = {name: [reading(question) for question in asked] for name, reading in readings.items()}
-    fits = [name for name in read if None not in read[name]]
-    if not fits:
-        best = max(read, key=lambda name: sum(index is not None for index in read[name]))
-        raise _no_option(asked[read[best].index(None)])
-    # Names that the data gives its options, and the numbers of columns, are no accident; the rest must agree.
-    chosen = "label" if "label" in fits else "number" if "number" in fits and asked[0].is_numbered else fits[0]
-    if chosen not in ("label", "number") or not (asked[0].is_numbered or asked[0].labels):
-        for other in fits:
-            for question, one, two in zip(asked, read[chosen], read[other], strict=True):
-                if one != two:
-                    raise field_error(
-                        question.row,
-                        question.field,
-                        f"can be read as a {chosen} and as a {other}, which mean different options",
-                        "write answers as the options' texts or letters, or as JSON numbers",
-                    )
-    return [index for index in read[chosen] if index is not None]
-
-
-def _no_option(question: _Asked) -> UserError:
-    value = question.row.values.get(question.field)
-    if value is None:
-        return field_error(question.row, question.field, "is missing")
-    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
-    return field_error(question.row, question.field, f"is {shown}, none of the {len(question.options)} options", _MEND)
-
-
-def _by_label(question: _Asked) -> int | None:
-    value = question.row.values.get(question.field)
-    if not question.labels or not isinstance(value, (str, int)) or isinstance(value, bool):
-        return None
-    labels = [label.strip().casefold() for label in question.labels]
-    wanted = str(value).strip().casefold()
-    return labels.index(wanted) if wanted in labels else None
-
-
-def _by_number(question: _Asked, starts_at: int) -> int | None:
-    number = _number(question.row.values.get(question.field))
-    if number is None or not 0 <= number - starts_at < len(question.options):
-        return None
-    return number - starts_at
-
-
-def _by_letter(question: _Asked) -> int | None:
-    value = question.row.values.get(question.field)
-    found = _LETTER.fullmatch(value.strip()) if isinstance(value, str) else None
-    index = ord(found[1].upper()) - ord("A") if found else len(question.options)
-    return index if index < len(question.options) else None
-
-
-def _by_text(question: _Asked) -> int | None:
-    value = question.row.values.get(question.field)
-    if not isinstance(value, str) or value.strip() not in question.options:
-        return None
-    return question.options.index(value.strip())
-
-
-def _number(value: Any) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    # Longer digit strings are no option's number, and int() refuses the longest.
-    if isinstance(value, str) and re.fullmatch(r"\s*\d{1,3}\s*", value, re.ASCII):
-        return int(value)
-    return None
-
-
-def _counts_from(asked: Sequence[_Asked], start: int) -> bool:
-    """Whether every answer is a number that counts the options from `start`."""
-    return all(_by_number(question, start) is not None for question in asked)
-
-
-def _cop_start(asked: Sequence[_Asked]) -> int:
-    """Where MedMCQA's `cop` counts from: its files say 1, the hub's copy 0; the numbers themselves decide."""
-    starts = [start for start in (0, 1) if _counts_from(asked, start)]
-    if len(starts) == 2:
-        raise field_error(asked[0].row, "cop", "may count from 0 or from 1", "say `preset: medmcqa` in the study file")
-    return starts[0] if starts else 1
 
 
 def _filled(content: Content, blank: str) -> Content:

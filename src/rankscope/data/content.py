@@ -36,7 +36,7 @@ class Content:
     @property
     def category(self) -> str | None:
         """The row's subject or topic: its own field's, else what the file's name says."""
-        return _label(self.row.values.get(self.category_column)) or self.row.category
+        return _label(value_of(self.row, self.category_column)) or self.row.category
 
     @property
     def row_id(self) -> str | None:
@@ -51,13 +51,23 @@ class Content:
         return "\n".join(text for _, text in self.turns)
 
 
+def value_of(row: Row, name: str) -> Any:
+    """What a row has in a field, or inside it: `question.stem` is `stem` in `question`. None where there is nothing."""
+    if name in row.values or "." not in name:
+        return row.values.get(name)
+    value: Any = row.values
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def text_field(row: Row, name: str, may_be_empty: bool = False) -> str:
     """A row's field that must be text.
 
     Raises:
         UserError: It is missing, no text, or empty; with file, line and field.
     """
-    value = row.values.get(name)
+    value = value_of(row, name)
     if value is None:
         raise field_error(row, name, "is null" if name in row.values else "is missing")
     if not isinstance(value, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rankscope.data.content import Content, field_error
@@ -75,3 +76,15 @@ def _content(row: Row, turns: list[tuple[str, str]], field: str) -> Content:
     if not any(role == "user" for role, _ in before):
         raise field_error(row, field, "has no turn of the user before the answer", _MEND)
     return Content(row, tuple(before), answer)
+
+
+def answered_turns(content: Content) -> list[Content]:
+    """A conversation once for every answer in it, each with the turns before it; other rows as they are."""
+    turns = content.turns
+    places = [place for place, (role, text) in enumerate(turns) if role == "assistant" and text.strip()]
+    earlier = [
+        replace(content, turns=turns[:place], answer=turns[place][1])
+        for place in places
+        if any(role == "user" for role, _ in turns[:place])
+    ]
+    return [*earlier, content]

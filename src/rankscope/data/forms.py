@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rankscope.data.choices import choice_contents, has_choices, preset_choices
-from rankscope.data.content import Content, text_field
+from rankscope.data.content import Content, text_field, value_of
 from rankscope.data.conversations import conversation_content, message_content
-from rankscope.data.presets import Layout
+from rankscope.data.presets import Layout, Preset
 from rankscope.data.readers import Row
 from rankscope.data.sources import Rows
+from rankscope.data.templates import row_text
 from rankscope.errors import UserError
 
 Form = Literal["messages", "sharegpt", "multiple_choice", "prompt_completion", "alpaca", "question_answer", "text"]
@@ -22,6 +23,9 @@ ROLES = (
     "messages", "conversations", "question", "choices", "answer", "prompt", "completion", "instruction", "input",
     "output", "text", "category", "id",
 )  # fmt: skip
+# By what it is, the column, or of the options the columns.
+Columns = Mapping[str, str | tuple[str, ...]]
+_MOST_LOOKED_AT = 20  # later rows with the first one's fields are taken to have its form
 _FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
 
 
@@ -32,18 +36,20 @@ class Contents:
     Attributes:
         form: What the rows were taken for.
         contents: One for each row, in their order.
+        num_blank: Rows of plain text that are blank, which part the others.
     """
 
     form: Form
     contents: list[Content]
+    num_blank: int = 0
 
 
-def understand(rows: Rows, columns: Mapping[str, str] | None = None) -> Contents:
+def understand(rows: Rows, columns: Columns | None = None) -> Contents:
     """Find the form of the rows and read each of them.
 
     Args:
         rows: The rows, with their preset if the data set is a known one.
-        columns: What a column is, where its name does not say: `{question: q}`.
+        columns: What a column is, where its name does not say: `{question: q, choices: [right, wrong]}`.
 
     Raises:
         UserError: The form is unknown, rows have several forms, or a row lacks a field; with its file and line.
@@ -55,20 +61,24 @@ def understand(rows: Rows, columns: Mapping[str, str] | None = None) -> Contents
         return _convert(named, _common_form(named, tuple(columns)))
     layout = _layout(rows)
     if layout is not None and rows.preset is not None:
-        return _by_layout(rows, layout, rows.preset.heading)
+        return _by_layout(rows, layout, rows.preset)
     return _convert(rows.rows, _common_form(rows.rows))
 
 
-def _by_layout(rows: Rows, layout: Layout, heading: str | None) -> Contents:
-    if layout.options is not None or layout.pattern is not None:
-        return Contents("multiple_choice", preset_choices(rows.rows, layout, rows.origin))
+def _by_layout(rows: Rows, layout: Layout, preset: Preset) -> Contents:
+    if layout.chooses:
+        return Contents("multiple_choice", preset_choices(rows.rows, layout, rows.origin, preset))
     asked = layout.question or "text"
     if layout.answer is None:
-        texts = [Content(row, (), text_field(row, asked), verbatim="") for row in rows.rows]
-        return Contents("text", _joined(texts, heading) if heading else texts)
+        kept = [row for row in rows.rows if not (layout.skips_blank and _is_blank(row.values.get(asked)))]
+        if not kept:
+            raise UserError("all rows are blank", where=rows.rows[0].where, mend="check source and split")
+        texts = [Content(row, (), row_text(row, asked), verbatim="") for row in kept]
+        joined = _joined(texts, preset.heading) if preset.heading else texts
+        return Contents("text", joined, len(rows.rows) - len(kept))
     category = layout.category or "category"
     contents = [
-        Content(row, (("user", text_field(row, asked)),), text_field(row, layout.answer), category_column=category)
+        Content(row, (("user", row_text(row, asked)),), text_field(row, layout.answer), category_column=category)
         for row in rows.rows
     ]
     return Contents("question_answer", contents)
@@ -92,20 +102,28 @@ def _layout(rows: Rows) -> Layout | None:
     )
 
 
-def _renamed(row: Row, columns: Mapping[str, str]) -> Row:
+def _renamed(row: Row, columns: Columns) -> Row:
     values = dict(row.values)
     for role, column in columns.items():
         if role not in ROLES:
             mend = f"use {', '.join(ROLES)}"
             raise UserError(f"'{role}' is nothing that a column can be", where="columns", mend=mend)
-        if column not in row.values:
-            raise UserError(
-                f"the row has no field '{column}', which `columns` names as {role}; it has {_names(row)}",
-                where=row.where,
-                mend="correct `columns`, or the row",
-            )
-        values[role] = row.values[column]
+        if not isinstance(column, str) and role != "choices":
+            raise UserError(f"'{role}' is one column, not several", where="columns", mend="only choices may be a list")
+        found = [_column(row, role, name) for name in ([column] if isinstance(column, str) else column)]
+        values[role] = found[0] if isinstance(column, str) else found
     return Row(values, row.path, row.line, row.category)
+
+
+def _column(row: Row, role: str, column: str) -> Any:
+    value = value_of(row, column)
+    if value is None and column not in row.values:
+        raise UserError(
+            f"the row has no field '{column}', which `columns` names as {role}; it has {_names(row)}",
+            where=row.where,
+            mend="correct `columns`, or the row",
+        )
+    return value
 
 
 def _common_form(rows: Sequence[Row], named: tuple[str, ...] = ()) -> Form:
@@ -117,7 +135,10 @@ def _common_form(rows: Sequence[Row], named: tuple[str, ...] = ()) -> Form:
             where=rows[0].where,
             mend=f"write them as {_FORMS}; or name the columns, for example `columns: {{question: q, answer: a}}`",
         )
-    for row in rows[1:20]:
+    keys = rows[0].values.keys()
+    for number, row in enumerate(rows[1:], start=2):
+        if number > _MOST_LOOKED_AT and row.values.keys() == keys:
+            continue
         other = _form({name: row.values[name] for name in named}) or _form(row.values)
         # A row that lacks a field of the first one's form is named with that field when it is read.
         if other is not None and other != first:
@@ -207,6 +228,10 @@ def _joined(contents: Sequence[Content], heading: str) -> list[Content]:
             joined.append(dataclasses.replace(headings[0], answer=text))
             headings = []
     return joined or list(contents)
+
+
+def _is_blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _names(row: Row) -> str:

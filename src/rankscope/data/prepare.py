@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from rankscope.data.contamination import Said, TrainingWords, overlap_warning
 from rankscope.data.content import Content
+from rankscope.data.conversations import answered_turns
 from rankscope.data.examples import Example, Item, TokenisedExample
+from rankscope.data.few_shot import few_shot
 from rankscope.data.forms import Contents, understand
 from rankscope.data.prompts import PromptStyle, put
+from rankscope.data.scorers import find_scorer
 from rankscope.data.sources import Role, Rows, read_rows
-from rankscope.data.splits import held_out, in_part
+from rankscope.data.splits import held_out, in_part, normalised
 from rankscope.data.summaries import (
+    DataSummary,
     Label,
-    Summary,
     Tokenised,
     task_summary,
     task_warnings,
     training_summary,
     training_warnings,
 )
-from rankscope.data.tasks import TaskOptions, contamination, content_id, distinct, make_task, prompt_style
+from rankscope.data.tasks import TaskOptions, content_id, distinct, make_task, prompt_style
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
-from rankscope.runs import TaskSettings
+from rankscope.runs import DataOrigin, TaskSettings
 from rankscope.spec import Data, Task, TrainingSet
 
 
@@ -37,31 +41,38 @@ class PreparedTraining:
 
     Attributes:
         texts: What is trained on; `examples` are the same in tokens, the end token included.
+        said: What the rows trained on ask and answer, without template.
         validation_texts: The rows held out (or the source of their own), for the loss during training.
         validation_items: The same rows as they are scored to choose a learning rate.
+        validation_said: What they ask and answer.
         fingerprint: A hash of the training tokens.
         validation_fingerprint: A hash of the validation tokens.
+        version: Which version of the data set was read.
     """
 
     texts: list[Example]
     examples: list[TokenisedExample]
+    said: list[Said]
     validation_texts: list[Example]
     validation_examples: list[TokenisedExample]
     validation_items: list[Item]
+    validation_said: list[Said]
     validation_settings: TaskSettings
     fingerprint: str
     validation_fingerprint: str
-    summaries: list[Summary]
+    version: DataOrigin | None
+    summaries: list[DataSummary]
     warnings: list[str]
 
 
 @dataclass(frozen=True)
 class PreparedTask:
-    """A task as one base sees it."""
+    """A task as one base sees it; `said` is what its items ask and answer, without template and worked examples."""
 
     items: list[Item]
+    said: list[Said]
     settings: TaskSettings
-    summary: Summary
+    summary: DataSummary
     warnings: list[str]
 
 
@@ -74,6 +85,7 @@ class _Part:
     understood: Contents
     contents: list[Content]
     source: str
+    system_prompt: str | None
 
     def label(self, base: str, name: str) -> Label:
         return Label(base, name, self.role, self.source)
@@ -97,36 +109,37 @@ def prepare_training_set(
     """
     train, validation = _parts(name, spec)
     trained = _tokenise(train, tokenizer, max_length)
-    if len(trained.examples) < batch_size:
-        raise UserError(
-            f"the training set has {len(trained.examples)} examples, fewer than the batch of {batch_size}",
-            where=f"train.{name}",
-            mend=f"set optimization.batch_size to {max(1, len(trained.examples))} or less, or add data",
-        )
+    _check_size(name, trained, max_length, batch_size)
     checked = _tokenise(validation, tokenizer, max_length)
     if not checked.examples:
         raise UserError(
             f"no validation row fits into {max_length} tokens", where=f"train.{name}", mend="raise max_length"
         )
     stated = spec.validation
-    options = TaskOptions("validation", stated.scoring, None, stated.max_new_tokens)
+    options = TaskOptions("validation", stated.scoring, None, stated.max_new_tokens, spec.system_prompt)
     items, settings = make_task(options, validation.rows, validation.understood, validation.contents, tokenizer)
+    said = [[Said.of(content) for content in part.contents] for part in (train, validation)]
     summaries = [
         training_summary(part.label(base_name, name), part.understood, done, tokenizer)
         for part, done in ((train, trained), (validation, checked))
     ]
     warnings = training_warnings(f"train.{name}", trained, len(train.contents), max_length)
-    if shared := contamination(_asked(trained.texts), items):
-        warnings.append(f"train.{name}: {shared} of {len(items)} validation items are in the training set too")
+    exact, ngram = TrainingWords(said[0]).overlaps({"validation": said[1]})["validation"]
+    if exact or ngram:
+        shared = (exact, ngram)
+        warnings.append(overlap_warning(f"train.{name}", "validation items", len(items), shared, "the training set"))
     return PreparedTraining(
         texts=trained.texts,
         examples=trained.examples,
+        said=said[0],
         validation_texts=checked.texts,
         validation_examples=checked.examples,
         validation_items=items,
+        validation_said=said[1],
         validation_settings=settings,
         fingerprint=_token_hash(trained.examples),
         validation_fingerprint=_token_hash(checked.examples),
+        version=train.rows.version,
         summaries=summaries,
         warnings=warnings,
     )
@@ -144,17 +157,42 @@ def prepare_task(base_name: str, name: str, spec: Task, tokenizer: Tokenizer) ->
     Raises:
         UserError: The data is missing or malformed, or does not fit the scoring that is asked for.
     """
-    rows, understood = _read(spec, "test", f"evaluate.{name}")
-    options = TaskOptions(name, spec.scoring, spec.kind, spec.max_new_tokens)
+    where = f"evaluate.{name}"
+    rows, understood = _read(spec, "test", where)
+    scorer = None if spec.scorer is None else find_scorer(spec.scorer, where)
+    options = TaskOptions(
+        name,
+        spec.scoring,
+        spec.kind,
+        spec.max_new_tokens,
+        spec.system_prompt,
+        scorer,
+        few_shot(where, spec, rows, understood),
+    )
     items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
-    summary = task_summary(Label(base_name, name, "task", spec.source), understood, items, tokenizer)
-    warnings = task_warnings(f"evaluate.{name}", summary, items, tokenizer.context_length)
-    return PreparedTask(items, settings, summary, warnings)
+    summary = task_summary(Label(base_name, name, "task", str(spec.source)), understood, items, tokenizer)
+    warnings = task_warnings(where, summary, items, tokenizer.context_length)
+    return PreparedTask(items, [Said.of(each) for each in understood.contents], settings, summary, warnings)
 
 
-def training_overlap(texts: Sequence[Example], items: Sequence[Item]) -> int:
-    """How many items of a task are in a training set: their prompt (or text), case and blanks aside."""
-    return contamination(_asked(texts), items)
+def _check_size(name: str, trained: Tokenised, max_length: int, batch_size: int) -> None:
+    """Refuse a training set that fills no batch, for the reason why it does not."""
+    number = len(trained.examples)
+    if number >= batch_size:
+        return
+    where = f"train.{name}"
+    if trained.num_dropped and number + trained.num_dropped >= batch_size:
+        raise UserError(
+            f"the prompts of {trained.num_dropped} of {number + trained.num_dropped} rows fill all of {max_length} "
+            f"tokens, so there is nothing of them to learn and {number or 'no'} examples are left",
+            where=where,
+            mend="raise optimization.max_length, or shorten the prompts",
+        )
+    raise UserError(
+        f"the training set has {number} examples, fewer than the batch of {batch_size}",
+        where=where,
+        mend=f"set optimization.batch_size to {number} or less, or add data" if number else "add data",
+    )
 
 
 # Rows ---------------------------------------------------------------------------------------------------------------
@@ -164,13 +202,36 @@ def _read(data: Data, role: Role, where: str) -> tuple[Rows, Contents]:
     """The rows of a source, or of a part of it, with what they say."""
     rows = read_rows(data, role)
     understood = understand(rows, data.columns)
-    if data.part is None:
-        return rows, understood
-    contents = [content for content in understood.contents if in_part(content.question, data.part)]
-    if not contents:
-        what = f"none of the {len(understood.contents)} rows falls into the part '{data.part}'"
-        raise UserError(what, where=where, mend="add data, or name sources of their own instead of parts")
-    return rows, Contents(understood.form, contents[: data.max_examples])
+    if data.system_prompt and understood.form in ("text", "prompt_completion") and not understood.contents[0].turns:
+        raise UserError(
+            f"a system prompt has no place in rows of the form {understood.form}, which are taken as they are written",
+            where=f"{where}.system_prompt",
+            mend="write it into the rows' prompts, or bring them into the form messages or question/answer",
+        )
+    contents = understood.contents
+    if data.part is not None:
+        contents = [content for content in contents if in_part(content.question, data.part)]
+        if not contents:
+            what = f"none of the {len(understood.contents)} rows falls into the part '{data.part}'"
+            mend = "add data, or name sources of their own for training, validation and test"
+            raise _none_in(
+                understood.contents, f"for the part '{data.part}'", where, UserError(what, where=where, mend=mend)
+            )
+    return rows, replace(understood, contents=contents[: data.max_examples])
+
+
+def _none_in(contents: Sequence[Content], part: str, where: str, otherwise: UserError) -> UserError:
+    """Why a part of the rows has none: they all ask the same few things, or else what `otherwise` says."""
+    different = len({normalised(content.question) for content in contents})
+    if different > len(contents) // 2:
+        return otherwise
+    return UserError(
+        f"the {len(contents)} rows ask only {different} different things, and rows that ask the same stay together, so "
+        f"none is left {part}",
+        where=where,
+        mend="if the rows differ in another column, name it: `columns: {input: ...}`; or name sources of their own for "
+        "training, validation and test",
+    )
 
 
 def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
@@ -180,21 +241,33 @@ def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
     if stated.source is not None or stated.split is not None or stated.part is not None or spec.part is not None:
         own = _validation_source(spec)
         own_rows, own_understood = _read(own, "validation", f"train.{name}.validation")
-        train = _Part("train", rows, understood, understood.contents, spec.source)
-        return train, _Part("validation", own_rows, own_understood, own_understood.contents, own.source)
-    held = held_out([content.question for content in understood.contents], stated.fraction)
-    kept = [content for content, is_held in zip(understood.contents, held, strict=True) if not is_held]
-    validation = [content for content, is_held in zip(understood.contents, held, strict=True) if is_held]
-    if not kept or not validation:
-        raise UserError(
-            f"a validation fraction of {stated.fraction} of {len(held)} rows leaves none to "
-            f"{'validate' if kept else 'train'} on",
-            where=f"train.{name}",
-            mend="change validation.fraction, or name a validation source of its own",
-        )
-    # The rest of what is held out stays out of training, or the split would move when rows are added.
-    part = _Part("validation", rows, understood, validation[: stated.max_examples], spec.source)
-    return _Part("train", rows, understood, kept, spec.source), part
+        kept, validation = understood.contents, own_understood.contents
+        part = _Part("validation", own_rows, own_understood, validation, own.source, spec.system_prompt)
+    else:
+        kept, validation = _held_apart(name, understood.contents, stated.fraction)
+        # The rest of what is held out stays out of training, or the split would move when rows are added.
+        validation = validation[: stated.max_examples]
+        part = _Part("validation", rows, understood, validation, spec.source, spec.system_prompt)
+    if spec.assistant_turns == "all":
+        kept = [turn for content in kept for turn in answered_turns(content)]
+    return _Part("train", rows, understood, kept, spec.source, spec.system_prompt), part
+
+
+def _held_apart(name: str, contents: list[Content], fraction: float) -> tuple[list[Content], list[Content]]:
+    """The rows to train on, and those that are held out."""
+    held = held_out([content.question for content in contents], fraction)
+    kept = [content for content, is_held in zip(contents, held, strict=True) if not is_held]
+    validation = [content for content, is_held in zip(contents, held, strict=True) if is_held]
+    if kept and validation:
+        return kept, validation
+    purpose = f"to {'validate' if kept else 'train'} on"
+    where = f"train.{name}"
+    none = UserError(
+        f"a validation fraction of {fraction:g} of {len(held)} rows leaves none {purpose}",
+        where=where,
+        mend="change validation.fraction, or name a validation source of its own",
+    )
+    raise _none_in(contents, purpose, where, none) if 0 < fraction < 1 else none
 
 
 def _validation_source(spec: TrainingSet) -> Data:
@@ -210,7 +283,8 @@ def _validation_source(spec: TrainingSet) -> Data:
         part=stated.part or ("validation" if is_same and spec.part and not stated.split else None),
         preset=stated.preset or (spec.preset if is_same else None),
         max_examples=stated.max_examples,
-        columns=spec.columns if is_same else None,
+        columns=stated.columns or (spec.columns if is_same else None),
+        system_prompt=spec.system_prompt,
     )
 
 
@@ -219,7 +293,7 @@ def _validation_source(spec: TrainingSet) -> Data:
 
 def _tokenise(part: _Part, tokenizer: Tokenizer, max_length: int) -> Tokenised:
     """Contents as texts and tokens; what leaves nothing to learn after the cut is left out and counted."""
-    texts = _texts(part.contents, prompt_style(part.rows), tokenizer)
+    texts = _texts(part.contents, prompt_style(part.rows, part.system_prompt), tokenizer)
     pairs = tokenizer.encode_pairs([(text.prompt, text.completion) for text in texts])
     if tokenizer.chat_template is not None:
         pairs = _kept_openings(texts, pairs, tokenizer)
@@ -267,7 +341,3 @@ def _token_hash(examples: Sequence[TokenisedExample]) -> str:
         digest.update(np.asarray([example.num_prompt_tokens, *example.input_ids], dtype="<i8").tobytes())
         digest.update(b"|")
     return digest.hexdigest()
-
-
-def _asked(texts: Sequence[Example]) -> list[str]:
-    return [text.prompt or text.completion for text in texts]

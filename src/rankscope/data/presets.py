@@ -21,12 +21,42 @@ class _Frozen(BaseModel):
 
 
 class Hub(_Frozen):
-    """A data set on the hub; `splits` says which of its splits serves for train, validation and test."""
+    """A data set on the hub; `splits` says which of its splits serves for train, validation and test.
+
+    Attributes:
+        others: Ids under which the same data set lies there too.
+        needs_subset: It has many subsets and none that goes without saying.
+    """
 
     id: str
+    others: tuple[str, ...] = ()
     subset: str | None = None
+    needs_subset: bool = False
     revision: str | None = None
     splits: dict[str, str] = {}
+
+
+class Files(_Frozen):
+    """How the published files are laid out, where their names and fields do not say it themselves.
+
+    Attributes:
+        splits: The file (without ending) that holds a split, where several could.
+        columns: Of tables that have no first line of names.
+        labels: The file of right answers, one a line, beside each file; `{stem}` is that file's name without ending.
+        label: The column that they become.
+    """
+
+    splits: dict[str, str] = {}
+    columns: tuple[str, ...] = ()
+    labels: str | None = None
+    label: str = "label"
+
+
+class Replacement(_Frozen):
+    """A part of texts that is written otherwise: a regular expression, and what stands in its place."""
+
+    find: Expression
+    by: str = ""
 
 
 class Pattern(_Frozen):
@@ -47,31 +77,51 @@ class Pattern(_Frozen):
 
 
 class Layout(_Frozen):
-    """One form in which the data set is published.
+    r"""One form in which the data set is published.
+
+    A column may lie inside another: `question.stem`. Where a text is made of several columns, it is a Jinja template
+    with them as its variables: `{{contract}}\nQuestion: {{question}}`.
 
     Attributes:
         has: The columns by which the form is known.
-        question: The question's column; the text's, for plain text; the column itself may follow a pattern.
+        question: The question's column, or a template; the text's, for plain text; the column may follow a pattern.
         options: The columns of the options, or the one that holds them all.
-        answer: The column of the right option (index, letter, label or text) or of the answer.
+        option_texts: The options themselves, where they are the same for all rows.
+        options_from_answers: The options are the different answers of all rows.
+        answer: The column of the right option (index, letter, label or text) or of the answer; none where the options
+            are marked with 0 and 1.
         answer_starts_at: Where the options are counted from, if the answer is a number.
         blank: What stands for the option inside the question; the options then are the rest of the sentence.
+        skips_blank: Rows whose text is blank part the others and are no rows.
     """
 
     has: tuple[str, ...]
     question: str | None = None
     options: str | tuple[str, ...] | None = None
+    option_texts: tuple[str, ...] = ()
+    options_from_answers: bool = False
     answer: str | None = None
     answer_starts_at: dict[Origin, int] = {"hub": 0, "files": 0}
     category: str | None = None
     pattern: Pattern | None = None
     blank: str | None = None
+    skips_blank: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the rows are multiple choice."""
+        has_options = self.options is not None or self.pattern is not None
+        return has_options or bool(self.option_texts) or self.options_from_answers
 
 
 class Preset(_Frozen):
     """A data set that can be named in a study file.
 
     Attributes:
+        domain: What the data set is about, for the reader of a table.
+        few_shot_split: Where worked examples come from if a study asks for some.
+        descriptions: What is said once before the first question, by subset; `""` is for the others.
+        replace: What is written otherwise in questions and options.
         prompt: The plain prompt, for models without a chat template; `{question}` is filled in, and `{options}` where
             they are listed.
         list_options: Show the options in the prompt, by letter, and compare the letters.
@@ -83,13 +133,22 @@ class Preset(_Frozen):
     aliases: tuple[str, ...] = ()
     about: str
     kind: Kind
+    domain: str
     scoring: Scoring
     answer: Literal["number", "letter", "text"] = "text"
     hub: Hub
+    files: Files = Files()
+    few_shot_split: str | None = None
     layouts: tuple[Layout, ...] = Field(min_length=1)
     prompt: str = "Question: {question}\nAnswer:"
     list_options: bool = False
+    descriptions: dict[str, str] = {}
+    replace: tuple[Replacement, ...] = ()
     heading: Expression | None = None
+
+    def description(self, subset: str | None) -> str | None:
+        """What is said before the first question of a subset, if anything."""
+        return self.descriptions.get(subset or "", self.descriptions.get(""))
 
 
 def find_preset(name: str) -> Preset | None:
@@ -101,7 +160,7 @@ def find_preset(name: str) -> Preset | None:
 @functools.cache
 def all_presets() -> dict[str, Preset]:
     """Every preset by name, in the order of their files' names."""
-    yaml = YAML(typ="safe")
+    yaml = YAML(typ="safe", pure=True)
     files = sorted((Path(__file__).parent / "presets").glob("*.yaml"))
     presets = (Preset.model_validate(yaml.load(path.read_text(encoding="utf-8"))) for path in files)
     return {preset.name: preset for preset in presets}

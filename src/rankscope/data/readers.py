@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,11 @@ import polars as pl
 from rankscope.errors import UserError, line_of
 
 _GAP = re.compile(r"[\s,]*")
+_COLON = re.compile(r"\s*:\s*")
+# What a JSON document that is one object calls the list of its rows.
+_WRAPPERS = ("data", "rows", "examples", "instances", "questions", "train", "validation", "test")
+_END_OF_TEXT = "<|endoftext|>"
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +45,34 @@ class Row:
         return line_of(self.path, self.line)
 
 
-def read_file(path: Path) -> list[Row]:
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The columns of tables that may come without a first line of names.
+
+    Attributes:
+        columns: Their names, in order.
+        known: Names by which a first line shows that it is one.
+    """
+
+    columns: tuple[str, ...]
+    known: frozenset[str]
+
+
+def read_file(path: Path, header: Header | None = None) -> list[Row]:
     """All rows of a file, in its order; the format is that of the file's ending.
 
-    Text is split into paragraphs at blank lines, each a row with the field `text`.
+    Text is split at the lines that say `<|endoftext|>` if it has any, else into paragraphs at blank lines; each part is
+    a row with the field `text`.
+
+    Args:
+        path: The file.
+        header: The columns of a table that may come without a first line of names.
 
     Raises:
         UserError: The file is missing, empty, or not what its ending says; the message names the line.
     """
-    reader = READERS.get(path.suffix.lower())
+    ending = path.suffix.lower()
+    reader = _separated(_DELIMITERS[ending], header) if header and ending in _DELIMITERS else READERS.get(ending)
     if reader is None:
         raise UserError(
             f"files ending in '{path.suffix}' are not read", where=path, mend=f"use one of {', '.join(READERS)}"
@@ -59,7 +83,8 @@ def read_file(path: Path) -> list[Row]:
         raise UserError("there is no such file", where=path, mend="check the path of `source`") from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the file's rights") from None
-    rows = [Row(values, str(path), line) for line, values in reader(content, path)]
+    source = str(path)
+    rows = [Row(values, source, line) for line, values in reader(content, path)]
     if not rows:
         raise UserError("the file holds no rows", where=path, mend="check the path, or write the data again")
     return rows
@@ -110,16 +135,54 @@ def _kind(value: Any) -> str:
 
 
 def _json(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A list of objects, read one by one so that each has its line."""
+    """A list of objects, an object of objects by their ids, or one that holds the list; each row has its line."""
     text = _text(content, path)
     start = _GAP.match(text).end()
-    if text[start : start + 1] == "{":  # many files named .json hold one object a line
+    opening = text[start : start + 1]
+    if opening == "[":
+        yield from _json_list(text, start, path)
+    elif opening == "{" and _is_one_object(text[start:]):
+        yield from _json_object(text, start, path)
+    elif opening == "{":  # many files named .json hold one object a line
         yield from _jsonl(content, path)
-        return
-    if not text.strip():
-        return
-    if text[start : start + 1] != "[":
+    elif text.strip():
         raise UserError("not a JSON list of rows", where=line_of(path, 1), mend="write the rows as [{...}, {...}]")
+
+
+def _is_one_object(text: str) -> bool:
+    """Whether a text is one JSON object that holds rows, and not one row, or one row a line."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (RecursionError, ValueError):  # broken, and named with its line by whoever reads on
+        return False
+    if text[end:].strip():
+        return False
+    return bool(value) and (all(isinstance(row, dict) for row in value.values()) or _wrapper(value) is not None)
+
+
+def _wrapper(value: dict[str, Any]) -> str | None:
+    lists = (name for name in _WRAPPERS if isinstance(value.get(name), list))
+    return next((name for name in lists if all(isinstance(row, dict) for row in value[name])), None)
+
+
+def _json_object(text: str, start: int, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    decoder, line, counted = json.JSONDecoder(), 1, 0
+    wrapper = _wrapper(decoder.raw_decode(text, start)[0])
+    at = _GAP.match(text, start + 1).end()
+    while text[at : at + 1] != "}":
+        key, end = decoder.raw_decode(text, at)
+        begin = _COLON.match(text, end).end()
+        if key == wrapper:
+            yield from _json_list(text, begin, path)
+            return
+        value, end = decoder.raw_decode(text, begin)
+        if wrapper is None:
+            line, counted = line + text.count("\n", counted, begin), begin
+            yield line, {"id": key, **_object(value, text[begin:end], path, line)}
+        at = _GAP.match(text, end).end()
+
+
+def _json_list(text: str, start: int, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     decoder, line, counted = json.JSONDecoder(), 1, 0
     at = _GAP.match(text, start + 1).end()
     while text[at : at + 1] != "]":
@@ -138,14 +201,19 @@ def _json(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         at = _GAP.match(text, end).end()
 
 
-def _separated(delimiter: str) -> Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]:
+def _separated(
+    delimiter: str, usual: Header | None = None
+) -> Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]:
     def read(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         reader = csv.reader(io.StringIO(_text(content, path), newline=""), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
+        header: Sequence[str] | None = None
         line = 1
         try:
             for cells in reader:
-                if header is None:
+                if header is None and cells and usual is not None and _is_row(cells, usual):
+                    header = usual.columns
+                    yield line, _cells(header, cells, path, line)
+                elif header is None:
                     header = _header(cells, path) if cells else None
                 elif cells:
                     yield line, _cells(header, cells, path, line)
@@ -158,14 +226,20 @@ def _separated(delimiter: str) -> Callable[[bytes, Path], Iterator[tuple[int, di
     return read
 
 
+def _is_row(cells: Sequence[str], header: Header) -> bool:
+    """Whether the first line of a table is a row already."""
+    return len(cells) == len(header.columns) and not {cell.strip() for cell in cells} & header.known
+
+
 def _header(cells: list[str], path: Path) -> list[str]:
+    # A table's index column, as pandas writes it, has no name.
     names = [cell.strip() for cell in cells]
     if len(set(names)) < len(names):
         raise UserError("two columns have one name", where=line_of(path, 1), mend="rename one in the first line")
     return names
 
 
-def _cells(header: list[str], cells: list[str], path: Path, line: int) -> dict[str, Any]:
+def _cells(header: Sequence[str], cells: list[str], path: Path, line: int) -> dict[str, Any]:
     if len(cells) != len(header):
         raise UserError(
             f"the row has {len(cells)} cells, the first line names {len(header)}",
@@ -191,14 +265,17 @@ def _table(read: Callable[[io.BytesIO], pl.DataFrame]) -> Callable[[bytes, Path]
 
 
 def _paragraphs(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Runs of lines that are not blank, kept as they are written."""
+    """Runs of lines that are not blank, or what stands between two ends of text, kept as they are written."""
     start, held = 1, []
-    for number, line in enumerate((*_text(content, path).replace("\r\n", "\n").split("\n"), ""), start=1):
-        if line.strip():
+    lines = _text(content, path).replace("\r\n", "\n").split("\n")
+    has_ends = any(line.strip() == _END_OF_TEXT for line in lines)
+    for number, line in enumerate((*lines, _END_OF_TEXT), start=1):
+        is_inside = line.strip() != _END_OF_TEXT if has_ends else bool(line.strip()) and number <= len(lines)
+        if is_inside and (held or line.strip()):
             start = start if held else number
             held.append(line)
-        elif held:
-            yield start, {"text": "\n".join(held)}
+        elif held and not is_inside:
+            yield start, {"text": "\n".join(held).rstrip("\n") if has_ends else "\n".join(held)}
             held = []
 
 
@@ -211,4 +288,6 @@ READERS: dict[str, Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]
     ".parquet": _table(pl.read_parquet),
     ".arrow": _table(pl.read_ipc_stream),
     ".txt": _paragraphs,
+    ".raw": _paragraphs,
+    ".tokens": _paragraphs,
 }

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset
-from rankscope.data.readers import READERS, Row, read_file
+from rankscope.data.readers import READERS, Header, Row, read_file
 from rankscope.errors import UserError
+from rankscope.runs import DataOrigin
 from rankscope.spec import Data, Kind
 
 Role = Literal["train", "validation", "test"]
@@ -33,6 +35,8 @@ class Rows:
         preset: How the rows are read, where the data set is a known one.
         is_preset_stated: The study names the preset; otherwise the source's name suggested it.
         kind: What the data asks for, where the source says so.
+        version: Which version of the data this is, for the records.
+        description: What is said once before the first question, where the preset has such a text.
     """
 
     rows: list[Row]
@@ -40,6 +44,8 @@ class Rows:
     preset: Preset | None = None
     is_preset_stated: bool = False
     kind: Kind | None = None
+    version: DataOrigin | None = None
+    description: str | None = None
 
 
 def read_rows(data: Data, role: Role) -> Rows:
@@ -59,18 +65,21 @@ def read_rows(data: Data, role: Role) -> Rows:
     if data.source.startswith(SMALL_WORLD):
         found = _small_world(data, role)
     elif path.exists():
-        preset = stated or _named_preset(path)
-        rows = _folder(path, _wanted(data.split or role, preset)) if path.is_dir() else read_file(path)
-        found = Rows(rows, "files", preset, stated is not None)
+        found = _local(data, role, path, stated)
     elif preset := find_preset(data.source):
-        found = Rows(_hub(_of_preset(data, preset, role), role), "hub", stated or preset, True)
+        used = stated or preset
+        found = _from_hub(_of_preset(data, preset, role), role, used, is_stated=True)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data.source) and path.suffix.lower() not in READERS:
-        known = next((preset for preset in all_presets().values() if preset.hub.id == data.source), None)
-        found = Rows(_hub(data, role), "hub", stated or known, stated is not None)
+        known = next((preset for preset in all_presets().values() if _is_of(preset, data.source)), None)
+        found = _from_hub(data, role, stated or known, is_stated=stated is not None)
     else:
         raise _unknown(data.source)
     # A part is cut by what rows say, which is known later, and its first rows are taken after that.
     return dataclasses.replace(found, rows=found.rows[: None if data.part else data.max_examples])
+
+
+def _is_of(preset: Preset, hub_id: str) -> bool:
+    return hub_id == preset.hub.id or hub_id in preset.hub.others
 
 
 def _unknown(source: str) -> UserError:
@@ -114,36 +123,105 @@ def _small_world(data: Data, role: Role) -> Rows:
     if split not in task.splits:
         raise _no_split(data.source, split, list(task.splits))
     found = [Row(values, f"{data.source}[{split}]", line) for line, values in enumerate(rows(name, split), start=1)]
-    return Rows(found, "files", kind=task.kind)
+    content = hashlib.sha256(json.dumps([row.values for row in found], sort_keys=True).encode()).hexdigest()
+    return Rows(found, "files", kind=task.kind, version=DataOrigin(source=data.source, split=split, sha256=content))
 
 
 # Folders ------------------------------------------------------------------------------------------------------------
 
 
+def _local(data: Data, role: Role, path: Path, stated: Preset | None) -> Rows:
+    """The rows of a file or of a split of a folder, with a hash of the files that they came from."""
+    preset = stated or _named_preset(path)
+    split = data.split or role
+    if path.is_dir() and data.subset is not None:
+        path = _subset_folder(path, data.subset)
+    files = _folder_files(path, _wanted(split, preset)) if path.is_dir() else [(path, None)]
+    rows: list[Row] = []
+    for file, category in files:
+        of_file = _read(file, preset)
+        rows += of_file if category is None else [dataclasses.replace(row, category=category) for row in of_file]
+    subset = data.subset or (path.name if path.is_dir() else path.resolve().parent.name)
+    return Rows(
+        rows,
+        "files",
+        preset,
+        stated is not None,
+        version=DataOrigin(
+            source=data.source,
+            subset=data.subset,
+            split=split if path.is_dir() else None,
+            sha256=_hash([file for file, _ in files]),
+        ),
+        description=preset.description(subset) if preset else None,
+    )
+
+
+def _read(file: Path, preset: Preset | None) -> list[Row]:
+    if preset is None:
+        return read_file(file)
+    known = frozenset(name for layout in preset.layouts for name in layout.has)
+    rows = read_file(file, Header(preset.files.columns, known) if preset.files.columns else None)
+    if preset.files.labels is None or preset.files.label in rows[0].values:
+        return rows
+    beside = file.with_name(preset.files.labels.replace("{stem}", file.stem))
+    if not beside.is_file():
+        return rows
+    labels = beside.read_text(encoding="utf-8").split()
+    if len(labels) != len(rows):
+        raise UserError(
+            f"{len(labels)} right answers for {len(rows)} rows", where=beside, mend="download both files again"
+        )
+    return [
+        dataclasses.replace(row, values={**row.values, preset.files.label: label})
+        for row, label in zip(rows, labels, strict=True)
+    ]
+
+
+def _hash(files: Sequence[Path]) -> str:
+    """A hash of what files hold and of their order, not of where they lie."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _subset_folder(folder: Path, subset: str) -> Path:
+    """The folder of a subset: below the data set's own, or below a folder of tasks in it."""
+    for place in (folder, folder / "data", folder / "tasks"):
+        if (place / subset).is_dir() and (place / subset).resolve().is_relative_to(folder.resolve()):
+            return place / subset
+    if folder.name == subset:
+        return folder
+    known = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    mend = f"it has {_listed(known)}" if known else "leave `subset` out, or name the folder above"
+    raise UserError(f"there is no subset '{subset}'", where=folder, mend=mend)
+
+
 def _wanted(split: str, preset: Preset | None) -> tuple[str, ...]:
     """The names under which a split is looked for, best first: `dev` is validation to many, and to some also test."""
     names = (split,) if preset is None else (split, preset.hub.splits.get(split, split))
-    return tuple(dict.fromkeys(alias for name in names for alias in (name, *_ALIASES.get(name, ()))))
+    preferred = () if preset is None else (preset.files.splits.get(split),)
+    aliases = (alias for name in names for alias in (name, *_ALIASES.get(name, ())))
+    return tuple(dict.fromkeys(name for name in (*preferred, *aliases) if name is not None))
 
 
-def _folder(folder: Path, wanted: tuple[str, ...]) -> list[Row]:
-    """The rows of a folder: one written by `datasets`, or one with a file or a folder of files for each split."""
+def _folder_files(folder: Path, wanted: tuple[str, ...]) -> list[tuple[Path, str | None]]:
+    """The files of a split, each with its category: of a folder that `datasets` wrote, or of one laid out by hand."""
     if (folder / "dataset_dict.json").is_file():
         splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
-        return _saved(folder / _first_known(folder, wanted, splits))
+        return [(path, None) for path in _saved(folder / _first_known(folder, wanted, splits))]
     if (folder / "state.json").is_file():
-        return _saved(folder)
-    files = _split_files(folder, wanted)
+        return [(path, None) for path in _saved(folder)]
+    exact = [path for path in _data_files(folder) if path.stem == wanted[0]]
+    files = exact if len(exact) == 1 else _split_files(folder, wanted)
     several = len(files) > 1 and not any(_SHARD.search(path.stem) for path in files)
-    rows: list[Row] = []
-    for path in files:
-        category = _category(path, wanted) if several else None
-        rows += [dataclasses.replace(row, category=category) for row in read_file(path)]
-    return rows
+    return [(path, _category(path, wanted) if several else None) for path in files]
 
 
-def _saved(folder: Path) -> list[Row]:
-    """A folder written by `Dataset.save_to_disk`: Arrow files that its state.json lists."""
+def _saved(folder: Path) -> list[Path]:
+    """The files of a folder written by `Dataset.save_to_disk`: Arrow files that its state.json lists."""
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         names = [entry["filename"] for entry in state["_data_files"]]
@@ -152,7 +230,7 @@ def _saved(folder: Path) -> list[Row]:
             "state.json is not what datasets' save_to_disk writes", where=folder, mend="save the data set again"
         ) from None
     # The names come from a file: what they say stays inside the folder.
-    return [row for name in names for row in read_file(folder / Path(str(name)).name)]
+    return [folder / Path(str(name)).name for name in names]
 
 
 def _split_files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
@@ -185,7 +263,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 def _split_name(stem: str, wanted: tuple[str, ...]) -> str | None:
     """The split that a file's name says: train.jsonl, anatomy_test.csv, train-00000-of-00003.parquet."""
-    parts = re.split(r"[-_.]", stem)
+    parts = re.split(r"[-_.]", stem.lower())
     names = {"train", *(name for names in _ALIASES.values() for name in names), *wanted}
     return stem if stem in names else next((part for part in (parts[0], parts[-1]) if part in names), None)
 
@@ -224,7 +302,24 @@ def _of_preset(data: Data, preset: Preset, role: Role) -> Data:
     return data.model_copy(update=fields)
 
 
-def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> list[Row]:
+def _from_hub(data: Data, role: Role, preset: Preset | None, *, is_stated: bool) -> Rows:
+    if preset is not None and preset.hub.needs_subset and data.subset is None and _is_of(preset, data.source):
+        raise UserError(
+            f"'{preset.name}' is many tasks and none of them is named",
+            where=data.source,
+            mend="set `subset` to one of them, for example "
+            + " or ".join(name for name in list(preset.descriptions)[:2] if name),
+        )
+    rows, commit = _hub(data, role)
+    version = DataOrigin(
+        source=data.source, subset=data.subset, split=data.split or role, revision=data.revision, commit=commit
+    )
+    description = preset.description(data.subset) if preset else None
+    return Rows(rows, "hub", preset, is_stated, version=version, description=description)
+
+
+def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> tuple[list[Row], str | None]:
+    """The rows, and the commit that they are of where the library says it."""
     if load is None:
         # Two seconds of import that local data does not need.
         from datasets import load_dataset as load
@@ -243,4 +338,11 @@ def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> l
     # Of a part, the first rows are taken once it is cut; see `read_rows`.
     if data.max_examples is not None and data.part is None:
         table = table.select(range(min(data.max_examples, len(table))))
-    return [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
+    rows = [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
+    return rows, _commit(table.info.download_checksums or {})
+
+
+def _commit(files: Iterable[str]) -> str | None:
+    """The commit of a data set, from the addresses of its files: hf://datasets/org/name@<commit>/..."""
+    found = {match[1] for name in files if (match := re.search(r"@([0-9a-f]{40})/", name))}
+    return found.pop() if len(found) == 1 else None

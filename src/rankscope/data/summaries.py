@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,7 @@ from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.forms import Contents
 from rankscope.data.splits import num_duplicates
 from rankscope.data.tokens import Tokenizer
+from rankscope.records import Frozen
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,20 @@ class Tokenised:
     num_dropped: int
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What was understood of one training set, its validation items or a task; the fields of plan's DataSummary."""
+class DataSummary(Frozen):
+    """What was understood of one training set, its validation rows or a task, for one base, before anything is trained.
+
+    Attributes:
+        name: The training set's or task's name in the study file.
+        role: `train`, `validation` or `task`.
+        form: What the rows were taken for, for example `question_answer` or `multiple_choice`.
+        num_rows: Rows read. A malformed one would have ended everything.
+        num_used: Examples or items made of them.
+        num_refused: Rows that nothing could be made of: blank ones that part texts, prompts that leave no room.
+        num_truncated: Examples cut on the right, or items whose prompt is cut from the left when it is scored.
+        median_tokens, p95_tokens: Of examples, or of items with their longest option.
+        sample_prompt, sample_trained: The first one decoded from its tokens; the second part is what is learned.
+    """
 
     base: str
     name: str
@@ -43,34 +56,49 @@ class Summary:
     form: str
     num_rows: int
     num_used: int
+    num_refused: int = 0
     num_truncated: int
     num_duplicates: int
     num_tokens: int
     num_scored_tokens: int
+    median_tokens: int = 0
+    p95_tokens: int = 0
     longest_tokens: int
     sample_prompt: str
     sample_trained: str
 
 
-def training_summary(label: Label, understood: Contents, done: Tokenised, tokenizer: Tokenizer) -> Summary:
+def training_summary(label: Label, understood: Contents, done: Tokenised, tokenizer: Tokenizer) -> DataSummary:
     """The counts of training or validation examples, with the first of them decoded from its tokens."""
     first = done.examples[0]
-    return Summary(
+    return DataSummary(
         **vars(label),
         form=understood.form,
-        num_rows=len(understood.contents),
+        num_rows=len(understood.contents) + understood.num_blank,
         num_used=len(done.examples),
+        num_refused=understood.num_blank + done.num_dropped,
         num_truncated=done.num_truncated,
         num_duplicates=num_duplicates([(text.prompt, text.completion) for text in done.texts]),
         num_tokens=sum(len(example.input_ids) for example in done.examples),
         num_scored_tokens=sum(example.num_scored_tokens for example in done.examples),
-        longest_tokens=max(len(example.input_ids) for example in done.examples),
+        **_lengths([len(example.input_ids) for example in done.examples]),
         sample_prompt=tokenizer.decode(first.input_ids[: first.num_prompt_tokens], skip_special_tokens=False),
         sample_trained=tokenizer.decode(first.input_ids[first.num_prompt_tokens :], skip_special_tokens=False),
     )
 
 
-def task_summary(label: Label, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer) -> Summary:
+def _lengths(tokens: Sequence[int]) -> dict[str, int]:
+    """The middle, nearly the longest, and the longest of some lengths."""
+    ordered = sorted(tokens)
+    last = len(ordered) - 1
+    return {
+        "median_tokens": ordered[last // 2],
+        "p95_tokens": ordered[math.ceil(0.95 * last)],
+        "longest_tokens": ordered[last],
+    }
+
+
+def task_summary(label: Label, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer) -> DataSummary:
     """The counts of a task's items, with the first of them decoded from its tokens."""
     # Prompt and options are counted apart: as they are scored, one token of an option may melt into its neighbour, but
     # counting them so would take as many encodings of each prompt as it has options.
@@ -81,22 +109,23 @@ def task_summary(label: Label, understood: Contents, items: Sequence[Item], toke
     longest = [prompt + max(own) for prompt, own in zip(prompts, lengths, strict=True)]
     limit = tokenizer.context_length
     shown, right = tokenizer.encode_pair(items[0].prompt, items[0].target)
-    return Summary(
+    return DataSummary(
         **vars(label),
         form=understood.form,
-        num_rows=len(understood.contents),
+        num_rows=len(understood.contents) + understood.num_blank,
         num_used=len(items),
+        num_refused=understood.num_blank,
         num_truncated=0 if limit is None else sum(length > limit for length in longest),
         num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
         num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
         num_scored_tokens=sum(sum(own) for own in lengths),
-        longest_tokens=max(longest),
+        **_lengths(longest),
         sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
         sample_trained=tokenizer.decode(right, skip_special_tokens=False),
     )
 
 
-def task_warnings(where: str, summary: Summary, items: Sequence[Item], context_length: int | None) -> list[str]:
+def task_warnings(where: str, summary: DataSummary, items: Sequence[Item], context_length: int | None) -> list[str]:
     """What is unusual about a task's items: repetitions, items that do not fit, options that repeat."""
     warnings = []
     if summary.num_duplicates:

@@ -10,13 +10,13 @@ from typing import Literal
 
 from rankscope.data.content import Content
 from rankscope.data.examples import Item
+from rankscope.data.few_shot import Shots, no_shots
 from rankscope.data.forms import Contents
-from rankscope.data.prompts import PLAIN, PromptStyle, put
+from rankscope.data.prompts import PLAIN, Prompted, PromptStyle, put
 from rankscope.data.sources import Rows
-from rankscope.data.splits import normalised
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
-from rankscope.runs import TaskSettings, settings_hash
+from rankscope.runs import ScorerSettings, TaskSettings, settings_hash
 from rankscope.spec import Kind, Scoring
 
 _NUMBER = re.compile(r"(?s).*####\s*\S.*|\s*[-+]?[$]?\d[\d.,]*%?\s*")
@@ -31,12 +31,17 @@ class TaskOptions:
     scoring: Scoring | None
     kind: Kind | None
     max_new_tokens: int
+    system_prompt: str | None = None
+    scorer: ScorerSettings | None = None
+    shots: Shots = no_shots
 
 
-def prompt_style(rows: Rows) -> PromptStyle:
+def prompt_style(rows: Rows, system_prompt: str | None = None) -> PromptStyle:
     """How the questions of a source are put: as its preset says, else in the plain way."""
     preset = rows.preset
-    return PromptStyle() if preset is None else PromptStyle(preset.prompt, preset.list_options)
+    if preset is None:
+        return PromptStyle(system_prompt=system_prompt)
+    return PromptStyle(preset.prompt, preset.list_options, rows.description, system_prompt)
 
 
 def make_task(
@@ -54,15 +59,15 @@ def make_task(
     Raises:
         UserError: The scoring that is asked for does not fit the rows.
     """
-    scoring = options.scoring or _default_scoring(rows, understood)
+    scoring = options.scoring or ("generate" if options.scorer else _default_scoring(rows, understood))
     if scoring == "multiple_choice" and not contents[0].options:
         raise UserError(
             f"{options.name}: there are no options to choose from, the rows are {understood.form}",
             where=contents[0].row.where,
             mend="set `scoring: generate` or `scoring: loss`",
         )
-    style = prompt_style(rows)
-    items = _items(contents, scoring, style, tokenizer)
+    style = prompt_style(rows, options.system_prompt)
+    items = _items(contents, [put(each, style, tokenizer, options.shots(each)) for each in contents], scoring)
     fallback: Kind | None = "text" if understood.form == "text" else None
     settings = TaskSettings(
         name=options.name,
@@ -73,19 +78,10 @@ def make_task(
         stop=_stops(items, contents, style, tokenizer) if scoring == "generate" else (),
         fingerprint=settings_hash([[item.prompt, item.options, item.target] for item in items]),
         num_items=len(items),
+        scorer=options.scorer,
+        data=rows.version,
     )
     return items, settings
-
-
-def contamination(texts: Sequence[str], items: Sequence[Item]) -> int:
-    """How many items of a task are in the training texts: their prompt (or text), case and blanks aside.
-
-    Args:
-        texts: The training examples' prompts; for plain text, which has none, the text.
-        items: The task's items.
-    """
-    known = {normalised(text) for text in texts}
-    return sum(normalised(item.prompt or item.target) in known for item in items)
 
 
 def content_id(*parts: str) -> str:
@@ -109,8 +105,7 @@ def distinct(names: Sequence[str]) -> list[str]:
     return unique
 
 
-def _items(contents: Sequence[Content], scoring: Scoring, style: PromptStyle, tokenizer: Tokenizer) -> list[Item]:
-    prompted = [put(content, style, tokenizer) for content in contents]
+def _items(contents: Sequence[Content], prompted: Sequence[Prompted], scoring: Scoring) -> list[Item]:
     names = distinct(
         [
             content.row_id or content_id(text.prompt, *text.options, text.answer)

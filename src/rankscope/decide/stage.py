@@ -95,7 +95,17 @@ def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         seconds_per_seed=sum(sum(each) / len(each) for each in measured.seconds.values()) or None,
     )
     standings, between = measure(measured.tasks, arms, question)
-    return judge(standings, between, question, measured.warnings)
+    return judge(standings, between, question, [*measured.warnings, *_overlap_warnings(measured, plan)])
+
+
+def _overlap_warnings(measured: Measured, plan: Plan) -> list[str]:
+    """Test items that stand in the training data: a gain on them may be memory."""
+    mine = (measured.base, measured.training_set)
+    return [
+        overlap.warning
+        for overlap in plan.overlaps
+        if (overlap.base, overlap.training_set) == mine and overlap.warning is not None
+    ]
 
 
 def _planned(plan: Plan, measured: Measured, key: str) -> list[str]:

@@ -109,6 +109,7 @@ class _Stage:
             peak_memory_bytes=peak_memory_bytes(),
             subject=self.plan.subject(self.base, run_id),
             task=name,
+            data=settings.data,
             scoring=settings.scoring,
             num_items=len(scored.items),
             num_truncated=scored.num_truncated,

@@ -56,6 +56,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         runs=tables["runs"].to_dicts(),
         troubles=tables["troubles"].to_dicts(),
         data=tables["data"].to_dicts(),
+        contamination=tables["contamination"].to_dicts(),
         settings_table=_settings_table(tables["settings"]),
         provenance=_provenance(contents),
         files=sorted(tables),

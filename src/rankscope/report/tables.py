@@ -35,6 +35,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "validations": run_validations(contents),
         "troubles": troubles(contents),
         "data": data_summaries(contents),
+        "contamination": contamination(contents),
         "settings": differing_settings(contents),
     }
 
@@ -160,11 +161,21 @@ def data_summaries(contents: Contents) -> pl.DataFrame:
     rows = [{**summary.model_dump(), "data_source": summary.source} for summary in contents.plan.data]
     schema = {
         "base": pl.String, "name": pl.String, "role": pl.String, "data_source": pl.String, "form": pl.String,
-        "num_rows": pl.Int64, "num_used": pl.Int64, "num_truncated": pl.Int64, "num_duplicates": pl.Int64,
-        "num_tokens": pl.Int64, "num_scored_tokens": pl.Int64, "longest_tokens": pl.Int64, "sample_prompt": pl.String,
-        "sample_trained": pl.String,
+        "num_rows": pl.Int64, "num_used": pl.Int64, "num_refused": pl.Int64, "num_truncated": pl.Int64,
+        "num_duplicates": pl.Int64, "num_tokens": pl.Int64, "num_scored_tokens": pl.Int64, "median_tokens": pl.Int64,
+        "p95_tokens": pl.Int64, "longest_tokens": pl.Int64, "sample_prompt": pl.String, "sample_trained": pl.String,
     }  # fmt: skip
     rows = [{name: row[name] for name in schema} for row in rows]
+    return pl.DataFrame(rows, schema=schema).with_columns(pl.lit("plan.json").alias("source"))
+
+
+def contamination(contents: Contents) -> pl.DataFrame:
+    """How many items of each task are in each training set, or among the rows on which its rates are chosen."""
+    schema = {
+        "base": pl.String, "training_set": pl.String, "part": pl.String, "task": pl.String, "num_items": pl.Int64,
+        "num_exact": pl.Int64, "num_ngram": pl.Int64,
+    }  # fmt: skip
+    rows = [overlap.model_dump() for overlap in contents.plan.overlaps]
     return pl.DataFrame(rows, schema=schema).with_columns(pl.lit("plan.json").alias("source"))
 
 

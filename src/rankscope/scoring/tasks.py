@@ -18,6 +18,7 @@ from rankscope.scoring.generation import generate
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
 from rankscope.scoring.rows import context_length
+from rankscope.scoring.user_scorer import load_scorer
 
 # items.parquet. The first nine are the format that other programs read; what does not apply is null.
 ITEM_SCHEMA = {
@@ -152,9 +153,11 @@ def _score_generations(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         stop=scorer.settings.stop,
         max_tokens=scorer.max_tokens,
     )
+    own = None if scorer.settings.scorer is None else load_scorer(scorer.settings.scorer)
     rows = []
     for item, generation in zip(items, generations, strict=True):
-        judgement = judge(generation.text, item.target, scorer.settings.answer)
+        text = generation.text
+        judgement = own(text, item) if own else judge(text, item.target, scorer.settings.answer)
         rows.append(
             _row(
                 item,
@@ -167,7 +170,7 @@ def _score_generations(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         )
     frame = _frame(rows)
     values = {**_mean(frame, "is_correct", "accuracy"), **_mean(frame, "is_invalid", "invalid_fraction")}
-    if scorer.settings.answer == "number":
+    if scorer.settings.answer == "number" and own is None:
         values |= _mean(frame, "is_correct_strict", "accuracy_strict")
     return ScoredTask(frame, values, sum(generation.is_truncated for generation in generations), trees=scorer.trees)
 

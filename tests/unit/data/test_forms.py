@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankscope.data.forms import understand
-from rankscope.data.presets import all_presets, find_preset
+from rankscope.data.presets import find_preset
 from rankscope.data.readers import Row
 from rankscope.data.sources import Rows
 from rankscope.errors import UserError
@@ -120,51 +120,6 @@ def test_numbers_of_medmcqa_say_themselves_where_they_start():
     assert one({**options, "cop": 2}, preset="medmcqa", origin="hub")[1].answer == "c"
     saved = understand(rows({**options, "cop": 0}, {**options, "cop": 2}, preset="medmcqa"))
     assert [content.answer for content in saved.contents] == ["a", "c"]
-
-
-HUB_ROWS = {
-    "gsm8k": ({"question": "Q", "answer": "1+1=2\n#### 2"}, "Q", (), "1+1=2\n#### 2"),
-    "mathqa": (
-        {"Problem": "Q", "options": "a ) 38 , b ) 1,000 , c ) none", "correct": "b", "Rationale": ""},
-        "Q",
-        ("38", "1,000", "none"),
-        "1,000",
-    ),
-    "mmlu": ({"question": "Q", "choices": ["0", "2", "1"], "answer": 1, "subject": "law"}, "Q", ("0", "2", "1"), "2"),
-    "medmcqa": (
-        {"question": "Q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 3, "subject_name": "law"},
-        "Q",
-        ("a", "b", "c", "d"),
-        "d",
-    ),
-    "casehold": ({"context": "Q", "endings": ["x", "y"], "label": 1}, "Q", ("x", "y"), "y"),
-    "arc_easy": (
-        {"question": "Q", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}, "Q", ("x", "y"), "y"
-    ),
-    "piqa": ({"goal": "Q", "sol1": "x", "sol2": "y", "label": 1}, "Q", ("x", "y"), "y"),
-    "winogrande": (
-        {"sentence": "Ann saw Bo; _ ran.", "option1": "Ann", "option2": "Bo", "answer": "2"},
-        "Ann saw Bo;",
-        ("Ann ran.", "Bo ran."),
-        "Bo ran.",
-    ),
-    "wikitext2": ({"page": "Text."}, "Text.", (), "Text."),
-    "tinystories": ({"text": "Text."}, "Text.", (), "Text."),
-}
-HUB_ROWS |= {"arc_challenge": HUB_ROWS["arc_easy"], "mmlu_letters": HUB_ROWS["mmlu"]}
-
-
-@pytest.mark.parametrize("name", list(HUB_ROWS))
-def test_rows_of_the_public_originals(name):
-    row, question, options, answer = HUB_ROWS[name]
-    content = one(row, preset=name, origin="hub")[1]
-    assert (content.question, content.options, content.answer) == (question, options, answer)
-    assert content.category == ("law" if name in ("mmlu", "mmlu_letters", "medmcqa") else None)
-
-
-def test_every_preset_is_tried_above():
-    assert set(all_presets()) == set(HUB_ROWS)
-    assert find_preset("wikitext").name == "wikitext2"
 
 
 def test_options_written_inside_the_text():

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from model_folders import CHATML, write_tokenizer
-from rankscope.data.prepare import prepare_task, prepare_training_set, training_overlap
+from rankscope.data.contamination import TrainingWords
+from rankscope.data.prepare import prepare_task, prepare_training_set
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
-from rankscope.plan import DataSummary
 from rankscope.spec import Task, TrainingSet
 
 QA = [{"question": f"What is {number} plus 1?", "answer": f"It is {number + 1}"} for number in range(40)]
@@ -109,10 +109,8 @@ def test_held_out_rows_beyond_the_most_that_are_used_are_not_trained_on(plain, s
     assert len(few.validation_items) == 10
 
 
-def test_summaries_have_the_fields_of_the_plan(plain, source):
-    data, scored = train(plain, source(QA)), task(plain, source(QA))
-    for summary in (*data.summaries, scored.summary):
-        assert vars(DataSummary(**vars(summary))) == vars(summary)
+def test_summaries_count_what_was_understood(plain, source):
+    data = train(plain, source(QA))
     summary = data.summaries[0]
     assert summary.num_rows == 40
     assert summary.num_tokens == sum(len(example.input_ids) for example in data.examples)
@@ -245,16 +243,17 @@ def test_test_items_in_the_training_set_are_counted(plain, source):
     data = train(plain, source(QA))
     asked = [text.prompt for text in data.texts]
     seen = {"question": asked[0].split(": ")[1].split("\n")[0].upper() + " ", "answer": "something else"}
-    items = task(plain, source([seen, {"question": "New?", "answer": "Yes"}], "test.jsonl")).items
-    assert training_overlap(data.texts, items) == 1
+    scored = task(plain, source([seen, {"question": "New?", "answer": "Yes"}], "test.jsonl"))
+    assert TrainingWords(data.said).overlaps({"t": scored.said}) == {"t": (1, 0)}
     texts = [{"text": f"Story {number}."} for number in range(20)]
     data = train(plain, source(texts))
-    assert training_overlap(data.texts, task(plain, source(texts)).items) == len(data.texts)
+    scored = task(plain, source(texts))
+    assert TrainingWords(data.said).overlaps({"t": scored.said}) == {"t": (len(data.texts), 0)}
 
 
 def test_validation_items_in_the_training_set_are_counted(plain, source):
     data = train(plain, source(QA), validation={"source": source(QA[:3], "own.jsonl")})
-    assert any("3 of 3 validation items are in the training set" in warning for warning in data.warnings)
+    assert any("3 of 3 validation items are in the training set too" in warning for warning in data.warnings)
 
 
 # What is malformed is refused ----------------------------------------------------------------------------------------

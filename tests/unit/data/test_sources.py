@@ -163,8 +163,8 @@ def test_hub_rows_are_not_cut_before_their_part_is_taken():
     def load(*_arguments, **_options):
         return datasets.Dataset.from_list([{"text": str(number)} for number in range(9)])
 
-    assert len(_hub(Data(source="org/set", part="test", max_examples=2), "test", load)) == 9
-    assert len(_hub(Data(source="org/set", max_examples=2), "test", load)) == 2
+    assert len(_hub(Data(source="org/set", part="test", max_examples=2), "test", load)[0]) == 9
+    assert len(_hub(Data(source="org/set", max_examples=2), "test", load)[0]) == 2
 
 
 def test_small_world_is_read_by_task_and_split():

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
+from rankscope.data.contamination import Overlap
 from rankscope.decide import stage
 from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile
@@ -295,3 +296,15 @@ def test_retention_that_could_not_be_scored_is_unknown_not_absent(tmp_path: Path
     assert not any("no retention task" in text for text in verdict.warnings)
     assert any(text.startswith("general: the base has no usable scores") for text in verdict.warnings)
     assert "does not apply" not in verdict.rule
+
+
+def test_test_items_in_the_training_data_are_in_the_verdict(tmp_path: Path) -> None:
+    study = write_study(tmp_path, decide=ROOMY)
+    assert not any("in train." in warning for warning in decide(study).verdicts[0].warnings)
+    (base,), (name,) = study.plan.bases, study.plan.relations
+    found = {"part": "train", "task": "t", "num_items": 9, "num_exact": 2, "num_ngram": 0}
+    overlaps = [Overlap(base=base, training_set=each, **found) for each in (name, "another")]
+    plan = study.plan.model_copy(update={"overlaps": tuple(overlaps)})
+    warnings = stage.run(study.store, study.study, plan).verdicts[0].warnings
+    assert f"evaluate.t: 2 of 9 items are in train.{name} too" in warnings
+    assert not any("another" in warning for warning in warnings)

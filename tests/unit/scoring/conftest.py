@@ -46,10 +46,10 @@ def make_llama(tokenizer):
 
 @pytest.fixture(scope="session")
 def make_settings():
-    def make(scoring="multiple_choice", answer="text", max_new_tokens=16, stop=()):
+    def make(scoring="multiple_choice", answer="text", max_new_tokens=16, stop=(), scorer=None):
         return TaskSettings(
             name="task", scoring=scoring, kind="recall", answer=answer, max_new_tokens=max_new_tokens, stop=stop,
-            fingerprint="f", num_items=1,
+            fingerprint="f", num_items=1, scorer=scorer,
         )  # fmt: skip
 
     return make
