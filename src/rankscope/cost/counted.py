@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from rankscope.cost.loads import TaskLoad, TrainingLoad, sample_of
-from rankscope.data.summaries import Summary
+from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
 
 
@@ -28,7 +28,7 @@ def counted_training(examples: pl.DataFrame) -> TrainingLoad:
     )
 
 
-def counted_task(summary: Summary, settings: TaskSettings) -> TaskLoad:
+def counted_task(summary: DataSummary, settings: TaskSettings) -> TaskLoad:
     """A task from what was understood of its items."""
     return TaskLoad(
         num_items=summary.num_used,
