@@ -16,7 +16,8 @@ import torch
 
 from rankscope.data.examples import Example, examples_frame
 from rankscope.models.loading import load_model
-from rankscope.models.methods import TrainablePack, make_trainable
+from rankscope.models.methods.making import make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.plan import Estimate, Layout, Pack, Plan
 from rankscope.runs import RunSettings
 from rankscope.store import Store, write_parquet

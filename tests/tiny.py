@@ -8,6 +8,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rankscope.data.examples import TokenisedExample
+from rankscope.data.targets import resolve_targets
+from rankscope.methods.checks import refusal
+from rankscope.methods.resolve import resolved_options
 from rankscope.runs import ArmSettings, BaseSettings, RunSettings, TrainingData
 from rankscope.spec import Optimization
 
@@ -49,6 +52,15 @@ def lora_run(rank: int, rate: float, seed: int, num_steps: int, **options: objec
         label=f"lora-r{rank}", method="lora", options=settings | {"target_modules": "all-linear"} | options
     )
     return _run(arm, rate, seed, num_steps)
+
+
+def method_run(method: str, rate: float, seed: int, num_steps: int, **said: object) -> RunSettings:
+    """A run of any method on the tiny Llama, its options resolved as a study's are."""
+    rank = said.pop("rank", None)
+    assert refusal(method, [rank] if rank else [], said) is None
+    arm = ArmSettings(label=method, method=method, options=resolved_options(method, rank, said))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny_llama(torch.float32).state_dict().items()}
+    return _run(resolve_targets(arm, "tiny", shapes, "llama"), rate, seed, num_steps)
 
 
 def full_run(rate: float, seed: int, num_steps: int, **optimization: object) -> RunSettings:

@@ -231,7 +231,7 @@ def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates
     settled = {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
     for run in plan.runs:
         is_settled = (run.base.name, run.training_set.name, run.arm.label) in settled
-        if run.arm.method == "full" and is_settled and run.run_id not in chosen:
+        if run.arm.capabilities.saves == "model" and is_settled and run.run_id not in chosen:
             _delete_weights(store, board, run.run_id)
 
 

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import polars as pl
 
@@ -24,12 +24,12 @@ from rankscope.data.prepare import (
     prepare_task,
     prepare_training_set,
 )
+from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
-from rankscope.data.targets import check_targets
+from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.plan import Estimate, Layout, Plan, validation_task
-from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
 from rankscope.statistics import smallest_difference
@@ -62,6 +62,7 @@ class _Prepared:
 
     settings: BaseSettings
     shape: ModelShape
+    model_type: str
     training: dict[str, PreparedTraining]
     tasks: dict[str, PreparedTask]
     probes: pl.DataFrame
@@ -81,10 +82,10 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     # A template that writes today's date would otherwise make other runs of the same study after midnight.
     today = (earlier and earlier.today) or datetime.now().date()  # noqa: DTZ005
     prepared = {name: _prepare(study, name, today) for name in study.model}
-    targets = {arm.label: arm.options["target_modules"] for arm, _ in expand_arms(study) if arm.options}
-    check_targets(targets, {name: dict(base.shape.tensors) for name, base in prepared.items()})
     bases = {name: base.settings for name, base in prepared.items()}
-    runs = tuple(expand_runs(study, bases, _training_data(prepared)))
+    tensors = {name: dict(base.shape.tensors) for name, base in prepared.items()}
+    types = {name: base.model_type for name, base in prepared.items()}
+    runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
     inputs = _inputs(prepared)
     smallest = _smallest_differences(study, prepared)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
@@ -110,7 +111,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
         probes_fingerprint={
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
         },
-        analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
+        analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
         estimate=_estimate(study, runs, inputs, prepared, layout),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,
@@ -203,7 +204,7 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         commit=hub_commit(folder),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
-    return _Prepared(settings, shape_of_folder(folder), training, tasks, probes)
+    return _Prepared(settings, shape_of_folder(folder), model_type(folder), training, tasks, probes)
 
 
 def _inputs(prepared: dict[str, _Prepared]) -> Inputs:

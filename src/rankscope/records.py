@@ -11,7 +11,6 @@ from rankscope.runs import DataOrigin, RunSettings
 
 FORMAT_VERSION = 1
 
-Analysis = Literal["spectra", "subspaces", "attention"]
 Status = Literal["complete", "failed", "interrupted", "diverged"]
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
@@ -129,7 +128,7 @@ class AnalyseRecord(Record):
 
     kind: Literal["analyse"] = "analyse"
     subject: Subject
-    analysis: Analysis
+    analysis: Literal["spectra", "attention"]
     summary: Values = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

@@ -7,19 +7,20 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import UserError
+from rankscope.methods.resolve import arm_label, resolved_options
+from rankscope.methods.table import Capabilities, capabilities, method_named
 from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring, Study
 
 # A change of what a stage computes for the same settings must change its number, so that old work is not taken for new.
 TRAINING_VERSION = 1
 SCORING_VERSION = 1
-ANALYSIS_VERSION = 2
-# Analyses of weights alone: they ask for no probe texts, and there is none of a base itself.
-OF_WEIGHTS = ("spectra", "subspaces")
+ANALYSIS_VERSION = 1
 
 
 class Resolved(BaseModel):
@@ -114,13 +115,18 @@ class ArmSettings(Resolved):
     """One arm with its options resolved; `options` are PEFT's names and values (empty for full fine-tuning)."""
 
     label: str
-    method: Literal["full", "lora"]
+    method: str
     options: dict[str, Any]
 
     @property
     def rank(self) -> int | None:
-        """LoRA's rank, or None for a method without one."""
-        return self.options.get("r")
+        """The rank of its updates, or None for a method without one."""
+        return self.options.get(method_named(self.method).rank_option or "")
+
+    @cached_property
+    def capabilities(self) -> Capabilities:
+        """What the method with these options can do."""
+        return capabilities(self.method, self.options)
 
 
 class RunSettings(Resolved):
@@ -187,7 +193,7 @@ def _scored_by(task: TaskSettings) -> dict[str, Any]:
 
 def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:
     """What an analysis of a model depends on; the probe texts count for those that run the model on them."""
-    return settings_hash([ANALYSIS_VERSION, analysis, "" if analysis in OF_WEIGHTS else probes_fingerprint, model_hash])
+    return settings_hash([ANALYSIS_VERSION, analysis, probes_fingerprint if analysis != "spectra" else "", model_hash])
 
 
 def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:
@@ -199,7 +205,8 @@ def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:
     arms = []
     for arm in study.arms:
         for rank in arm.rank or (None,):
-            arms.append((ArmSettings(label=_label(arm, rank), method=arm.method, options=_options(arm, rank)), arm))
+            options = resolved_options(arm.method, rank, arm.options)
+            arms.append((ArmSettings(label=_label(arm, rank), method=arm.method, options=options), arm))
     labels = [settings.label for settings, _ in arms]
     for label in labels:
         if labels.count(label) > 1:
@@ -259,24 +266,4 @@ def num_steps(optimization: Optimization, num_examples: int) -> int:
 def _label(arm: Arm, rank: int | None) -> str:
     if arm.name is not None:
         return f"{arm.name}-r{rank}" if rank is not None and len(arm.rank or ()) > 1 else arm.name
-    parts = [arm.method]
-    if rank is not None:
-        parts.append(f"r{rank}")
-    if arm.use_rslora:
-        parts.append("rslora")
-    return "-".join(parts)
-
-
-def _options(arm: Arm, rank: int | None) -> dict[str, Any]:
-    """PEFT's options for the arm; alpha is twice the rank where nothing is said, so that ranks stay comparable."""
-    if rank is None:
-        return {}
-    alpha = "2r" if arm.lora_alpha is None else arm.lora_alpha
-    targets = "all-linear" if arm.target_modules is None else arm.target_modules
-    return {
-        "r": rank,
-        "lora_alpha": float(alpha[:-1]) * rank if isinstance(alpha, str) else float(alpha),
-        "lora_dropout": arm.lora_dropout or 0.0,
-        "use_rslora": bool(arm.use_rslora),
-        "target_modules": list(targets) if isinstance(targets, tuple) else targets,
-    }
+    return arm_label(arm.method, rank, arm.options)

@@ -7,12 +7,15 @@ documented short spellings (`rank` for `r`, `num_epochs` for `num_train_epochs`,
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
+
+from rankscope.methods.checks import method_refusal, refusal, unknown_option
+from rankscope.methods.options import nearest, options_of
+from rankscope.methods.table import method_names
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -43,17 +46,26 @@ class Section(BaseModel):
         if not isinstance(data, dict):
             return data
         aliases = {field.alias: name for name, field in cls.model_fields.items() if field.alias}
-        known = set(cls.model_fields) | set(aliases)
+        known = set(cls.model_fields) | set(aliases) | cls._more_keys(data)
         for key in data:
             if key not in known:
-                close = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.5)
-                mend = f"did you mean '{close[0]}'?" if close else f"valid keys are {', '.join(sorted(known))}"
-                raise PydanticCustomError("unknown_key", "unknown key '{key}'; {mend}", {"key": str(key), "mend": mend})
+                context = {"key": str(key), "mend": cls._mend(str(key), known, data)}
+                raise PydanticCustomError("unknown_key", "unknown key '{key}'; {mend}", context)
         for alias, name in aliases.items():
             if alias in data and name in data:
                 text = "'{key}' and '{other}' are two spellings of one setting; keep one"
                 raise PydanticCustomError("two_spellings", text, {"key": name, "other": alias})
         return data
+
+    @classmethod
+    def _more_keys(cls, data: dict) -> set[str]:
+        """Keys that are not fields of the class."""
+        return set()
+
+    @classmethod
+    def _mend(cls, key: str, known: set[str], data: dict) -> str:
+        word = nearest(key, known)
+        return word if word.startswith("did you mean") else f"valid keys are {', '.join(sorted(known))}"
 
 
 class ModelSource(Section):
@@ -192,41 +204,67 @@ class Optimization(OptimizationFields):
 
 
 class Arm(OptimizationFields):
-    """One setting compared with others: a method with its options; lists of `r` make one arm each."""
+    """One setting compared with others: a method with its options; lists of `r` make one arm each.
 
-    method: Literal["full", "lora"] = Field(description="how the model is made trainable")
+    The fields are what people set most. Every other option of the method, by PEFT's name, is a key too, checked
+    against what PEFT's configuration class has.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
+
+    method: str = Field(description="how the model is made trainable: full, lora or another of docs/methods.md")
     name: Name | None = Field(None, description="the arm's name; made of method and rank where not given")
     learning_rate: Annotated[
         tuple[Annotated[float, Field(gt=0.0, allow_inf_nan=False)], ...], BeforeValidator(_listed)
     ] = Field(min_length=1, description="the rates to try, each a candidate")
     rank: Annotated[tuple[Positive, ...], BeforeValidator(_listed)] | None = Field(
-        None, alias="r", description="LoRA's rank; a list makes one arm of each"
+        None, alias="r", description="the rank; a list makes one arm of each"
     )
     lora_alpha: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] | str | None = Field(
         None, description="LoRA's alpha: a number, or `2r` for twice the rank"
     )
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = Field(None, description="dropout before A")
     use_rslora: bool | None = Field(None, description="scale by alpha/sqrt(r) instead of alpha/r")
+    use_dora: bool | None = Field(None, description="DoRA: train the length of each row of the matrix apart")
+    loraplus_lr_ratio: float | None = Field(None, description="LoRA+: B's learning rate over A's, 1 or more")
     target_modules: str | tuple[str, ...] | None = Field(
-        None, description="module names, a regular expression, or all-linear"
+        None, description="module names, a regular expression, attention, mlp, or all-linear"
     )
+    layers_to_transform: int | tuple[int, ...] | None = Field(None, description="adapt these layers only, from 0")
+    rank_pattern: dict[str, int] | None = Field(None, description="other ranks, by module name or expression")
+    alpha_pattern: dict[str, float] | None = Field(None, description="other alphas, by module name or expression")
+    init_lora_weights: bool | str | None = Field(
+        None, description="how A and B start: gaussian, orthogonal, pissa, olora, eva, lora_ga, corda or loftq"
+    )
+    layers: tuple[int, ...] | None = Field(None, description="full: train these layers only, from 0; -1 is the last")
+    freeze_embeddings: bool | None = Field(None, description="full: leave embeddings and output head as they are")
+
+    @classmethod
+    def _more_keys(cls, data: dict) -> set[str]:
+        method = data.get("method")
+        methods = [method] if method in method_names() else method_names()
+        return {key for name in methods for key in options_of(name)}
+
+    @classmethod
+    def _mend(cls, key: str, known: set[str], data: dict) -> str:
+        word = nearest(key, known)
+        return word if word.startswith("did you mean") else unknown_option(str(data.get("method")), key, known)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the arm says of its method, by PEFT's names, without the rank."""
+        common = {*OptimizationFields.model_fields, "method", "name", "learning_rate", "rank"}
+        return self.model_dump(exclude_none=True, exclude=common)
 
     @model_validator(mode="after")
     def _method_fits(self) -> Self:
         if self.name == "base":  # what verdicts and tables call the untuned model
             text = "the arm name 'base' is taken by the model before training; choose another"
             raise PydanticCustomError("taken", text, {"key": "name"})
-        lora_only = ("rank", "lora_alpha", "lora_dropout", "use_rslora", "target_modules")
-        if self.method == "full":
-            for key in lora_only:
-                if getattr(self, key) is not None:
-                    text = "'{key}' is an option of LoRA; full fine-tuning has none"
-                    raise PydanticCustomError("full_option", text, {"key": key})
-        elif self.rank is None:
-            raise PydanticCustomError("no_rank", "method lora needs 'rank', a number or a list", {"key": "method"})
-        if isinstance(self.lora_alpha, str) and not _is_multiple_of_rank(self.lora_alpha):
-            text = "lora_alpha is a number above 0 or a multiple of the rank such as '2r', not '{value}'"
-            raise PydanticCustomError("bad_alpha", text, {"key": "lora_alpha", "value": self.lora_alpha})
+        if why := method_refusal(self.method):
+            raise PydanticCustomError("no_method", "{why}", {"key": "method", "why": why})
+        if found := refusal(self.method, self.rank or (), self.options):
+            raise PydanticCustomError("bad_option", "{why}", {"key": found[0], "why": found[1]})
         for key in ("learning_rate", "rank"):
             values = getattr(self, key) or ()
             if len(set(values)) < len(values):
@@ -234,16 +272,10 @@ class Arm(OptimizationFields):
         return self
 
 
-def _is_multiple_of_rank(alpha: str) -> bool:
-    """`2r` or `0.5r`, but not `0r`, which would leave the model as it is."""
-    return re.fullmatch(r"\d+(\.\d+)?r", alpha) is not None and float(alpha[:-1]) > 0.0
-
-
 class Analyse(Section):
     """What is looked at inside the tuned models."""
 
     spectra: bool = Field(True, description="norms and ranks of every update")
-    subspaces: bool = Field(True, description="singular vectors against the base's; decomposes each matrix once")
     attention: bool = Field(True, description="entropy per head, and divergence from the base")
     num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
 

@@ -12,7 +12,7 @@ from rankscope.display import duration
 from rankscope.plan import Plan
 from rankscope.records import ArmResult, DecideRecord, Interval, Verdict
 from rankscope.runs import expand_arms
-from rankscope.spec import Study
+from rankscope.spec import OptimizationFields, Study
 
 _BILLION = 1e9
 _SHOWN = 600  # characters of a sample's prompt, and of what is trained on
@@ -117,7 +117,7 @@ def _arm_lines(study: Study) -> list[str]:
     """Each arm with the fields in which it is not like all others, so that a confound is seen before it is run."""
     fields: list[dict[str, Any]] = []
     for settings, arm in expand_arms(study):
-        overrides = arm.model_dump(exclude_none=True, exclude={"method", "name", "rank", "learning_rate"})
+        overrides = arm.model_dump(exclude_none=True, include=set(OptimizationFields.model_fields))
         rates = ", ".join(f"{rate:g}" for rate in arm.learning_rate)
         fields.append({"arm": settings.label, "rates": rates} | overrides | settings.options)
     keys = list(dict.fromkeys(key for row in fields for key in row))

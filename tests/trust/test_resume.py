@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from rankscope.data.order import batches
-from rankscope.models.methods import TrainablePack, make_trainable
+from rankscope.models.methods.making import make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import RunSettings
 from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, start_run, train

@@ -94,7 +94,7 @@ def test_what_is_dumped_reads_the_same(tmp_path: Path) -> None:
         ("    rank: [8, 16]\n", "", 7, ("needs 'rank'",)),
         ("learning_rate: 1e-4", "learning_rate: fast", 9, ("arms.1.learning_rate", "number")),
         ("method: full", "method: fill", 6, ("arms.0.method", "full")),
-        ("method: full,", "method: full, rank: 8,", 6, ("option of LoRA",)),
+        ("method: full,", "method: full, rank: 8,", 6, ("arms.0.rank", "option of lora, ", "not of full")),
         ("method: full,", "method: full, name: base,", 6, ("'base' is taken",)),
         ("model: org/Small-1B\n", "", 1, ("model", "missing")),
         ("seeds: [0, 1]", "seeds: many", 11, ("seeds",)),

@@ -195,7 +195,7 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
         load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
         needed = training_bytes(run, load, shape, max_tokens, on_gpu=on_gpu)
         by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
-    reads_full = any(run.arm.rank is None for run in outline.runs)
+    reads_full = any(run.arm.capabilities.saves == "model" for run in outline.runs)
     scoring = max(
         scoring_bytes(
             loads, outline.shapes[base], outline.study.optimization, max_tokens, on_gpu=on_gpu, reads_full=reads_full

@@ -9,8 +9,9 @@ from rankscope.cost.devices import Device
 from rankscope.cost.loads import TaskLoad, TrainingLoad
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Adapted, Work, backward, decoding_step, forward, update
-from rankscope.data.shapes import layer_matrices
+from rankscope.data.targets import target_modules
 from rankscope.runs import ArmSettings, RunSettings
+from rankscope.sizes import num_trainable
 
 # Scoring on a processor never puts more positions into one pass (scoring/rows.py), nor more logits anywhere.
 SCORED_TOKENS_CPU, SCORED_LOGITS = 1024, 2**26
@@ -46,11 +47,12 @@ class Piece:
 
 def adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
     """What an arm trains of a model."""
-    if arm.rank is None:
-        return Adapted(shape.num_parameters, len(shape.tensors), 0, 0, is_full=True)
-    matrices = _targets(arm, shape)
-    size = sum(arm.rank * (d_out + d_in) for d_out, d_in in matrices)
-    return Adapted(size, 2 * len(matrices), len(matrices), size, is_full=False)
+    # An adapter whose size only its training tells is small beside the base.
+    size = num_trainable(arm, shape.tensors) or 0
+    if arm.capabilities.saves == "model":
+        return Adapted(size, len(shape.tensors), 0, 0, is_full=True)
+    number = len(_targets(arm, shape))
+    return Adapted(size, 2 * number, number, size, is_full=False)
 
 
 def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device: Device, max_tokens: int) -> Piece:
@@ -115,12 +117,11 @@ def shape_seconds(shape: ModelShape) -> float:
 
 
 def _targets(arm: ArmSettings, shape: ModelShape) -> list[tuple[int, int]]:
-    """The matrices that an arm adapts; a pattern is counted as all of them."""
-    wanted = arm.options.get("target_modules", "all-linear")
-    if isinstance(wanted, str):
-        return list(shape.matrices)
-    names = layer_matrices(dict(shape.tensors))
-    return [size for name, size in names.items() if name.removesuffix(".weight").rpartition(".")[2] in wanted]
+    """The matrices that an arm adapts."""
+    targets = arm.options.get("target_modules")
+    if targets is None or not arm.capabilities.adapts_matrices:
+        return []
+    return list(target_modules(targets, dict(shape.tensors), arm.options.get("layers_to_transform")).values())
 
 
 def _generation(load: TaskLoad, shape: ModelShape, max_tokens: int, part: Adapted | None) -> Work:

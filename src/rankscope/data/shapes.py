@@ -18,6 +18,12 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def model_type(folder: Path) -> str:
+    """The architecture of a Hugging Face folder as its configuration names it, `llama` for example; else nothing."""
+    path = folder / "config.json"
+    return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
+
+
 def num_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
     """How many numbers a model has."""
     total = 0

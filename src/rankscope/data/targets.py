@@ -8,28 +8,92 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from rankscope.data.shapes import layer_matrices
 from rankscope.errors import UserError
+from rankscope.methods.checks import schedule_refusal
+from rankscope.methods.options import DEFAULT_TARGETS, FEEDFORWARD_TARGETS
+from rankscope.methods.resolve import ALL_LINEAR, PEFT_TARGETS
+from rankscope.runs import ArmSettings, RunSettings
 
-_ALL = "all-linear"
+GROUPS = ("attention", "mlp")
+# How architectures call the matrix that writes a sublayer's result into the residual stream.
+_ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+_MLP_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 _HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; files leave them out where they are tied
 # Files of some models leave out what their class puts in front: h.0.attn.c_attn is transformer.h.0.attn.c_attn.
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
 
 
+def resolve_runs(
+    runs: Iterable[RunSettings], shapes: Mapping[str, dict[str, tuple[int, ...]]], model_types: Mapping[str, str]
+) -> tuple[RunSettings, ...]:
+    """Runs with the names of their base's modules for the words that arms use.
+
+    Args:
+        runs: As the study expands to them.
+        shapes: By base, the shapes of its tensors.
+        model_types: By base, as its configuration names its architecture.
+
+    Raises:
+        UserError: An arm names modules or layers that are not there, or its schedule does not fit its steps.
+    """
+    runs = tuple(runs)
+    for arm in {run.arm.label: run.arm for run in runs}.values():
+        if targets := arm.options.get("target_modules"):
+            check_targets({arm.label: targets}, shapes, vectors=not arm.capabilities.adapts_matrices)
+    resolved = []
+    for run in runs:
+        base = run.base.name
+        arm = resolve_targets(run.arm, base, shapes[base], model_types[base])
+        if why := schedule_refusal(arm.method, arm.options, run.num_steps):
+            raise UserError(why[1], where=f"arm {arm.label}, {why[0]}", mend="change it, or train for more steps")
+        resolved.append(run.model_copy(update={"arm": arm}))
+    return tuple(resolved)
+
+
+def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> ArmSettings:
+    """An arm with the names of a base's modules for the words that stand for them.
+
+    `attention` and `mlp` become names; so does `all-linear` where layers are chosen, since PEFT takes the two together
+    for names only. Methods whose modules PEFT chooses by architecture get PEFT's choice.
+
+    Args:
+        arm: The arm.
+        base: The base's name in the study.
+        shapes: Of the base's tensors.
+        model_type: Of the base's configuration, for example `llama`.
+
+    Raises:
+        UserError: The base has no such layers or modules.
+    """
+    options = dict(arm.options)
+    for key in ("layers", "layers_to_transform"):
+        if options.get(key) is not None:
+            options[key] = _layers(arm.label, key, options[key], base, shapes)
+    targets = options.get("target_modules")
+    if targets is None and arm.method in PEFT_TARGETS:
+        options |= _chosen_by_peft(arm, base, model_type)
+    elif isinstance(targets, str) and targets.lower() in GROUPS:
+        options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
+    elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and options.get("layers_to_transform") is not None:
+        options["target_modules"] = sorted({_short(name) for name in _layer_modules(shapes)})
+    return arm if options == arm.options else arm.model_copy(update={"options": options})
+
+
 def check_targets(
-    arms: Mapping[str, str | Sequence[str]], shapes: Mapping[str, dict[str, tuple[int, ...]]]
+    arms: Mapping[str, str | Sequence[str]], shapes: Mapping[str, dict[str, tuple[int, ...]]], *, vectors: bool = False
 ) -> None:
     """Compare the `target_modules` of arms with the modules of every base, by PEFT's rules.
 
     Args:
-        arms: By label, `target_modules`: names, a regular expression, or `all-linear`.
+        arms: By label, `target_modules`: names, a regular expression, or a word for many.
         shapes: By base, the shapes of its tensors.
+        vectors: Modules without a matrix, such as normalisations, count too.
 
     Raises:
         UserError: A name is in no base, or a base has nothing of what an arm names; with the nearest names.
     """
-    modules = {base: _modules(of_base) for base, of_base in shapes.items()}
+    modules = {base: _modules(of_base, vectors) for base, of_base in shapes.items()}
     for arm, targets in arms.items():
-        if isinstance(targets, str) and targets.lower() == _ALL:
+        if isinstance(targets, str) and targets.lower() in (ALL_LINEAR, *GROUPS):
             continue
         wanted = [targets] if isinstance(targets, str) else list(targets)
         for target in wanted:
@@ -40,8 +104,103 @@ def check_targets(
                 raise _unknown(arm, ", ".join(wanted), names, f" in base {base}")
 
 
-def _modules(shapes: dict[str, tuple[int, ...]]) -> set[str]:
-    return {name.removesuffix(".weight") for name in layer_matrices(shapes)} | set(_HEADS)
+def target_modules(
+    targets: str | Sequence[str], shapes: dict[str, tuple[int, ...]], layers: Sequence[int] | None = None
+) -> dict[str, tuple[int, int]]:
+    """The matrices of a base that PEFT would adapt, with their shapes, by module.
+
+    Args:
+        targets: `target_modules` as resolved: names, an expression, or `all-linear`.
+        shapes: Of the base's tensors.
+        layers: `layers_to_transform`.
+    """
+    matrices = {name.removesuffix(".weight"): shape for name, shape in layer_matrices(shapes).items()}
+    if layers is not None:
+        matrices = {name: shape for name, shape in matrices.items() if layer_number(name) in layers}
+    if isinstance(targets, str) and targets.lower() == ALL_LINEAR:
+        return matrices
+    wanted = [targets] if isinstance(targets, str) else targets
+    is_pattern = isinstance(targets, str)
+    return {
+        name: shape
+        for name, shape in matrices.items()
+        if any(_matches(target, [name], is_pattern=is_pattern) for target in wanted)
+    }
+
+
+def layer_number(name: str) -> int | None:
+    """The first number in a tensor's path: `model.layers.3.mlp.down_proj` is of layer 3."""
+    return next((int(part) for part in name.split(".") if part.isdigit()), None)
+
+
+def sublayer_outputs(names: Iterable[str], placement: str) -> list[str]:
+    """The matrices that write into the residual stream: attention's last, and the MLP's last, of every layer.
+
+    Args:
+        names: Of tensors or modules.
+        placement: `houlsby` means both, `pfeiffer` the MLP's only.
+    """
+    found = []
+    for name in names:
+        module = name.removesuffix(".weight")
+        is_attention = _is_attention(module)
+        ends = _ATTENTION_OUT if is_attention else _MLP_OUT
+        is_wanted = placement == "houlsby" or not is_attention
+        if is_wanted and layer_number(module) is not None and _short(module) in ends:
+            found.append(name)
+    return found
+
+
+def _layers(arm: str, key: str, value: int | Sequence[int], base: str, shapes: dict[str, tuple[int, ...]]) -> list[int]:
+    """Layer numbers from 0, the last for -1, each of which the base has."""
+    number = 1 + max((layer_number(name) or 0 for name in _layer_modules(shapes)), default=-1)
+    wanted = list(value) if isinstance(value, Sequence) else [value]
+    for layer in wanted:
+        if not -number <= layer < number:
+            mend = f"name some of 0 to {number - 1}; -1 is the last"
+            raise UserError(f"base {base} has no layer {layer}", where=f"arm {arm}, {key}", mend=mend)
+    return sorted({layer % number for layer in wanted})
+
+
+def _chosen_by_peft(arm: ArmSettings, base: str, model_type: str) -> dict[str, list[str]]:
+    by_type = DEFAULT_TARGETS[arm.method]
+    if model_type not in by_type:
+        text = f"PEFT has no choice of modules for {arm.method} on {model_type}, the architecture of base {base}"
+        raise UserError(text, where=f"arm {arm.label}", mend="state target_modules" + (
+            " and feedforward_modules" if arm.method in FEEDFORWARD_TARGETS else ""))  # fmt: skip
+    found = {"target_modules": by_type[model_type]}
+    if arm.method in FEEDFORWARD_TARGETS and arm.options.get("feedforward_modules") is None:
+        found["feedforward_modules"] = FEEDFORWARD_TARGETS[arm.method].get(model_type, [])
+    return found
+
+
+def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """Names that mean the matrices of attention, or those that are not attention's, and no others."""
+    modules = _layer_modules(shapes)
+    inside = {name for name in modules if _is_attention(name) == (group == "attention")}
+    if not inside:
+        mend = f"name some of {', '.join(sorted({_short(name) for name in modules}))}"
+        raise UserError(f"base {base} has no {group} matrices", where=f"arm {arm}, target_modules", mend=mend)
+    outside = {_short(name) for name in modules - inside}
+    # c_proj is of both in GPT-2; attn.c_proj is not.
+    return sorted({_short(name) if _short(name) not in outside else _short(name, 2) for name in inside})
+
+
+def _layer_modules(shapes: dict[str, tuple[int, ...]]) -> set[str]:
+    return {name.removesuffix(".weight") for name in layer_matrices(shapes)}
+
+
+def _is_attention(name: str) -> bool:
+    return any("attn" in part or "attention" in part for part in name.split("."))
+
+
+def _short(name: str, parts: int = 1) -> str:
+    return ".".join(name.split(".")[-parts:])
+
+
+def _modules(shapes: dict[str, tuple[int, ...]], vectors: bool) -> set[str]:
+    others = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")} if vectors else set()
+    return _layer_modules(shapes) | set(_HEADS) | others
 
 
 def _matches(target: str, names: Iterable[str], *, is_pattern: bool) -> bool:

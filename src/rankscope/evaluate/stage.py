@@ -56,11 +56,15 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
         names = [name for name in pack.names if not stage.is_done(run_id, name)]
         if not names:
             continue
+        own_rows = plan.run(run_id).arm.capabilities.own_rows if run_id is not None else None
         with stage.model(run_id) as model:
             for name in names:
                 if watcher.wants_stop():
                     return
-                trees = stage.score(model, run_id, name, trees)
+                if own_rows:
+                    stage.score(model, run_id, name, OptionTrees(own_rows))
+                else:
+                    trees = stage.score(model, run_id, name, trees)
 
 
 @dataclass(frozen=True)

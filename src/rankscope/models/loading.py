@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import polars as pl
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.hub import fingerprint, model_folder
+from rankscope.data.order import batches
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import MachineError
-from rankscope.models.methods import TrainablePack, load_tuned, make_trainable
+from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Initialisations that look at examples see those of so many steps.
+_FIRST_STEPS = 8
 
 
 def load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
@@ -78,9 +85,16 @@ class Models:
     def trainable(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:
         """Runs of one base and method, ready to be trained together; afterwards the base is as before."""
         with self._whole_base():
-            pack = make_trainable(self.base(runs[0].base), runs)
+            pack = make_trainable(self.base(runs[0].base), runs, self._first_batches)
             yield pack
             self._give_back(pack)
+
+    def _first_batches(self, run: RunSettings) -> list[dict[str, Tensor]]:
+        """The batches of a run's first steps, for initialisations that look at examples before them."""
+        path = self.store.training_data(run.base.name, run.training_set.name) / "examples.parquet"
+        examples = examples_from_frame(pl.read_parquet(path).filter(pl.col("split") == "train"))
+        order = batches(len(examples), run.optimization.batch_size, run.num_steps, run.seed)
+        return [padded_batch([examples[i] for i in batch], self.device) for batch in order[:_FIRST_STEPS]]
 
     @contextmanager
     def tuned(self, run: RunSettings) -> Iterator[PreTrainedModel]:
@@ -104,3 +118,16 @@ class Models:
         if pack.alters_base:
             # Reading it again costs less than a second copy in memory for the whole run.
             self._base = None
+
+
+def padded_batch(examples: Sequence[TokenisedExample], device: str) -> dict[str, Tensor]:
+    """Examples as transformers' models take them, padded on the right; labels are -100 where nothing is learned."""
+    length = max(len(example.input_ids) for example in examples)
+    ids = torch.zeros(len(examples), length, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for row, example in enumerate(examples):
+        number = len(example.input_ids)
+        ids[row, :number] = torch.tensor(example.input_ids)
+        mask[row, :number] = 1
+        labels[row, example.num_prompt_tokens : number] = ids[row, example.num_prompt_tokens : number]
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device), "labels": labels.to(device)}

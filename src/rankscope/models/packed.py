@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass
@@ -45,15 +46,23 @@ class PackedLoraLinear(nn.Module):
         self.routing = routing
         self.A = nn.ParameterList()  # each rank d_in
         self.B = nn.ParameterList()  # each d_out rank
+        self.magnitude = nn.ParameterList()  # DoRA's, each d_out; empty where an adapter has none
         self.scaling: list[float] = []
         self.dropout: list[float] = []
+        self._base_lengths: Tensor | None = None  # of the rows of W0, squared; DoRA's
 
     def add(
-        self, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float, dropout: float
+        self,
+        A: Float[Tensor, "rank d_in"],
+        B: Float[Tensor, "d_out rank"],
+        scaling: float,
+        dropout: float,
+        magnitude: Float[Tensor, " d_out"] | None = None,
     ) -> None:
         """Append an adapter; its index is the number of those before it."""
         self.A.append(nn.Parameter(A))
         self.B.append(nn.Parameter(B))
+        self.magnitude.append(nn.Parameter(A.new_empty(0) if magnitude is None else magnitude))
         self.scaling.append(scaling)
         self.dropout.append(dropout)
 
@@ -62,19 +71,49 @@ class PackedLoraLinear(nn.Module):
         members, num_rows = self.routing.members, self.routing.num_rows
         result = self.base_layer(x)
         if len(members) == 1:
-            return result + self._update(x, members[0]).to(result.dtype)
+            return result + self._update(x, result, members[0]).to(result.dtype)
         # Some architectures flatten batch and position before a layer; rows of one adapter stay together all the same.
         stretch = x.shape[0] // sum(num_rows)
-        pieces = x.split([rows * stretch for rows in num_rows])
-        updates = [self._update(piece, member) for member, piece in zip(members, pieces, strict=True)]
+        rows = [number * stretch for number in num_rows]
+        pieces = zip(members, x.split(rows), result.split(rows), strict=True)
+        updates = [self._update(piece, base, member) for member, piece, base in pieces]
         return result + torch.cat(updates).to(result.dtype)
 
-    def _update(self, x: Tensor, member: int) -> Tensor:
-        A, B, probability = self.A[member], self.B[member], self.dropout[member]
+    def _update(self, x: Tensor, base_result: Tensor, member: int) -> Tensor:
+        """What an adapter adds to the frozen layer's output for its rows."""
+        A, B, scaling = self.A[member], self.B[member], self.scaling[member]
         x = x.to(A.dtype)
-        if probability > 0.0 and self.routing.is_training:
-            x = _dropout(x, probability, self.routing.generators[member])
-        return functional.linear(functional.linear(x, A), B) * self.scaling[member]
+        has_lengths = self.magnitude[member].numel() > 0
+        if self.dropout[member] > 0.0 and self.routing.is_training:
+            x = _dropout(x, self.dropout[member], self.routing.generators[member])
+            if has_lengths:
+                # PEFT's DoRA shows the dropped-out input to the frozen matrix too.
+                base_result = functional.linear(x, self._weight().to(x.dtype))
+        elif has_lengths and (bias := self.base_layer.bias) is not None:
+            base_result = base_result - bias
+        product = functional.linear(functional.linear(x, A), B)
+        if not has_lengths:
+            return product * scaling
+        factor = self.magnitude[member] / self._lengths(member)
+        return (factor - 1.0) * base_result + factor * product * scaling
+
+    @torch.no_grad()
+    def _lengths(self, member: int) -> Float[Tensor, " d_out"]:
+        """The lengths of the rows of `W0 + scaling * B A`, from the factors; DoRA holds them constant in a step.
+
+        `|w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A') b'` for each row `w` of `W0` and `b` of `B`.
+        """
+        A, B, scaling = self.A[member], self.B[member], self.scaling[member]
+        W0 = self._weight().to(A.dtype)
+        if self._base_lengths is None:
+            self._base_lengths = W0.square().sum(dim=1)
+        crossed = (functional.linear(W0, A) * B).sum(dim=1)
+        own = ((B @ (A @ A.T)) * B).sum(dim=1)
+        return (self._base_lengths + 2.0 * scaling * crossed + scaling**2 * own).sqrt()
+
+    def _weight(self) -> Float[Tensor, "d_out d_in"]:
+        weight = self.base_layer.weight
+        return weight.T if isinstance(self.base_layer, Conv1D) else weight
 
 
 def _dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -16,7 +16,7 @@ from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.lora_folder import LoraFolder, read_lora_folder
 from rankscope.models.lora_tensors import LoraTensors
-from rankscope.models.methods import ADAPTER, MODEL
+from rankscope.models.methods.pack import ADAPTER, MODEL
 from rankscope.models.tensor_files import TensorFiles
 from rankscope.models.updates import Update, in_order
 from rankscope.models.whole_tensors import WholeTensors, resized

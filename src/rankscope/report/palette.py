@@ -31,7 +31,8 @@ def looks(plan: Plan) -> dict[str, Look]:
     unranked = [label for label, arm in arms.items() if arm.rank is None]
     colours |= {label: _OTHER[index % len(_OTHER)] for index, label in enumerate(unranked)}
     found = {
-        label: Look(colours[label], "diamond" if arm.method == "full" else "circle") for label, arm in arms.items()
+        label: Look(colours[label], "diamond" if arm.capabilities.saves == "model" else "circle")
+        for label, arm in arms.items()
     }
     return {**found, "base": Look(BASE_COLOUR, "cross")}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.models.methods import TrainablePack
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.records import ValidationPoint
 from rankscope.store import checksum, read_checked, write_checked
 from rankscope.train.loop import RunState, StepLog

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
 from rankscope.models.heads import negative_log_likelihoods, scored_logits
-from rankscope.models.methods import TrainablePack
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.records import Divergence, ValidationPoint
 from rankscope.runs import RunSettings
 from rankscope.train.batches import iter_micro_batches, num_scored
@@ -127,6 +127,7 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
                 state.diverged_at_step = state.step
             else:
                 state.optimizer.step()
+                pack.after_step(state.index, state.step - 1)
             tokens = sum(len(example.input_ids) for example in batches[state.index])
             rate = state.optimizer.param_groups[0]["lr"]
             seconds = shared_seconds + time.perf_counter() - started
@@ -155,6 +156,10 @@ def accumulate_gradients(
         shares.sum().backward()
         for member, share in zip(micro.members, shares.tolist(), strict=True):
             losses[member] += share
+    for member in batches:
+        # The losses that are reported stay those of the data.
+        if (penalty := pack.regularisation(member)) is not None:
+            penalty.backward()
     return losses
 
 
@@ -172,7 +177,7 @@ def mean_loss(pack: TrainablePack, index: int, examples: Sequence[TokenisedExamp
 def set_learning_rate(state: RunState) -> None:
     """Set the rate of the step to come."""
     for group in state.optimizer.param_groups:
-        group["lr"] = state.run.learning_rate * state.factor(state.step)
+        group["lr"] = state.run.learning_rate * state.factor(state.step) * group.get("rate_factor", 1.0)
 
 
 def clip_gradients(state: RunState) -> float:

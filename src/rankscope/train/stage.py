@@ -15,7 +15,7 @@ import torch
 
 from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.order import batches
-from rankscope.models.methods import ADAPTER, MODEL, TrainablePack
+from rankscope.models.methods.pack import ADAPTER, MODEL, TrainablePack
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import Status, TrainRecord
@@ -168,7 +168,7 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         peak_memory_bytes=_peak_memory(pack),
         run=state.run,
         num_trainable=sum(p.numel() for group in pack.parameter_groups(state.index) for p in group["params"]),
-        num_parameters=_num_base_parameters(pack),
+        num_parameters=pack.num_base_parameters,
         num_steps=state.step,
         num_tokens=sum(log.num_tokens for log in state.logs),
         num_scored_tokens=sum(scored),
@@ -177,12 +177,6 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         diverged_at_step=state.diverged_at_step,
         divergence=state.divergence,
     )
-
-
-def _num_base_parameters(pack: TrainablePack) -> int:
-    """Parameters of the base alone; a tied one counts once."""
-    added = 0 if pack.alters_base else sum(t.numel() for i in range(len(pack.runs)) for t in pack.state(i).values())
-    return sum(parameter.numel() for parameter in pack.model.parameters()) - added
 
 
 def _peak_memory(pack: TrainablePack) -> int:

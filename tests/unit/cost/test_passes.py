@@ -12,7 +12,7 @@ from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Work, backward, forward
 from rankscope.cost.pieces import adapted
 from rankscope.data.examples import TokenisedExample
-from rankscope.models.methods import make_trainable
+from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
 from rankscope.train.loop import accumulate_gradients
 from tiny import VOCAB, full_run, lora_run, tiny_llama

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import CONFIGS, tiny_model
 from rankscope.data.order import batches
-from rankscope.models.methods import TrainablePack, load_tuned, make_trainable
+from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.weights import iter_updates
 from rankscope.runs import RunSettings
 from rankscope.train.loop import RunState, start_run, train

@@ -13,7 +13,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
-from rankscope.models.methods import load_tuned, make_trainable
+from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.runs import RunSettings
 from rankscope.train.loop import RunState, divergence, start_run, train
 from tiny import examples, full_run, lora_run, tiny_llama

@@ -12,7 +12,7 @@ import torch
 from rankscope.data.examples import Example, examples_frame
 from rankscope.data.order import batches
 from rankscope.models.loading import Models
-from rankscope.models.methods import make_trainable
+from rankscope.models.methods.making import make_trainable
 from rankscope.plan import Pack, Plan
 from rankscope.records import TrainRecord
 from rankscope.runs import BaseSettings

@@ -1,0 +1,1 @@
+"""How each method makes a base trainable, what it saves, and how that is read back."""

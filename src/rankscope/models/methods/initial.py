@@ -1,0 +1,196 @@
+"""LoRA's start as PEFT makes it under the run's seed, with the preprocessing that an initialisation needs.
+
+PEFT silently keeps another initialisation where nobody preprocesses: `A` of EVA stays random, LoRA-GA falls back to
+LoRA's own. So what each needs is done here, with PEFT's own functions, on the batches of the run's first steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear as PeftLoraLinear
+from peft.tuners.lora import LoraLayer, initialize_lora_eva_weights
+from peft.tuners.lora.config import CordaConfig, EvaConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from rankscope.errors import UserError
+from rankscope.models.methods.folders import PEFT_PREFIX, Adapter, ModuleFactors
+from rankscope.models.methods.pack import Calibration
+from rankscope.models.seeding import seeded
+from rankscope.runs import RunSettings
+
+Batches = list[dict[str, Tensor]]
+_NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
+
+
+def initial_adapter(model: PreTrainedModel, run: RunSettings, calibration: Calibration | None = None) -> Adapter:
+    """PEFT's own initialisation under the run's seed, taken out of PEFT's layers again.
+
+    Anyone who calls `torch.manual_seed(seed)` and `get_peft_model(model, config)` starts from the same numbers. An
+    initialisation that alters the base leaves it altered.
+
+    Args:
+        model: The base, frozen.
+        run: Whose arm says how.
+        calibration: The run's first batches, for initialisations that look at examples.
+
+    Raises:
+        UserError: PEFT cannot do it with this base.
+    """
+    config = lora_config(model, run)
+    alters = run.arm.capabilities.alters_base
+    with seeded(run.seed), frozen_afterwards(model), naming_the_arm(run):
+        _preprocess(model, config, run, calibration)
+        wrapped = _wrapped(model, config)
+        if config.init_lora_weights == "eva":
+            batches = _batches(run, calibration)
+            initialize_lora_eva_weights(wrapped, batches, show_progress_bar=False)
+            config = wrapped.peft_config["default"]
+        factors = dict(_iter_factors(wrapped, run))
+        wrapped.unload()
+    # PEFT keeps what `all-linear` stood for as a set; files and comparisons want an order.
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
+    initial = {name: ModuleFactors(f.A.clone(), f.B.clone(), f.scaling) for name, f in factors.items()}
+    return Adapter(config, factors, initial if alters else {})
+
+
+def lora_config(model: PreTrainedModel, run: RunSettings) -> LoraConfig:
+    """PEFT's configuration of a run's arm."""
+    options = {name: value for name, value in run.arm.options.items() if name != "loraplus_lr_ratio"}
+    with naming_the_arm(run):
+        if needed := _NEEDS.get(options.get("init_lora_weights", "")):
+            options[needed] = _nested_config(needed, options.get(needed) or {})
+    has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    with naming_the_arm(run):
+        return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=has_conv1d, **{"bias": "none", **options})
+
+
+def _nested_config(name: str, options: dict[str, Any]) -> object:
+    """PEFT's configuration of an initialisation."""
+    if name == "eva_config":
+        return EvaConfig(**options)
+    if name == "corda_config":
+        return CordaConfig(**options)
+    from peft.tuners.lora.config import LoraGAConfig  # not in older versions of PEFT
+
+    return LoraGAConfig(**options)
+
+
+def converted(tensors: dict[str, Tensor], initial: dict[str, ModuleFactors]) -> dict[str, Tensor]:
+    """An adapter of the altered base as one of the true base, PEFT's way: twice the rank, `[B -B0] [A; A0]`.
+
+    Args:
+        tensors: By the names of PEFT's files.
+        initial: What was taken out of the base.
+    """
+    found = {}
+    for name, start in initial.items():
+        key = f"{PEFT_PREFIX}{name}"
+        A, B = tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"]
+        found[f"{key}.lora_A.weight"] = torch.cat([A, start.A.to(A)], dim=0)
+        found[f"{key}.lora_B.weight"] = torch.cat([B, -start.B.to(B)], dim=1)
+    return found
+
+
+def converted_config(config: LoraConfig) -> LoraConfig:
+    """The configuration of a converted adapter: ranks and alphas twice as high, so that the scaling is the same."""
+    config.init_lora_weights = True
+    config.corda_config = config.lora_ga_config = None
+    config.r *= 2
+    config.lora_alpha *= 2 if not config.use_rslora else 2**0.5
+    config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
+    config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
+    return config
+
+
+def _preprocess(model: PreTrainedModel, config: LoraConfig, run: RunSettings, calibration: Calibration | None) -> None:
+    """What PEFT wants to be done before it wraps the model."""
+    if config.init_lora_weights not in ("corda", "lora_ga"):
+        return
+    # These two look modules up by name, before PEFT resolves the word.
+    _maybe_include_all_linear_layers(config, model)
+    batches = _batches(run, calibration)
+    if config.init_lora_weights == "corda":
+        preprocess_corda(model, config, run_model=lambda: _run(model, batches))
+    else:
+        from peft.tuners.lora.loraga import preprocess_loraga  # not in older versions of PEFT
+
+        preprocess_loraga(model, config, train_step=lambda: _step(model, batches))
+
+
+def _batches(run: RunSettings, calibration: Calibration | None) -> Batches:
+    if calibration is None:
+        raise ValueError(f"{run.arm.label} starts from examples, and none are given")
+    return calibration(run)
+
+
+@torch.no_grad()
+def _run(model: PreTrainedModel, batches: Batches) -> None:
+    """Show the model every example alone: CorDA's covariance would count padding."""
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            model(input_ids=ids[mask.bool()][None], use_cache=False)
+
+
+def _step(model: PreTrainedModel, batches: Batches) -> None:
+    model.eval()  # PEFT has put it into training mode, where the base would drop out
+    with warnings.catch_warnings():
+        # PEFT counts backward passes with hooks, and nothing before the first of its layers needs a gradient.
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        for batch in batches:
+            model(**batch, use_cache=False).loss.backward()
+
+
+def _wrapped(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    with warnings.catch_warnings():
+        # PEFT recommends weights on the meta device for EVA; they only save memory.
+        warnings.filterwarnings("ignore", message="lora with eva initialization")
+        return get_peft_model(model, config)
+
+
+def _iter_factors(wrapped: PeftModel, run: RunSettings) -> Iterator[tuple[str, ModuleFactors]]:
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        if not isinstance(layer, PeftLoraLinear):
+            kind = type(layer.get_base_layer()).__name__
+            mend = "take it out of target_modules"
+            raise UserError(f"LoRA on {kind} ({name}) is not supported", where=run.arm.label, mend=mend)
+        adapter = next(iter(layer.lora_A))
+        A, B = layer.lora_A[adapter].weight.detach(), layer.lora_B[adapter].weight.detach()
+        if A.shape[1] != layer.in_features or B.shape[0] != layer.out_features or A.shape[0] != B.shape[1]:
+            text = f"PEFT's {run.arm.options.get('init_lora_weights')} initialisation does not fit {name}"
+            raise UserError(text, where=f"arm {run.arm.label}", mend="choose another one, or a lower rank")
+        lengths = layer.lora_magnitude_vector
+        magnitude = lengths[adapter].weight.detach() if adapter in lengths else None
+        yield name.removeprefix(PEFT_PREFIX), ModuleFactors(A, B, float(layer.scaling[adapter]), magnitude)
+
+
+@contextlib.contextmanager
+def frozen_afterwards(model: nn.Module) -> Iterator[None]:
+    """PEFT sets requires_grad of the whole base; afterwards it is frozen again."""
+    try:
+        yield
+    finally:
+        model.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def naming_the_arm(run: RunSettings) -> Iterator[None]:
+    """PEFT says with plain errors what a configuration or a base does not allow; a person gets the arm's name too."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        raise UserError(str(error), where=f"arm {run.arm.label}", mend="change the arm's options") from error
+
+

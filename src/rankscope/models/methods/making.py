@@ -1,0 +1,57 @@
+"""The one branch on the method: which pack makes a base trainable, and which reads a trained run back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from rankscope.models.methods.bottleneck import BottleneckPack
+from rankscope.models.methods.folders import read_lora
+from rankscope.models.methods.full import FullPack
+from rankscope.models.methods.initial import initial_adapter
+from rankscope.models.methods.lora import LoraPack
+from rankscope.models.methods.pack import Calibration, TrainablePack
+from rankscope.models.methods.peft import PeftPack
+from rankscope.runs import RunSettings
+
+
+def make_trainable(
+    model: PreTrainedModel, runs: Sequence[RunSettings], calibration: Calibration | None = None
+) -> TrainablePack:
+    """Make a base trainable for runs of one method.
+
+    Args:
+        model: The base, frozen.
+        runs: Several only where the method packs.
+        calibration: The first batches of a run, for initialisations that look at examples.
+    """
+    first = runs[0]
+    if first.arm.method == "full":
+        return FullPack(model, tuple(runs))
+    if first.arm.method == "bottleneck":
+        return BottleneckPack.fresh(model, tuple(runs))
+    if first.arm.capabilities.in_packed_layers:
+        return LoraPack(model, tuple(runs), [initial_adapter(model, run, calibration) for run in runs])
+    return PeftPack.fresh(model, tuple(runs), calibration)
+
+
+def load_tuned(model: PreTrainedModel, runs: Sequence[RunSettings], folders: Sequence[Path]) -> TrainablePack:
+    """A base with trained weights in it.
+
+    Args:
+        model: The base, as it was pretrained.
+        runs: As for `make_trainable`.
+        folders: Each run's training folder, with what `save` wrote.
+    """
+    first = runs[0]
+    if first.arm.method == "full":
+        pack = FullPack(model, tuple(runs))
+        pack.load_folder(folders[0])
+        return pack
+    if first.arm.method == "bottleneck":
+        return BottleneckPack.saved(model, tuple(runs), folders[0])
+    if first.arm.capabilities.in_packed_layers:
+        return LoraPack(model, tuple(runs), [read_lora(folder) for folder in folders])
+    return PeftPack.saved(model, tuple(runs), folders[0])

@@ -1,0 +1,170 @@
+"""Every option of LoRA trains as in PEFT alone, in packs too, and is read back by PEFT on the true base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from peft.tuners.lora import initialize_lora_eva_weights
+from peft.tuners.lora.config import CordaConfig, LoraGAConfig
+from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
+
+from rankscope.errors import UserError
+from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.runs import RunSettings
+from solo import IDS, calibration, logits, losses_of, reference, trained
+from tiny import lora_run, method_run, tiny_llama
+
+PACKED = {
+    "dora": {"use_dora": True},
+    "dora-rslora": {"use_dora": True, "use_rslora": True},
+    "patterns": {"rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6}, "alpha_pattern": {"(k|v)_proj": 3.0}},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "orthogonal": {"init_lora_weights": "orthogonal"},
+}
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def peft_model(run: RunSettings, dtype: torch.dtype) -> PeftModel:
+    options = {name: value for name, value in run.arm.options.items() if name != "loraplus_lr_ratio"}
+    model = tiny_llama(dtype)
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
+
+
+def test_variants_in_one_pack_equal_peft_alone_in_float64() -> None:
+    runs = [method_run("lora", 3e-3, seed, 8, rank=4, **said) for seed, said in enumerate(PACKED.values())]
+    _, states = trained(tiny_llama(torch.float64), runs, max_tokens=200)
+    for run, state in zip(runs, states, strict=True):
+        assert losses_of(state) == pytest.approx(reference(peft_model(run, torch.float64), run), rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"target_modules": "attention"}, LINEAR[:4]),
+        ({"target_modules": "mlp"}, LINEAR[4:]),
+        ({"layers_to_transform": [-1]}, LINEAR),
+        ({"target_modules": r".*layers\.0\..*_proj"}, LINEAR),
+    ],
+)
+def test_modules_that_a_word_stands_for(said: dict, expected: list[str]) -> None:
+    run = method_run("lora", 3e-3, 0, 4, rank=4, **said)
+    pack, (state,) = trained(tiny_llama(torch.float64), [run])
+    assert losses_of(state) == pytest.approx(reference(peft_model(run, torch.float64), run), rel=1e-8)
+    modules = {name.split(".")[-3] for name in pack.state(0)}
+    layers = {name.split(".")[4] for name in pack.state(0)}
+    assert modules == set(expected)
+    assert layers == {"layers_to_transform": {"1"}, "target_modules": {"0", "1"}}[next(iter(said))] or "0" in str(said)
+
+
+def test_loraplus_is_pefts_own() -> None:
+    run = method_run("lora", 1e-3, 0, 8, rank=4, use_dora=True, loraplus_lr_ratio=16.0)
+    _, (state,) = trained(tiny_llama(torch.float64), [run])
+    wrapped = peft_model(run, torch.float64)
+    theirs = create_loraplus_optimizer(
+        wrapped, torch.optim.AdamW, lr=run.learning_rate, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.01
+    )
+    groups = [{key: group[key] for key in ("params", "weight_decay", "lr")} for group in theirs.param_groups]
+    # PEFT's vectors without decay are those of normalisations and biases; DoRA's lengths are of neither.
+    assert losses_of(state) == pytest.approx(reference(wrapped, run, [g for g in groups if g["params"]]), rel=1e-8)
+    assert state.logs[0].learning_rate < 1e-3
+
+
+def started_by_peft(run: RunSettings) -> PeftModel:
+    """PEFT's initialisations with the preprocessing of PEFT's own documentation."""
+    model, options = tiny_llama(torch.float32), run.arm.options
+    batches, kind = calibration(run), options["init_lora_weights"]
+    nested = {"eva": ("eva_config", EvaConfig), "corda": ("corda_config", CordaConfig),
+              "lora_ga": ("lora_ga_config", LoraGAConfig)}  # fmt: skip
+    said = {**options, "target_modules": LINEAR}
+    if kind in nested:
+        name, config = nested[kind]
+        said[name] = config()
+    config = LoraConfig(task_type="CAUSAL_LM", **said)
+
+    def one_by_one() -> None:
+        with torch.no_grad():
+            for batch in batches:
+                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+                    model(ids[: int(mask.sum())][None])
+
+    def gradients() -> None:
+        model.eval()
+        for batch in batches:
+            model(**batch).loss.backward()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(run.seed)
+        if kind == "corda":
+            preprocess_corda(model, config, run_model=one_by_one)
+        if kind == "lora_ga":
+            preprocess_loraga(model, config, train_step=gradients)
+        wrapped = get_peft_model(model, config)
+        if kind == "eva":
+            initialize_lora_eva_weights(wrapped, batches, show_progress_bar=False)
+    return wrapped
+
+
+INITIAL = ["pissa", "pissa_niter_4", "olora", "eva", "corda", "lora_ga"]
+
+
+@pytest.mark.filterwarnings("ignore:lora with eva:UserWarning", "ignore:Full backward hook:UserWarning")
+@pytest.mark.parametrize("kind", INITIAL)
+def test_an_initialisation_with_its_preprocessing(kind: str, tmp_path: Path) -> None:
+    run = method_run("lora", 1e-3, 0, 5, rank=4, init_lora_weights=kind)
+    pack, (state,) = trained(tiny_llama(torch.float32), [run])
+    assert losses_of(state) == pytest.approx(reference(started_by_peft(run), run), abs=1e-5)
+    # It is not LoRA's own start, which PEFT keeps where nobody preprocesses.
+    plain = make_trainable(tiny_llama(torch.float32), [lora_run(4, 1e-3, 0, 5)])
+    ours = make_trainable(tiny_llama(torch.float32), [run], calibration)
+    first = next(iter(plain.state(0)))
+    assert ours.state(0)[first].shape != plain.state(0)[first].shape or not torch.allclose(
+        ours.state(0)[first], plain.state(0)[first]
+    )
+    # Untrained it is the base, and what is saved is an adapter of the true base.
+    torch.testing.assert_close(logits(ours), tiny_llama(torch.float32)(IDS).logits, rtol=0, atol=2e-6)
+    mine = logits(pack)
+    pack.save(0, tmp_path)
+    theirs = PeftModel.from_pretrained(tiny_llama(torch.float32), str(tmp_path / "adapter"))
+    torch.testing.assert_close(mine, theirs(IDS).logits, rtol=0, atol=2e-6)
+    again = load_tuned(tiny_llama(torch.float32), [run], [tmp_path])
+    torch.testing.assert_close(mine, logits(again), rtol=0, atol=2e-6)
+    alters = kind != "eva"
+    assert pack.alters_base == alters == run.arm.capabilities.alters_base
+    assert theirs.peft_config["default"].r == (8 if alters else 4)  # PEFT's converting path doubles the rank
+
+
+def test_a_saved_dora_adapter_gives_peft_the_same_logits(tmp_path: Path) -> None:
+    run = method_run("lora", 1e-2, 0, 5, rank=4, use_dora=True)
+    model = tiny_llama(torch.float32)
+    pack, _ = trained(model, [run])
+    mine = logits(pack)
+    pack.save(0, tmp_path)
+    pack.close()
+    theirs = PeftModel.from_pretrained(tiny_llama(torch.float32), str(tmp_path / "adapter"))(IDS).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mine, logits(load_tuned(model, [run], [tmp_path])), rtol=0, atol=1e-6)
+
+
+def test_dora_with_dropout_shows_the_frozen_matrix_the_same_input() -> None:
+    """With the same draws: ours come from the run's generator, PEFT's from torch's."""
+    run = method_run("lora", 1e-2, 0, 1, rank=4, use_dora=True, lora_dropout=0.5, target_modules=["q_proj"])
+    pack = make_trainable(tiny_llama(torch.float64), [run])
+    wrapped = peft_model(run, torch.float64).train()
+    pack.route((0,), (1,), is_training=True)
+    with torch.random.fork_rng():
+        torch.set_rng_state(pack.generator(0).get_state())
+        theirs = wrapped(IDS).logits
+    torch.testing.assert_close(pack.model(IDS).logits, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_what_peft_cannot_do_names_the_arm() -> None:
+    run = method_run("lora", 1e-2, 0, 1, rank=4, init_lora_weights="pissa")
+    with pytest.raises(UserError, match="arm lora: Please initialize PiSSA under float32"):
+        make_trainable(tiny_llama(torch.float64), [run])
