@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo test test-slow check simulate truth smallworld audit-dependencies clean
+.PHONY: demo test test-slow test-oldest check simulate truth smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -17,6 +17,15 @@ test: $(DEV)
 # What needs minutes, a browser or the folder of real data; a part whose needs are missing is skipped and says so.
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow or shared or browser" -rs --durations=10 $(TESTS)
+
+# The oldest transformers and peft that the metadata allows. What they warn of by themselves is no failure there.
+OLDEST := .venv-oldest
+test-oldest:
+	$(PYTHON) -m venv $(OLDEST)
+	grep -vE '^(transformers|peft|tokenizers|huggingface_hub|trl)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
+		--editable ".[dev]" transformers==5.0.0 peft==0.18.0
+	$(OLDEST)/bin/python -m pytest -W default $(TESTS)
 
 check: $(DEV)
 	$(BIN)/ruff check .
@@ -54,4 +63,4 @@ $(DEV): $(SET_UP)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist results
+	rm -rf $(VENV) $(OLDEST) build dist results

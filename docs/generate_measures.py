@@ -28,6 +28,15 @@ _SECTIONS = {
         summary of a run, `update_norm` is the total over everything that was trained, embeddings and norms included;
         the other measures are means over the matrices of linear layers.""",
     ),
+    "subspace_overlap_8": (
+        "Singular subspaces of a matrix",
+        """`W0 = U0 S0 V0'` is the base's matrix and `W = W0 + dW = U S V'` the tuned one, singular values falling. A
+        matrix that did not move has overlaps and cosines of exactly 1 and no `rho`; one that has fewer than k singular
+        values has no measure of k. Two singular vectors whose values are close turn freely into each other, so a low
+        cosine alone is no change: look at the overlap beside it. Matrices that an architecture stores in one tensor
+        (queries, keys and values; gates and ups; experts) are taken apart first. In the summary of a run intruders are
+        added up over the matrices of linear layers; the other measures are means over them.""",
+    ),
     "attention_entropy": (
         "Attention of a head",
         """A head's pattern has one row for each position that looks, `q`, over the keys `k` that it may see (causality,

@@ -31,6 +31,19 @@ class Measure:
 
 _HARNESS = "conventions of lm-evaluation-harness"
 
+def _both(
+    key: str, sizes: tuple[int, ...], unit: str, meaning: str, formulas: tuple[str, str], source: str = ""
+) -> tuple[Measure, ...]:
+    """A measure of singular vectors for each size of the subspace, on the left and on the right."""
+    found = []
+    for k in sizes or (0,):
+        name, (left, right) = f"{key}_{k}" if k else key, (formula.format(k=k) for formula in formulas)
+        words = meaning.format(k=k)
+        found.append(Measure(name, unit, "neither", words, left, source))
+        found.append(Measure(f"{name}_right", unit, "neither", f"{words}, right vectors", right, source))
+    return tuple(found)
+
+
 _ALL = (
     # Learning and forgetting
     Measure("accuracy", "fraction", "higher", "share of items answered right", "mean of is_correct", _HARNESS),
@@ -95,6 +108,34 @@ _ALL = (
             "least k with sum_{i<=k} s_i^2 >= 0.95 sum s_i^2"),
     Measure("energy_rank_99", "count", "neither", "directions that hold 99% of the update's energy",
             "least k with sum_{i<=k} s_i^2 >= 0.99 sum s_i^2"),
+    # The base's singular subspaces in the tuned matrices, per adapted matrix; left vectors, and `_right` for right ones
+    *_both(
+        "subspace_overlap", (8, 32, 128), "fraction",
+        "how much of the base's top-{k} subspace is left in the tuned matrix's",
+        ("||U_k' U0_k||_F^2 / k, k = {k}", "||V_k' V0_k||_F^2 / k, k = {k}"),
+    ),
+    *_both(
+        "singular_vector_cosine", (), "fraction", "how like the base's j-th singular vector the tuned matrix's j-th is",
+        ("mean over j <= k of |<u_j, u0_j>|; k: an eighth of the smaller side, at most 500",
+         "mean over j <= k of |<v_j, v0_j>|; k: an eighth of the smaller side, at most 500"),
+        "Rathore et al., arXiv 2512.15634",
+    ),
+    *_both(
+        "singular_vector_best_cosine", (), "fraction", "the same against the most alike of the base's",
+        ("mean over j <= k of max_i |<u_j, u0_i>|, i <= k", "mean over j <= k of max_i |<v_j, v0_i>|, i <= k"),
+        "Rathore et al., arXiv 2512.15634",
+    ),
+    *_both(
+        "intruder_dimensions", (), "count", "large singular vectors that are like none of the base's",
+        ("number of j <= 10 with max_i |<u_j, u0_i>| < 0.5 over all i; summed over matrices",
+         "number of j <= 10 with max_i |<v_j, v0_i>| < 0.5 over all i; summed over matrices"),
+        "Shuttleworth et al., arXiv 2410.21228, Algorithm 1",
+    ),
+    *_both(
+        "rho", (16, 128), "fraction", "how much of the update lies in the base's top-{k} subspace",
+        ("||U0_k U0_k' dW||_F^2 / ||dW||_F^2, k = {k}", "||dW V0_k V0_k'||_F^2 / ||dW||_F^2, k = {k}"),
+        "OPLoRA, arXiv 2510.13003",
+    ),
     # Attention, per layer and head
     Measure(
         "attention_entropy", "fraction", "neither", "how widely a head looks: 0 one token, 1 all alike",
@@ -118,6 +159,11 @@ _ALL = (
     ),
 )
 
+SUBSPACES = tuple(
+    measure.key
+    for measure in _ALL
+    if measure.key.startswith(("subspace_overlap", "singular_vector", "intruder", "rho"))
+)
 MEASURES: dict[str, Measure] = {measure.key: measure for measure in _ALL}
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from rankscope.data.contamination import Overlap
 from rankscope.data.summaries import DataSummary
-from rankscope.records import FORMAT_VERSION, Frozen, Subject
+from rankscope.records import FORMAT_VERSION, Analysis, Frozen, Subject
 from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
 
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
@@ -103,7 +103,7 @@ class Plan(Frozen):
     max_tokens_per_batch: int
     checkpoint_seconds: float
     probes_fingerprint: dict[str, str]
-    analyses: tuple[Literal["spectra", "attention"], ...]
+    analyses: tuple[Analysis, ...]
     estimate: Estimate
     data: tuple[DataSummary, ...] = ()
     overlaps: tuple[Overlap, ...] = ()

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import polars as pl
 
@@ -30,6 +30,7 @@ from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.plan import Estimate, Layout, Plan, validation_task
+from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
 from rankscope.statistics import smallest_difference
@@ -111,7 +112,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
         probes_fingerprint={
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
         },
-        analyses=tuple(name for name in ("spectra", "attention") if getattr(study.analyse, name)),
+        analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
         estimate=_estimate(study, runs, inputs, prepared, layout),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,

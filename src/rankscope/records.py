@@ -11,6 +11,7 @@ from rankscope.runs import DataOrigin, RunSettings
 
 FORMAT_VERSION = 1
 
+Analysis = Literal["spectra", "subspaces", "attention"]
 Status = Literal["complete", "failed", "interrupted", "diverged"]
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
@@ -128,7 +129,7 @@ class AnalyseRecord(Record):
 
     kind: Literal["analyse"] = "analyse"
     subject: Subject
-    analysis: Literal["spectra", "attention"]
+    analysis: Analysis
     summary: Values = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

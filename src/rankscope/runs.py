@@ -20,7 +20,9 @@ from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring,
 # A change of what a stage computes for the same settings must change its number, so that old work is not taken for new.
 TRAINING_VERSION = 1
 SCORING_VERSION = 1
-ANALYSIS_VERSION = 1
+ANALYSIS_VERSION = 2
+# Analyses of weights alone: they ask for no probe texts, and there is none of a base itself.
+OF_WEIGHTS = ("spectra", "subspaces")
 
 
 class Resolved(BaseModel):
@@ -193,7 +195,7 @@ def _scored_by(task: TaskSettings) -> dict[str, Any]:
 
 def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:
     """What an analysis of a model depends on; the probe texts count for those that run the model on them."""
-    return settings_hash([ANALYSIS_VERSION, analysis, probes_fingerprint if analysis != "spectra" else "", model_hash])
+    return settings_hash([ANALYSIS_VERSION, analysis, "" if analysis in OF_WEIGHTS else probes_fingerprint, model_hash])
 
 
 def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rankscope.errors import DamagedFile
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
-from rankscope.runs import RunSettings
+from rankscope.runs import OF_WEIGHTS, RunSettings
 from rankscope.store import RECORD, Store, check_files
 
 # A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
@@ -95,7 +95,7 @@ def _is_possible(board: Board, work: Work) -> bool:
         return True
     if board.status.get(("train", base, run_id, "")) in {"failed", "diverged"}:
         return False
-    is_alone = stage != "analyse" or name == "spectra"
+    is_alone = stage != "analyse" or name in OF_WEIGHTS
     return is_alone or board.status.get(("analyse", base, None, name)) != "failed"
 
 
@@ -244,8 +244,8 @@ def _left_over(plan: Plan, store: Store) -> list[str]:
 
 
 def _base_analyses(plan: Plan) -> list[str]:
-    """What is analysed of the base itself; spectra are of updates, and a base has none."""
-    return [analysis for analysis in plan.analyses if analysis != "spectra"]
+    """What is analysed of the base itself; spectra and subspaces are of updates, and a base has none."""
+    return [analysis for analysis in plan.analyses if analysis not in OF_WEIGHTS]
 
 
 def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, name: str) -> bool:
@@ -254,7 +254,7 @@ def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, na
         return True
     if not board.is_complete(("train", base, run_id, "")):
         return False
-    return stage != "analyse" or name == "spectra" or board.is_complete(("analyse", base, None, name))
+    return stage != "analyse" or name in OF_WEIGHTS or board.is_complete(("analyse", base, None, name))
 
 
 def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> tuple[int, int]:

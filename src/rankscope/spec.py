@@ -276,6 +276,7 @@ class Analyse(Section):
     """What is looked at inside the tuned models."""
 
     spectra: bool = Field(True, description="norms and ranks of every update")
+    subspaces: bool = Field(True, description="singular vectors against the base's; decomposes each matrix once")
     attention: bool = Field(True, description="entropy per head, and divergence from the base")
     num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
 

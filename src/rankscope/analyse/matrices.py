@@ -17,6 +17,7 @@ from rankscope.internals.spectra import (
     update_measures,
     update_norm,
 )
+from rankscope.models.fused import Part
 from rankscope.models.weights import Update
 
 # A full update has as many values as the matrix is wide; the largest ones tell its shape. An adapter's are all kept.
@@ -74,11 +75,11 @@ class Spectra:
         return (f"{still} of {self.matrices.height} matrices did not move: their update has a norm of 0 and no rank",)
 
 
-def spectra(updates: Iterable[Update], norms_of: Callable[[Update], BaseNorms]) -> Spectra:
+def spectra(updates: Iterable[Update | Part], norms_of: Callable[[Update | Part], BaseNorms]) -> Spectra:
     """Measure updates one after the other.
 
     Args:
-        updates: As they come from disk.
+        updates: As they come from disk, with fused matrices taken apart.
         norms_of: The size of the base's matrix, which a base's runs share.
     """
     matrices, others, singular_values = [], [], {}
@@ -98,13 +99,13 @@ def spectra(updates: Iterable[Update], norms_of: Callable[[Update], BaseNorms]) 
     )
 
 
-def base_norms(update: Update) -> BaseNorms:
+def base_norms(update: Update | Part) -> BaseNorms:
     """Read the base's matrix and measure it."""
     W0 = update.read_W0()
     return BaseNorms(float(torch.linalg.vector_norm(W0, dtype=torch.float64)), spectral_norm(W0))
 
 
-def _singular_values(update: Update) -> tuple[Tensor, int | None]:
+def _singular_values(update: Update | Part) -> tuple[Tensor, int | None]:
     """The values of a matrix's update, and the rank it was granted."""
     factors = update.factors
     if factors is not None:
@@ -112,7 +113,7 @@ def _singular_values(update: Update) -> tuple[Tensor, int | None]:
     return dense_singular_values(update.delta_W), None
 
 
-def _norm(update: Update) -> float:
-    if update.read_factors is not None:
+def _norm(update: Update | Part) -> float:
+    if isinstance(update, Part) or update.read_factors is not None:
         return update_norm(_singular_values(update)[0])
     return math.hypot(*(float(torch.linalg.vector_norm(rows)) for rows in update.iter_rows()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,10 +14,11 @@ from typing import Protocol, runtime_checkable
 import polars as pl
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
 from rankscope.analyse.matrices import BaseNorms, base_norms, spectra
+from rankscope.analyse.subspaces import subspaces
 from rankscope.internals.attention import attention_divergence, pattern_measures
 from rankscope.internals.patterns import (
     Batch,
@@ -26,15 +28,17 @@ from rankscope.internals.patterns import (
     show_patterns,
     unpacked_pattern,
 )
+from rankscope.models.decompositions import Decompositions, default_cache
+from rankscope.models.fused import Part, iter_parts
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import AnalyseRecord
-from rankscope.runs import BaseSettings, RunSettings
+from rankscope.runs import OF_WEIGHTS, BaseSettings, RunSettings
 from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
 
 MATRICES, OTHERS, SINGULAR_VALUES = "matrices.parquet", "other_tensors.parquet", "singular_values.safetensors"
-HEADS = "heads.parquet"
+SUBSPACES, HEADS = "subspaces.parquet", "heads.parquet"
 # The base's patterns on the probe texts: no result but a store of what every run is compared with. They are on no
 # record (their checksums are in `done`), may be deleted, and are made again when a run needs them.
 PATTERNS, PATTERNS_DONE = "patterns", "done"
@@ -96,8 +100,8 @@ class _Stage:
         record = self.store.read_analyse(folder)
         if record is not None and record.status == "complete" and record.settings_hash == expected:
             return
-        if run_id is None and name == "spectra":
-            raise ValueError("spectra are of updates, and a base has none")
+        if run_id is None and name in OF_WEIGHTS:
+            raise ValueError(f"{name} are of updates, and a base has none")
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
         found = self._base_attention(base, folder) if run_id is None else self._of_run(run_id, name, folder)
         record = AnalyseRecord(
@@ -116,23 +120,34 @@ class _Stage:
 
     def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
         settings = self.plan.run(run_id)
-        return self._spectra(settings, folder) if name == "spectra" else self._attention(settings, folder)
+        of = {"spectra": self._spectra, "subspaces": self._subspaces, "attention": self._attention}
+        return of[name](settings, folder)
 
-    # Spectra ---------------------------------------------------------------------------------------------------------
+    # Weights ---------------------------------------------------------------------------------------------------------
 
     def _spectra(self, settings: RunSettings, folder: Path) -> _Found:
         """Every update's spectrum; `Spectra.summary` says how one number comes of many."""
         file = f"norms-{settings.base.fingerprint[:16]}.json"
         norms = _NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
-        updates = iter_updates(
-            self.models.base_folder(settings.base), trained_folder(self.store.train(settings.run_id))
-        )
-        found = spectra(updates, norms.of)
+        found = spectra(self._parts(settings), norms.of)
         norms.write()
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
         _write_tensors(folder / SINGULAR_VALUES, found.singular_values)
         return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
+
+    def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
+        """How each tuned matrix's singular vectors lie to the base's."""
+        found = subspaces(self._parts(settings), Decompositions(default_cache()).of)
+        write_parquet(folder / SUBSPACES, found.matrices)
+        return _Found(found.summary(), (SUBSPACES,), found.notes())
+
+    def _parts(self, settings: RunSettings) -> Iterator[Update | Part]:
+        """What a run changed, tensor by tensor, with fused matrices taken apart."""
+        base_folder = self.models.base_folder(settings.base)
+        config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
+        updates = iter_updates(base_folder, trained_folder(self.store.train(settings.run_id)))
+        return iter_parts(updates, config)
 
     # Attention -------------------------------------------------------------------------------------------------------
 
@@ -209,7 +224,7 @@ class _NormCache:
         self._norms = {name: BaseNorms(*norms) for name, norms in (read_checked(path) or {}).items()}
         self._num_read = len(self._norms)
 
-    def of(self, update: Update) -> BaseNorms:
+    def of(self, update: Update | Part) -> BaseNorms:
         if update.name not in self._norms:
             self._norms[update.name] = base_norms(update)
         return self._norms[update.name]

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
-
 from rankscope.errors import UserError, line_of
 
 _GAP = re.compile(r"[\s,]*")
@@ -249,19 +247,34 @@ def _cells(header: Sequence[str], cells: list[str], path: Path, line: int) -> di
     return dict(zip(header, cells, strict=True))
 
 
-def _table(read: Callable[[io.BytesIO], pl.DataFrame]) -> Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]:
-    def rows(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-        try:
-            frame = read(io.BytesIO(content))
-        # The library panics, outside of Exception, on some damaged files.
-        except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(
-                f"not a valid {path.suffix[1:]} file ({reason})", where=path, mend="write or download it again"
-            ) from None
-        yield from enumerate(frame.iter_rows(named=True), start=1)
+def _parquet(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # polars, which writes our own tables, ends the whole process on some damaged files; this library raises.
+    import pyarrow.parquet
 
-    return rows
+    return _table(lambda: pyarrow.parquet.read_table(io.BytesIO(content)), path)
+
+
+def _arrow(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow.ipc
+
+    return _table(lambda: pyarrow.ipc.open_stream(io.BytesIO(content)).read_all(), path)
+
+
+def _table(read: Callable[[], Any], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of what a function reads, which is a table of pyarrow."""
+    line = 0
+    try:
+        for batch in read().to_batches():
+            batch.validate(full=True)  # offsets that point outside of the data would end the process
+            for values in batch.to_pylist():
+                line += 1
+                yield line, values
+    # pyarrow's errors are subclasses of these.
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"not a valid {path.suffix[1:]} file ({reason})", where=path, mend="write or download it again"
+        ) from None
 
 
 def _paragraphs(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -285,8 +298,8 @@ READERS: dict[str, Callable[[bytes, Path], Iterator[tuple[int, dict[str, Any]]]]
     ".json": _json,
     ".csv": _separated(","),
     ".tsv": _separated("\t"),
-    ".parquet": _table(pl.read_parquet),
-    ".arrow": _table(pl.read_ipc_stream),
+    ".parquet": _parquet,
+    ".arrow": _arrow,
     ".txt": _paragraphs,
     ".raw": _paragraphs,
     ".tokens": _paragraphs,

@@ -50,6 +50,7 @@ class Contents:
         prompts: Per base, task and item: the text as scored, and the base's own answer.
         answers: Per run at a chosen rate, task and item: is_correct and prediction.
         matrices: Per run and matrix: layer, module and the spectral measures.
+        subspaces: Per run and matrix: the measures of singular subspaces.
         heads: Per run (null: the base), layer and head: the attention measures.
         missing: What could not be read.
     """
@@ -66,6 +67,7 @@ class Contents:
     answers: pl.DataFrame
     matrices: pl.DataFrame
     heads: pl.DataFrame
+    subspaces: pl.DataFrame = field(default_factory=pl.DataFrame)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from rankscope.measures import MEASURES
+from rankscope.measures import MEASURES, SUBSPACES
 from rankscope.report.contents import Contents
 
 SPECTRA = (
@@ -23,13 +23,19 @@ _SCHEMA = {
 
 
 def spectra_by_arm(contents: Contents) -> pl.DataFrame:
-    """Each spectral measure of each arm: the mean over matrices of a run, then over seeds, with the seeds' range."""
-    long = _long(contents, contents.matrices, SPECTRA, ["name", "layer", "module"])
+    """Each spectral measure of each arm: the mean over matrices of a run, then over seeds, with the seeds' range.
+
+    Intruders are added up over the matrices instead.
+    """
+    long = _matrices(contents)
     if long.is_empty():
         return pl.DataFrame(schema=_SCHEMA)
     keys = ["base", "training_set", "arm", "rank", "measure"]
+    is_count = pl.col("measure").first().str.starts_with("intruder")
     per_run = long.group_by([*keys, "run_id"], maintain_order=True).agg(
-        pl.col("value").mean(), pl.len().cast(pl.Int64).alias("num_matrices"), pl.col("source").first()
+        pl.when(is_count).then(pl.col("value").sum()).otherwise(pl.col("value").mean()).alias("value"),
+        pl.len().cast(pl.Int64).alias("num_matrices"),
+        pl.col("source").first(),
     )
     return per_run.group_by(keys, maintain_order=True).agg(
         pl.col("value").mean(),
@@ -43,7 +49,7 @@ def spectra_by_arm(contents: Contents) -> pl.DataFrame:
 
 def spectra_by_module(contents: Contents) -> pl.DataFrame:
     """Each spectral measure of each arm, layer and module: the mean over seeds."""
-    long = _long(contents, contents.matrices, SPECTRA, ["name", "layer", "module"])
+    long = _matrices(contents)
     if long.is_empty():
         return pl.DataFrame(schema={**_SCHEMA, "layer": pl.Int64, "module": pl.String})
     keys = ["base", "training_set", "arm", "rank", "layer", "module", "measure"]
@@ -64,6 +70,14 @@ def attention_by_layer(contents: Contents) -> pl.DataFrame:
         pl.col("head").n_unique().alias("num_heads"),
         pl.col("source").first(),
     )
+
+
+def _matrices(contents: Contents) -> pl.DataFrame:
+    """One row a number of a matrix: its update's spectrum and its singular subspaces."""
+    place = ["name", "layer", "module"]
+    found = [_long(contents, contents.matrices, SPECTRA, place), _long(contents, contents.subspaces, SUBSPACES, place)]
+    found = [frame for frame in found if not frame.is_empty()]
+    return pl.concat(found, how="diagonal_relaxed") if found else pl.DataFrame()
 
 
 def _long(contents: Contents, wide: pl.DataFrame, measures: tuple[str, ...], keys: list[str]) -> pl.DataFrame:

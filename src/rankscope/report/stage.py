@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
-from rankscope.records import Rates, Status
+from rankscope.records import Analysis, Rates, Status
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.figures import group_names, make_figures
 from rankscope.report.page import render_page
@@ -83,6 +83,7 @@ def read_contents(store: Store) -> Contents:
         prompts=_read_prompts(reader, scored),
         answers=_read_answers(reader, scored, {settings.run_id for settings in at_chosen}),
         matrices=_read_analysis(reader, analysed, "spectra", "matrices.parquet"),
+        subspaces=_read_analysis(reader, analysed, "subspaces", "subspaces.parquet"),
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
         provenance=_read_provenance(reader),
         missing=tuple(reader.missing),
@@ -167,7 +168,7 @@ def _read_scored(reader: _Reader, plan: Plan) -> list[Scored]:
 def _read_analysed(reader: _Reader, plan: Plan) -> list[Analysed]:
     store, found = reader.store, []
     folders = [store.base_analysis(base, "attention") for base in plan.bases]
-    folders += [store.analysis(run.run_id, name) for run in plan.runs for name in ("spectra", "attention")]
+    folders += [store.analysis(run.run_id, name) for run in plan.runs for name in get_args(Analysis)]
     for folder in folders:
         path = folder / RECORD
         if record := reader.model(path, lambda folder=folder: store.read_analyse(folder)):

@@ -108,6 +108,18 @@ def test_an_answer_with_two_meanings_is_refused():
     assert [content.answer for content in both.contents] == ["2", "8"]
 
 
+def test_an_answer_among_numbers_may_be_a_number():
+    """Options that are numbers: an answer that could count them and could be one of them is refused, not counted."""
+    with pytest.raises(UserError, match="different options") as caught:
+        one({"question": "2 + 1?", "choices": [1, 0, 3, 2], "answer": 2})
+    assert "in quotes" in caught.value.mend
+    assert one({"question": "2 + 5?", "choices": [6, 7, 8], "answer": 7})[1].answer == "7"
+    assert one({"question": "2 + 5?", "choices": [0, 1, 7], "answer": 1})[1].answer == "1"  # both readings agree
+    # Texts are counted by numbers, as everywhere.
+    assert one({"question": "2 + 1?", "choices": ["1", "0", "3", "2"], "answer": 2})[1].answer == "3"
+    assert one({"question": "Half?", "choices": [0.5, 1.5], "answer": 1.5})[1].answer == "1.5"
+
+
 def test_numbers_of_medmcqa_say_themselves_where_they_start():
     options = {"question": "Q", "opa": "a", "opb": "b", "opc": "c", "opd": "d"}
     from_one = understand(rows({**options, "cop": 1}, {**options, "cop": 4}))
@@ -152,8 +164,19 @@ def test_columns_named_by_hand():
     columns = {"question": "q", "choices": "list", "answer": "key"}
     form, content = one({"q": "Q", "list": ["x", "y"], "key": "B"}, columns)
     assert (form, content.answer) == ("multiple_choice", "y")
+    columns = {"question": "q", "choices": ("best", "poor"), "answer": "gold"}
+    form, content = one({"q": "Q", "best": "x", "poor": "y", "gold": "y"}, columns)
+    assert (form, content.options, content.answer) == ("multiple_choice", ("x", "y"), "y")
+    form, content = one({"a": {"q": "Q"}, "b": "A"}, {"question": "a.q", "answer": "b"})
+    assert (form, content.question, content.answer) == ("question_answer", "Q", "A")
     form, content = one({"messages": [USER], "story": "T"}, {"text": "story"})
     assert (form, content.answer) == ("text", "T")
+
+
+def test_a_row_of_another_form_is_found_far_down():
+    with pytest.raises(UserError, match="form messages, the first one question_answer") as caught:
+        understand(rows(*[{"question": "Q", "answer": "A"}] * 30, {"messages": [USER, ASSISTANT]}))
+    assert caught.value.where == "data.jsonl:31"
 
 
 CHOICE = {"question": "Q", "choices": ["x", "y"]}
@@ -201,7 +224,12 @@ def test_malformed_rows_are_refused_with_file_line_field_and_mend(name):
 
 @pytest.mark.parametrize(
     ("columns", "message"),
-    [({"question": "nope"}, "no field 'nope'"), ({"quest": "question"}, "nothing that a column can be")],
+    [
+        ({"question": "nope"}, "no field 'nope'"),
+        ({"quest": "question"}, "nothing that a column can be"),
+        ({"question": ("question", "answer")}, "one column, not several"),
+        ({"choices": ("question", "nope")}, "no field 'nope'"),
+    ],
 )
 def test_wrong_columns_are_refused(columns, message):
     with pytest.raises(UserError, match=message) as caught:

@@ -1,7 +1,9 @@
+import hashlib
 import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from rankscope.data.contamination import TrainingWords
 from rankscope.data.prepare import prepare_task, prepare_training_set
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
+from rankscope.runs import evaluation_hash
 from rankscope.spec import Task, TrainingSet
 
 QA = [{"question": f"What is {number} plus 1?", "answer": f"It is {number + 1}"} for number in range(40)]
@@ -256,6 +259,75 @@ def test_validation_items_in_the_training_set_are_counted(plain, source):
     assert any("3 of 3 validation items are in the training set too" in warning for warning in data.warnings)
 
 
+# Conversations -------------------------------------------------------------------------------------------------------
+
+TALK = [("system", "Be kind."), ("user", "One?"), ("assistant", "1"), ("user", "Two?"), ("assistant", "2")]
+
+
+def talks(number):
+    def messages(index):
+        return [{"role": role, "content": f"{text}{index}" if role == "user" else text} for role, text in TALK]
+
+    return [{"messages": messages(index)} for index in range(number)]
+
+
+def test_all_answers_of_a_conversation_can_be_learned(chat, source):
+    last = train(chat, source(talks(30)))
+    every = train(chat, source(talks(30)), assistant_turns="all")
+    assert len(every.texts) == 2 * len(last.texts)
+    # The same conversations are held out, and each answer has the very turns before it.
+    assert [text.prompt for text in every.validation_texts] == [text.prompt for text in last.validation_texts]
+    first, second = every.texts[:2]
+    assert (first.completion, second.completion) == ("1", "2")
+    assert second.prompt == last.texts[0].prompt
+    assert second.prompt.startswith(f"{first.prompt}1")
+    assert len({text.example_id for text in every.texts}) == len(every.texts)
+
+
+def test_a_system_prompt_stands_first_where_there_is_none(chat, plain, source):
+    own = train(chat, source(talks(30)), system_prompt="Be brief.")
+    assert all("Be kind." in text.prompt and "Be brief." not in text.prompt for text in own.texts)
+    for text in train(chat, source(QA), system_prompt="Be brief.").texts:
+        assert text.prompt.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
+    data = train(plain, source(QA), system_prompt="Be brief.")
+    prompts = [text.prompt for text in data.texts] + [item.prompt for item in data.validation_items]
+    assert all(prompt.startswith("Be brief.\n\nQuestion: ") for prompt in prompts)
+    assert task(plain, source(QA), system_prompt="Be brief.").items[0].prompt.startswith("Be brief.\n\nQuestion: ")
+
+
+@pytest.mark.parametrize("row", [{"text": "T"}, {"prompt": "P", "completion": "C"}])
+def test_a_system_prompt_has_no_place_in_what_is_taken_as_written(plain, source, row):
+    with pytest.raises(UserError, match="taken as they are written") as caught:
+        train(plain, source([row] * 20), system_prompt="Be brief.")
+    assert caught.value.where == "train.ours.system_prompt"
+
+
+def test_columns_of_a_validation_source_of_its_own(plain, source):
+    own = source([{"ask": f"Own {n}?", "say": "Yes"} for n in range(3)], "own.jsonl")
+    columns = {"question": "ask", "answer": "say"}
+    data = train(plain, source(QA), validation={"source": own, "columns": columns})
+    assert [text.completion for text in data.validation_texts] == [" Yes"] * 3
+
+
+# Which version of the data it is --------------------------------------------------------------------------------------
+
+
+def test_settings_say_which_version_of_the_data_was_read(plain, source):
+    path = source(QA)
+    data, scored = train(plain, path), task(plain, path)
+    content = hashlib.sha256(hashlib.sha256(Path(path).read_bytes()).digest()).hexdigest()
+    for version in (data.version, scored.settings.data, data.validation_settings.data):
+        assert (version.source, version.sha256, version.commit) == (path, content, None)
+    world = task(plain, "smallworld:general_recall", split="test").settings.data
+    assert (world.source, world.split, len(world.sha256)) == ("smallworld:general_recall", "test", 64)
+
+
+def test_the_same_items_from_elsewhere_are_scored_as_before(plain, source):
+    here, there = (task(plain, source(QA, name)).settings for name in ("here.jsonl", "there.jsonl"))
+    assert here != there
+    assert evaluation_hash(here, "model") == evaluation_hash(there, "model")
+
+
 # What is malformed is refused ----------------------------------------------------------------------------------------
 
 
@@ -264,6 +336,21 @@ def test_fewer_examples_than_a_batch_are_refused_with_both_numbers(plain, source
         train(plain, source(QA), batch_size=64)
     assert caught.value.where == "train.ours"
     assert "batch_size" in caught.value.mend
+
+
+def test_rows_that_all_ask_the_same_are_not_told_to_be_more(plain, source):
+    rows = [{"question": "Write a poem.", "answer": f"Poem {number}"} for number in range(50)]
+    for options in ({}, {"part": "train"}):
+        with pytest.raises(UserError, match="the 50 rows ask only 1 different things") as caught:
+            train(plain, source(rows), **options)
+        assert "columns" in caught.value.mend
+
+
+def test_prompts_that_fill_everything_are_named_as_the_reason(plain, source):
+    rows = [{"question": f"{number} " + "very " * 100, "answer": "long"} for number in range(20)]
+    with pytest.raises(UserError, match=r"the prompts of \d+ of \d+ rows fill all of 40 tokens.*no examples") as caught:
+        train(plain, source(rows), max_length=40, batch_size=1)
+    assert "max_length" in caught.value.mend and "batch_size" not in caught.value.mend
 
 
 def test_nothing_to_validate_on_is_refused(plain, source):

@@ -55,6 +55,27 @@ def test_json_with_one_object_a_line_is_read_too(tmp_path):
     assert values(read_file(write(tmp_path / "a.json", jsonl(ROWS)))) == ROWS
 
 
+@pytest.mark.parametrize(
+    ("document", "lines"),
+    [
+        ('{\n"a": {"q": 1},\n\n"b": {"q": 2}\n}', [(2, {"id": "a", "q": 1}), (4, {"id": "b", "q": 2})]),
+        ('{"version": 1, "data": [\n{"q": 1},\n{"q": 2}]}', [(2, {"q": 1}), (3, {"q": 2})]),
+        ('{"a": {"id": "own"}}', [(1, {"id": "own"})]),
+        ('{"q": 1}', [(1, {"q": 1})]),
+        ('{"q": {"x": 1}, "p": 2}\n{"q": {}, "p": 4}', [(1, {"q": {"x": 1}, "p": 2}), (2, {"q": {}, "p": 4})]),
+        ('{"messages": [{"role": "user"}]}', [(1, {"messages": [{"role": "user"}]})]),
+    ],
+)
+def test_json_documents_that_are_one_object(tmp_path, document, lines):
+    rows = read_file(write(tmp_path / "a.json", document))
+    assert [(row.line, row.values) for row in rows] == lines
+
+
+def test_texts_between_ends_of_text_keep_their_paragraphs(tmp_path):
+    rows = read_file(write(tmp_path / "a.txt", "\nOne.\n\nTwo.\n<|endoftext|>\n\nThree.\n"))
+    assert [(row.line, row.values["text"]) for row in rows] == [(2, "One.\n\nTwo."), (7, "Three.")]
+
+
 def test_parquet_keeps_types(tmp_path):
     rows = [{"question": "a", "choices": ["x", "y"], "answer": 1}]
     pl.DataFrame(rows).write_parquet(tmp_path / "a.parquet")
@@ -157,6 +178,20 @@ def test_hub_data_goes_through_the_preset(monkeypatch):
     read("medmcqa", role="test")
     assert asked["split"] == "validation"  # the test split has no answers
     assert read("openai/gsm8k").preset.name == "gsm8k"
+
+
+def test_the_commit_of_hub_data_is_read_from_its_files_addresses(monkeypatch):
+    commit = "e53f048856ff4f594e959d75785d2c2d37b678ee"
+
+    def load(*_arguments, **_options):
+        table = datasets.Dataset.from_list([{"question": "a", "answer": "b"}])
+        table.info.download_checksums = {f"hf://datasets/openai/gsm8k@{commit}/main/train.parquet": {"num_bytes": 1}}
+        return table
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    version = read("gsm8k", revision="main").version
+    assert (version.source, version.subset, version.split) == ("openai/gsm8k", "main", "train")
+    assert (version.revision, version.commit, version.sha256) == ("main", commit, None)
 
 
 def test_hub_rows_are_not_cut_before_their_part_is_taken():
@@ -271,11 +306,15 @@ def test_no_content_whatever_raises_anything_but_a_users_error(tmp_path_factory,
         assert all(isinstance(row.values, dict) for row in rows)
 
 
-@given(st.data())
-@settings(max_examples=60, deadline=None)
-def test_damaged_parquet_raises_nothing_but_a_users_error(tmp_path_factory, data):
-    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}.parquet"
-    pl.DataFrame(ROWS).write_parquet(path)
+_TABLE = pl.DataFrame([{**row, "choices": ["x", "y"]} for row in ROWS] * 5)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_damaged_tables_raise_nothing_but_a_users_error(tmp_path_factory, ending, data):
+    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}{ending}"
+    (_TABLE.write_parquet if ending == ".parquet" else _TABLE.write_ipc_stream)(path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
