@@ -18,7 +18,7 @@ MAX_MODULE, MAX_FUNCTION, MAX_LOOP = 500, 60, 100
 
 OPTIONS = {
     "init": {"--model", "--train", "--out"},
-    "plan": {"STUDY", "--set", "--json"},
+    "plan": {"STUDY", "--set", "--json", "--device", "--measure", "--fit"},
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
     "report": {"DIR"},

@@ -75,6 +75,12 @@ def _parser() -> argparse.ArgumentParser:
     plan = add("plan", _plan, "say what a study will do and cost, without loading a model")
     _add_study(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    text = "forecast for a GPU of the table, for example a100-80gb, or for several: 8xa100-80gb"
+    plan.add_argument("--device", metavar="NAME", help=text)
+    text = "make twenty training steps of each method here, and forecast from them; loads the model"
+    plan.add_argument("--measure", action="store_true", help=text)
+    text = "say what to leave out so that the study takes no longer, for example 8h, 90min or 2d"
+    plan.add_argument("--fit", metavar="TIME", help=text)
 
     run = add("run", _run, "run a study, or finish one that was stopped", _EPILOG)
     _add_study(run)
@@ -120,15 +126,15 @@ def _plan(options: argparse.Namespace) -> int:
 
     study = load_study(options.study, options.set)  # before what takes longer to import than a mistake to find
 
-    from rankscope.planning import make_plan
-    from rankscope.terminal import plan_lines
+    from rankscope.forecast import Wish, forecast
+    from rankscope.terminal import fitted_lines, plan_lines
 
-    plan, _ = make_plan(study)
+    found = forecast(study, Wish(options.device, options.fit, is_measured=options.measure))
     if options.json:
-        print(plan.model_dump_json(indent=1))
-    else:
-        for line in plan_lines(study, plan):
-            print(line)
+        print(json.dumps(found.document(), indent=1))
+        return DONE
+    for line in [*plan_lines(study, found.plan), *fitted_lines(options.fit, found.fitted)]:
+        print(line)
     return DONE
 
 

@@ -14,6 +14,7 @@ from rankscope.data.summaries import DataSummary
 from rankscope.records import FORMAT_VERSION, Analysis, Frozen, Subject
 from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
 
+UNREAD = "unread"  # in the place of a hash of what is not on this machine
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
 
 
@@ -23,11 +24,16 @@ def validation_task(training_set: str) -> str:
 
 
 class Layout(Frozen):
-    """Where work runs; replayed from plan.json, so that a study repeats bit for bit."""
+    """Where work runs; replayed from plan.json, so that a study repeats bit for bit.
+
+    Attributes:
+        gpu: The model of the GPU, as its driver names it.
+    """
 
     device: str
     num_workers: int
     threads_per_worker: int
+    gpu: str | None = None
 
 
 class Estimate(Frozen):

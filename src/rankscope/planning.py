@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 import polars as pl
 
@@ -28,19 +26,15 @@ from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
-from rankscope.plan import Estimate, Layout, Plan, validation_task
+from rankscope.design import design_warnings, relations, smallest_differences
+from rankscope.layout import choose_layout
+from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
 from rankscope.spec import Study
-from rankscope.statistics import smallest_difference
 from rankscope.store import Store, write_parquet
 
 _PROBE_TOKENS = 256
-_SMALL_MODEL_PARAMETERS = 20_000_000
-
-Relation = Literal["in_domain", "out_of_domain", "retention"]
-
 
 @dataclass(frozen=True)
 class Inputs:
@@ -50,11 +44,13 @@ class Inputs:
         examples: By base and training set.
         prompts: By base and task, validation items among them.
         probes: By base, the texts on which models are looked into.
+        outline: What the cost of the study was computed from.
     """
 
     examples: dict[tuple[str, str], pl.DataFrame]
     prompts: dict[tuple[str, str], pl.DataFrame]
     probes: dict[str, pl.DataFrame]
+    outline: Outline
 
 
 @dataclass(frozen=True)
@@ -87,12 +83,17 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     tensors = {name: dict(base.shape.tensors) for name, base in prepared.items()}
     types = {name: base.model_type for name, base in prepared.items()}
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
-    inputs = _inputs(prepared)
-    smallest = _smallest_differences(study, prepared)
+    scored = next(iter(prepared.values())).tasks
+    smallest = smallest_differences(
+        study, {name: (task.settings.scoring, len(task.items)) for name, task in scored.items()}
+    )
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [warning for base in prepared.values() for warning in _warnings(study, base)]
     data_warnings += [overlap.warning for overlap in overlaps if overlap.warning]
-    layout = earlier.layout if earlier is not None and keep_layout else _choose_layout(study, prepared)
+    layout = choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
+    if earlier is not None and keep_layout:
+        layout = earlier.layout
+    inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
         study=study.study,
         bases=bases,
@@ -102,7 +103,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
             name: {key: data.validation_settings for key, data in base.training.items()}
             for name, base in prepared.items()
         },
-        relations={name: _relations(study, name) for name in study.train},
+        relations={name: relations(study, name) for name in study.train},
         runs=runs,
         search_seeds=study.seeds[: study.search.seeds],
         layout=layout,
@@ -113,31 +114,23 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
         },
         analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
-        estimate=_estimate(study, runs, inputs, prepared, layout),
+        estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,
-        warnings=tuple(dict.fromkeys([*_design_warnings(study, smallest), *data_warnings])),
+        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *data_warnings])),
         smallest_difference=smallest,
         today=today,
     )
     return plan, inputs
 
 
-def _estimate(
-    study: Study, runs: tuple[RunSettings, ...], inputs: Inputs, prepared: dict[str, _Prepared], layout: Layout
-) -> Estimate:
-    loads = {name: _loads(name, base, inputs) for name, base in prepared.items()}
-    shapes = {name: base.shape for name, base in prepared.items()}
-    return estimate(Outline(study, runs, loads, shapes, layout), find_device(layout, study.optimization.dtype))
-
-
-def _loads(name: str, base: _Prepared, inputs: Inputs) -> Loads:
+def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFrame]) -> Loads:
     """How much there is to train on and to score, as this base sees it."""
     return Loads(
-        training={key: counted_training(inputs.examples[name, key]) for key in base.training},
+        training={key: counted_training(examples[name, key]) for key in base.training},
         validation={
             key: counted_validation(
-                inputs.examples[name, key], [item.options for item in data.validation_items], data.validation_settings
+                examples[name, key], [item.options for item in data.validation_items], data.validation_settings
             )
             for key, data in base.training.items()
         },
@@ -208,7 +201,7 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
     return _Prepared(settings, shape_of_folder(folder), model_type(folder), training, tasks, probes)
 
 
-def _inputs(prepared: dict[str, _Prepared]) -> Inputs:
+def _inputs(study: Study, prepared: dict[str, _Prepared], runs: tuple[RunSettings, ...], layout: Layout) -> Inputs:
     examples, prompts = {}, {}
     for name, base in prepared.items():
         for key, data in base.training.items():
@@ -218,7 +211,9 @@ def _inputs(prepared: dict[str, _Prepared]) -> Inputs:
             prompts[name, validation_task(key)] = items_frame(data.validation_items)
         for key, task in base.tasks.items():
             prompts[name, key] = items_frame(task.items)
-    return Inputs(examples, prompts, {name: base.probes for name, base in prepared.items()})
+    loads = {name: _loads(name, base, examples) for name, base in prepared.items()}
+    outline = Outline(study, runs, loads, {name: base.shape for name, base in prepared.items()}, layout)
+    return Inputs(examples, prompts, {name: base.probes for name, base in prepared.items()}, outline)
 
 
 def _probes(tokenizer: Tokenizer, tasks: dict[str, PreparedTask], number: int) -> pl.DataFrame:
@@ -237,13 +232,6 @@ def _probes(tokenizer: Tokenizer, tasks: dict[str, PreparedTask], number: int) -
                 rows.append((f"{name}/{item.item_id}", name, ids))
     schema = {"probe_id": pl.String, "source": pl.String, "input_ids": pl.List(pl.Int32)}
     return pl.DataFrame(rows, schema=schema, orient="row")
-
-
-def _relations(study: Study, training_set: str) -> dict[str, Relation]:
-    return {
-        name: "in_domain" if training_set in task.in_domain_for else task.role or "out_of_domain"
-        for name, task in study.evaluate.items()
-    }
 
 
 def _summaries(base: _Prepared) -> list[DataSummary]:
@@ -282,70 +270,3 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
                 f"(smallest {min(sizes)}); an update there cannot have it"
             )
     return warnings
-
-
-def _design_warnings(study: Study, smallest: dict[str, float]) -> list[str]:
-    """What the study cannot tell as it is laid out, said before it is paid for."""
-    warnings = []
-    margin = study.decide.margin
-    for training_set, difference in smallest.items():
-        if difference > margin:
-            warnings.append(
-                f"decide.margin is {margin:g}, and on {training_set} differences below {difference:.3f} are hardly "
-                "seen: the verdict may well be undecided; score more items, run more seeds, or widen the margin"
-            )
-    if len(study.seeds) == 1:
-        warnings.append("one seed shows no spread: intervals hold the choice of items only")
-    if not any(task.role == "retention" for task in study.evaluate.values()):
-        warnings.append("no task has role retention: nothing watches what is forgotten")
-    return warnings
-
-
-def _smallest_differences(study: Study, prepared: dict[str, _Prepared]) -> dict[str, float]:
-    """By training set, the difference in in-domain accuracy that its items and the study's seeds can decide."""
-    tasks = next(iter(prepared.values())).tasks
-    differences = {}
-    for training_set in study.train:
-        sizes = [
-            len(tasks[name].items)
-            for name, task in study.evaluate.items()
-            if training_set in task.in_domain_for and tasks[name].settings.scoring != "loss"
-        ]
-        if sizes:
-            differences[training_set] = smallest_difference(
-                sizes,
-                len(study.seeds),
-                confidence=study.decide.confidence,
-                num_arms=max(2, len(expand_arms(study))),
-            )
-    return differences
-
-
-def _choose_layout(study: Study, prepared: dict[str, _Prepared]) -> Layout:
-    """How many processes with how many threads: small models gain from processes, large ones from threads."""
-    execute = study.execute
-    device = _find_device() if execute.device == "auto" else execute.device
-    if device == "mps" and study.optimization.dtype == "float64":
-        raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
-    is_small = all(base.shape.num_parameters < _SMALL_MODEL_PARAMETERS for base in prepared.values())
-    workers = execute.num_workers
-    if workers == "auto":
-        workers = cores if device == "cpu" and is_small else 1
-    threads = execute.threads_per_worker
-    if threads == "auto":
-        threads = max(1, cores // workers)
-    return Layout(device=device, num_workers=workers, threads_per_worker=threads)
-
-
-
-
-def _find_device() -> str:
-    """The device of this machine, found without importing torch; a worker looks again, with it."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
-        return "cpu"
-    if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
-        return "cuda"
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        return "mps"
-    return "cpu"

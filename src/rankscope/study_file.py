@@ -12,9 +12,12 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rankscope.errors import UserError, line_of
-from rankscope.spec import Study
+from rankscope.spec import Arm, Optimization, Study
 
 _UNSET = "unset"
+
+_SPELLINGS = [(name, f.alias) for kind in (Arm, Optimization) for name, f in kind.model_fields.items() if f.alias]
+_OTHER_SPELLING = dict(_SPELLINGS) | {alias: name for name, alias in _SPELLINGS}
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
@@ -107,6 +110,7 @@ def _apply_override(document: CommentedMap, override: str) -> None:
     if isinstance(node, CommentedSeq):
         node[_index(node, last, key)] = value
     elif isinstance(node, dict):
+        node.pop(_OTHER_SPELLING.get(last, ""), None)  # the file may spell the key in the other way
         node[last] = value
     else:
         raise UserError(f"'{key}' leads into a plain value", where="--set")

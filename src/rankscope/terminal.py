@@ -7,9 +7,10 @@ from typing import Any
 
 from rich.table import Table
 
+from rankscope.cost.fit import Fitted
 from rankscope.data.summaries import DataSummary
 from rankscope.display import duration
-from rankscope.plan import Plan
+from rankscope.plan import UNREAD, Plan
 from rankscope.records import ArmResult, DecideRecord, Interval, Verdict
 from rankscope.runs import expand_arms
 from rankscope.spec import OptimizationFields, Study
@@ -110,7 +111,11 @@ def _nats(interval: Interval | None) -> str:
 
 
 def _base_lines(plan: Plan) -> list[str]:
-    return [f"base {base.name}: {base.source} ({base.fingerprint[:12]})" for base in plan.bases.values()]
+    lines = []
+    for base in plan.bases.values():
+        known = "its shape is known, its files were not read" if base.fingerprint == UNREAD else base.fingerprint[:12]
+        lines.append(f"base {base.name}: {base.source} ({known})")
+    return lines
 
 
 def _arm_lines(study: Study) -> list[str]:
@@ -132,6 +137,9 @@ def _arm_lines(study: Study) -> list[str]:
 
 
 def _data_lines(summary: DataSummary) -> list[str]:
+    if summary.is_estimate:
+        sizes = f"{summary.num_used:,} rows, about {summary.num_tokens:,} tokens (an estimate, not counted)"
+        return [f"  {summary.role} {summary.name} ({summary.source}): {sizes}"]
     counts = [f"{summary.num_rows:,} rows read as {summary.form}"]
     if summary.num_used != summary.num_rows - summary.num_refused:
         counts.append(f"{summary.num_used:,} used")
@@ -169,6 +177,18 @@ def _marked(summary: DataSummary) -> str:
     if len(trained) > _SHOWN:
         trained = f"{trained[: _SHOWN // 2]} [...] {trained[-_SHOWN // 2 :]}"
     return repr(f"{prompt}>>>{trained}<<<")
+
+
+def fitted_lines(budget: str, fitted: Fitted | None) -> list[str]:
+    """What to leave out to fit a budget, in the words that `--set` takes."""
+    if fitted is None:
+        return []
+    if not fitted.cuts:
+        return [f"fits {budget} as it is"]
+    lines = [f"to fit {budget}, leave out (in this order, each with the time that is left):"]
+    for cut in fitted.cuts:
+        lines += [f"  --set '{cut.override}'", f"      {cut.why}; {duration(cut.seconds)}"]
+    return [*lines, f"then it takes about {duration(fitted.estimate.seconds or 0.0)}"]
 
 
 def _task_lines(study: Study, plan: Plan) -> list[str]:
@@ -229,7 +249,11 @@ def _memory_lines(plan: Plan) -> list[str]:
     has = "" if cost.device_memory_bytes is None else f" of {amount(cost.device_memory_bytes)}"
     holder = "process" if cost.device_memory_bytes is None else "device"
     parts = ", ".join(f"{name} {amount(size)}" for name, size in cost.memory_bytes_by_arm.items())
-    return [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder} ({parts})"]
+    lines = [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder} ({parts})"]
+    large = [name for name, size in cost.memory_bytes_by_arm.items() if size > (cost.device_memory_bytes or size)]
+    if large:
+        lines.append(f"warning: does not fit into one {cost.device}: {', '.join(large)}")
+    return lines
 
 
 def amount(num_bytes: int) -> str:

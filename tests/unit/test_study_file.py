@@ -212,3 +212,13 @@ def test_what_changed_between_two_studies_is_named_in_the_files_words(tmp_path: 
     assert f"decide.margin: {before.decide.margin} -> 0.25" in said
     assert any(text.startswith("optimization.max_steps: ") and text.endswith(" -> 7") for text in said)
     assert all(text.split(":")[0].split(".")[0] in {"optimization", "decide", "seeds"} for text in said)
+
+
+@pytest.mark.parametrize(("written", "said"), [("rank", "r"), ("r", "rank")])
+def test_an_override_may_spell_a_key_in_the_other_way(tmp_path: Path, written: str, said: str) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: s\nmodel: m\ntrain: {t: {source: t}}\nevaluate: {e: {source: e, in_domain_for: [t]}}\n"
+        f"arms: [{{method: lora, {written}: [4, 8], learning_rate: 1e-3}}]\n"
+    )
+    assert load_study(path, [f"arms.0.{said}=[2]"]).arms[0].rank == (2,)

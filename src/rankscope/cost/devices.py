@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ _PROCESSOR_ARITHMETIC, _PROCESSOR_MOVED, _PROCESSOR_OPERATION_SECONDS = 0.83, 1.
 # On GPUs nothing was measured: shares of the data sheet that well-known trainers of the sizes of interest report, and
 # the time that eager torch takes to start a kernel.
 _GPU_ARITHMETIC, _GPU_MOVED, _GPU_OPERATION_SECONDS = 0.45, 0.75, 8e-6
+# What a GPU that the table does not have is taken for.
+_MIDDLING = "a100-40gb"
 # Two threads are not twice as fast as one.
 _THREAD_EFFICIENCY = 0.9
 
@@ -96,6 +99,19 @@ def named_device(name: str, dtype: str = "float32") -> Device:
         operation_seconds=_GPU_OPERATION_SECONDS,
         memory_bytes=int(entry.memory * 2**30),
     )
+
+
+def gpu_name(model: str) -> str:
+    """The table's name for a GPU as its driver calls it (`NVIDIA A100-SXM4-80GB`), or a middling one's.
+
+    Of several entries that fit, the one with the most words in common; `PCIe` and the memory are among the words.
+    """
+    said = set(re.findall(r"[a-z]*\d+[a-z]*|[a-z]+", model.lower()))
+    overlaps = {name: len(said & set(re.findall(r"[a-z]*\d+[a-z]*|[a-z]+", name))) for name in known_devices()}
+    # `GeForce RTX 4090` has the chip in two words.
+    joined = {f"rtx{word}" for word in said} | said
+    fitting = [name for name in overlaps if name.split("-")[0] in joined]
+    return max(fitting, key=lambda name: (overlaps[name], -len(name)), default=_MIDDLING)
 
 
 def this_processor(num_threads: int, dtype: str = "float32") -> Device:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import get_args
 
-from rankscope.cost.devices import Device, named_device, this_processor
+from rankscope.cost.devices import Device, gpu_name, named_device, this_processor
 from rankscope.cost.disk import disk_bytes
 from rankscope.cost.loads import Loads
 from rankscope.cost.memory import scoring_bytes, training_bytes
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.pieces import Piece, adapted, analyse_piece, evaluate_piece, shape_seconds, train_piece
 from rankscope.plan import VALIDATION, Estimate, Layout, piece_key, validation_task
+from rankscope.records import Analysis
 from rankscope.runs import RunSettings
 from rankscope.spec import Study
 
@@ -55,18 +57,25 @@ class Outline:
 
 
 def find_device(layout: Layout, dtype: str) -> Device:
-    """The device that a layout names, as fast as it is: a GPU of the table, or this machine's processor.
-
-    What kind of GPU a machine has is not known without asking its driver, so `cuda` and `mps` stand for a middling one.
-    """
+    """The device of a layout: this machine's processor, its GPU where the table has it, or else a middling one."""
     if layout.device == "cpu":
         return this_processor(layout.threads_per_worker, dtype)
-    return named_device({"cuda": "a100-40gb", "mps": "t4-16gb"}.get(layout.device, layout.device), dtype)
+    return named_device(gpu_name(layout.gpu or ""), dtype)
 
 
-def estimate(outline: Outline, device: Device) -> Estimate:
-    """The cost of a study in which every arm's rate is found; a forecast, and named so wherever it is shown."""
+def estimate(outline: Outline, device: Device, factors: Mapping[str, float] | None = None) -> Estimate:
+    """The cost of a study in which every arm's rate is found; a forecast, and named so wherever it is shown.
+
+    Args:
+        outline: The study.
+        device: What it runs on.
+        factors: Measured over forecast seconds, of `full` and `adapter` training and of `evaluate`; 1 where not given.
+    """
     pieces = all_pieces(outline, device)
+    if factors:
+        is_model = {run.arm.label: run.arm.capabilities.saves == "model" for run in outline.runs}
+        full = {piece_key("train", run.base.name, run, "") for run in outline.runs if is_model[run.arm.label]}
+        pieces = {key: _scaled(piece, key, key in full, factors) for key, piece in pieces.items()}
     candidates, later = outline.split()
     waves = [Counter(_search_keys(outline, candidates)), Counter(_later_keys(outline, candidates, later))]
     totals = _totals(pieces, waves[0] + waves[1])
@@ -128,6 +137,12 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
     return pieces
 
 
+def _scaled(piece: Piece, key: str, is_full: bool, factors: Mapping[str, float]) -> Piece:
+    stage = key.partition("/")[0]
+    kind = stage if stage != "train" else "full" if is_full else "adapter"
+    return replace(piece, seconds=piece.seconds * factors.get(kind, 1.0))
+
+
 def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> list[str]:
     """What is done before every rate is known: the search, and the base meanwhile."""
     keys = []
@@ -152,8 +167,7 @@ def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequ
 
 
 def _analyses(study: Study) -> list[str]:
-    wanted = {"spectra": study.analyse.spectra, "attention": study.analyse.attention}
-    return [name for name, is_on in wanted.items() if is_on]
+    return [name for name in get_args(Analysis) if getattr(study.analyse, name)]
 
 
 def _totals(pieces: Mapping[str, Piece], keys: Mapping[str, int]) -> dict[str, Piece]:

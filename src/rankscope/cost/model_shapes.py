@@ -60,6 +60,7 @@ class TableEntry(BaseModel):
 
     ids: tuple[str, ...]
     form: Literal["llama", "gpt2", "neox", "phi3"]
+    type: str
     parameters: int
     layers: int
     d_model: int

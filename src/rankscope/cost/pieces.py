@@ -22,6 +22,8 @@ _READ_BYTES_PER_SECOND = 1.0e9
 _WRITE_BYTES_PER_SECOND = 0.4e9
 # Singular values of a full update: a decomposition of each matrix takes about so many times d_out * d_in * min of both.
 _DECOMPOSITION = 12.0
+# Products with a tuned matrix until its largest triplets stand still.
+_ITERATIONS = 6
 # Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
 _GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
 
@@ -102,6 +104,8 @@ def analyse_piece(
     """One analysis of one model (`part` None: of the base)."""
     if name == "spectra":
         return _spectra(shape, device, part)
+    if name == "subspaces":
+        return _subspaces(shape, device)
     tokens = sum(probe_lengths)
     length = max(probe_lengths, default=0)
     work = forward(shape, tokens, length, 1, part)
@@ -149,3 +153,10 @@ def _spectra(shape: ModelShape, device: Device, part: Adapted | None) -> Piece:
         seconds = 8 * part.num_trainable / _READ_BYTES_PER_SECOND + 1e-3 * part.num_matrices
     # In float64, at half the rate, and decompositions reach a fraction of a product's.
     return Piece(0, arithmetic, 8 * device.seconds(Work(arithmetic)) + seconds + ANALYSE_SECONDS)
+
+
+def _subspaces(shape: ModelShape, device: Device) -> Piece:
+    """The tuned matrices' largest triplets, by iteration; the base's own vectors are found once for all runs."""
+    kept = 500
+    arithmetic = sum(_ITERATIONS * 4 * d_out * d_in * min(kept, d_out, d_in) for d_out, d_in in shape.matrices)
+    return Piece(0, arithmetic, 4 * device.seconds(Work(arithmetic)) + ANALYSE_SECONDS)

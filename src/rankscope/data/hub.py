@@ -47,6 +47,21 @@ def model_folder(source: str, revision: str | None = None) -> Path:
     return _checked(_fetched(source, revision), source)
 
 
+def local_model(source: str, revision: str | None = None) -> Path | None:
+    """Where a model lies on this machine, without reaching a hub; None where only the hub may have it."""
+    path = Path(source).expanduser()
+    if source == EMBEDDED or path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
+        return path  # whether it can serve as a base is another question
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
 def hub_commit(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache holds, which is its name; None for any other folder."""
     is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")

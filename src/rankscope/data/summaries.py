@@ -47,6 +47,7 @@ class DataSummary(Frozen):
         num_truncated: Examples cut on the right, or items whose prompt is cut from the left when it is scored.
         median_tokens, p95_tokens: Of examples, or of items with their longest option.
         sample_prompt, sample_trained: The first one decoded from its tokens; the second part is what is learned.
+        is_estimate: The rows were not read, or there was no tokenizer for them: numbers are from a table.
     """
 
     base: str
@@ -66,6 +67,7 @@ class DataSummary(Frozen):
     longest_tokens: int
     sample_prompt: str
     sample_trained: str
+    is_estimate: bool = False
 
 
 def training_summary(label: Label, understood: Contents, done: Tokenised, tokenizer: Tokenizer) -> DataSummary:

@@ -1,0 +1,61 @@
+"""What a study's design alone tells: the roles of its tasks, and what it can decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from rankscope.runs import expand_arms
+from rankscope.spec import Scoring, Study
+from rankscope.statistics import smallest_difference
+
+Relation = Literal["in_domain", "out_of_domain", "retention"]
+
+
+def relations(study: Study, training_set: str) -> dict[str, Relation]:
+    """By task, its role towards a training set."""
+    return {
+        name: "in_domain" if training_set in task.in_domain_for else task.role or "out_of_domain"
+        for name, task in study.evaluate.items()
+    }
+
+
+def smallest_differences(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) -> dict[str, float]:
+    """By training set, the difference in in-domain accuracy that its items and the study's seeds can decide.
+
+    Args:
+        study: The study.
+        tasks: By task, how it is scored and how many items it has.
+    """
+    differences = {}
+    for training_set in study.train:
+        sizes = [
+            tasks[name][1]
+            for name, task in study.evaluate.items()
+            if training_set in task.in_domain_for and tasks[name][0] != "loss"
+        ]
+        if sizes:
+            differences[training_set] = smallest_difference(
+                sizes,
+                len(study.seeds),
+                confidence=study.decide.confidence,
+                num_arms=max(2, len(expand_arms(study))),
+            )
+    return differences
+
+
+def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
+    """What the study cannot tell as it is laid out, said before it is paid for."""
+    warnings = []
+    margin = study.decide.margin
+    for training_set, difference in smallest.items():
+        if difference > margin:
+            warnings.append(
+                f"decide.margin is {margin:g}, and on {training_set} differences below {difference:.3f} are hardly "
+                "seen: the verdict may well be undecided; score more items, run more seeds, or widen the margin"
+            )
+    if len(study.seeds) == 1:
+        warnings.append("one seed shows no spread: intervals hold the choice of items only")
+    if not any(task.role == "retention" for task in study.evaluate.values()):
+        warnings.append("no task has role retention: nothing watches what is forgotten")
+    return warnings

@@ -1,0 +1,65 @@
+"""Where a study's work runs on this machine: which device, how many processes, how many threads; without torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from rankscope.errors import UserError
+from rankscope.plan import Layout
+from rankscope.spec import Study
+
+_SMALL_MODEL_PARAMETERS = 20_000_000
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+def choose_layout(study: Study, num_parameters: int) -> Layout:
+    """One process for each GPU; on a processor, small models gain from processes and large ones from threads.
+
+    Args:
+        study: The study.
+        num_parameters: Of its largest base.
+
+    Raises:
+        UserError: The device cannot do what the study asks for, or is not there as often.
+    """
+    execute = study.execute
+    device = find_device() if execute.device == "auto" else execute.device
+    if device == "mps" and study.optimization.dtype == "float64":
+        raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
+    gpus = visible_gpus() if device == "cuda" else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
+    workers = execute.num_workers
+    if workers == "auto":
+        by_processor = cores if num_parameters < _SMALL_MODEL_PARAMETERS else 1
+        workers = by_processor if device == "cpu" else max(1, len(gpus))
+    elif gpus and workers > len(gpus):
+        what = f"{workers} processes are asked for, and there are {len(gpus)} GPUs ({', '.join(gpus)})"
+        raise UserError(what, where="execute.num_workers", mend=f"set it to {len(gpus)} or less, or to auto")
+    threads = execute.threads_per_worker
+    if threads == "auto":
+        threads = max(1, cores // workers)
+    return Layout(device=device, num_workers=workers, threads_per_worker=threads, gpu=gpus[0] if gpus else None)
+
+
+def find_device() -> str:
+    """The device of this machine, found without importing torch; a worker looks again, with it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        return "cpu"
+    if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
+        return "cuda"
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        return "mps"
+    return "cpu"
+
+
+def visible_gpus(folder: Path = _NVIDIA) -> list[str]:
+    """The models of the GPUs that this process may use, as their driver names them; empty where it says nothing."""
+    names = []
+    for path in sorted(folder.glob("*/information")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        names += [line.partition(":")[2].strip() for line in lines if line.startswith("Model:")]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Whatever they are called (numbers, UUIDs, parts of one), so many of them may be used.
+    return names if visible is None else names[: len([part for part in visible.split(",") if part.strip()])]

@@ -1,0 +1,97 @@
+"""What `plan` says of other machines and of budgets, in the study file's words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paper import paper
+from rankscope.cli import DONE, USER_ERROR, main
+from rankscope.cost.fit import parse_budget
+from rankscope.errors import UserError
+from rankscope.forecast import Wish, forecast
+from rankscope.study_file import dump_study, load_study
+
+
+def written(folder: Path, **changes: object) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(dump_study(paper(**changes)), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("8h", 28800), ("90min", 5400), ("2d", 172800), ("1h30m", 5400), ("1.5 h", 5400)]
+)
+def test_a_budget_is_a_time(text: str, seconds: float) -> None:
+    assert parse_budget(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["8", "h", "0h", "8 weeks", "-3h"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="is no time"):
+        parse_budget(text)
+
+
+def test_a_budget_that_is_enough_leaves_all_in() -> None:
+    assert forecast(paper(), Wish("8xh100-80gb", "1000d")).fitted.cuts == ()
+
+
+def test_what_is_left_out_can_be_said_to_plan_and_then_it_fits(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    fitted = forecast(load_study(path), Wish("16xh100-80gb", "6h")).fitted
+    assert fitted.cuts and fitted.estimate.seconds <= 6 * 3600
+    # Items come first, and what costs most knowledge is left in where less is enough.
+    assert fitted.cuts[0].override.startswith("evaluate.")
+    seconds = [cut.seconds for cut in fitted.cuts]
+    assert seconds == sorted(seconds, reverse=True) and seconds[-2] > 6 * 3600
+    overrides = [cut.override for cut in fitted.cuts]
+    again = forecast(load_study(path, overrides), Wish("16xh100-80gb", "6h"))
+    assert again.fitted.cuts == ()
+    assert again.plan.estimate.seconds == pytest.approx(fitted.estimate.seconds, rel=1e-6)
+
+
+def test_every_kind_of_cut_is_taken_before_giving_up(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing that could be left out fits it") as caught:
+        forecast(paper(), Wish("a100-80gb", "1min"))
+    assert "one seed, one rate an arm and two ranks" in str(caught.value)
+
+
+def test_the_command_says_it_in_lines_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(written(tmp_path))
+    assert main(["plan", path, "--device", "16xh100-80gb", "--fit", "6h"]) == DONE
+    text = capsys.readouterr().out
+    assert "to fit 6h, leave out" in text and "--set 'evaluate.mmlu.max_examples=1000'" in text
+    assert "about 264" not in text and "an estimate, not counted" in text
+    assert "warning: does not fit into one h100-80gb: full" in text
+    assert "gsm8k" in text and "in domain for gsm8k" in text and "retention" in text
+    assert main(["plan", path, "--device", "16xh100-80gb", "--fit", "6h", "--json"]) == DONE
+    document = json.loads(capsys.readouterr().out)
+    assert document["estimate"]["is_estimate"] and document["fit"]["cuts"]
+    assert main(["plan", path, "--fit", "1min"]) == USER_ERROR
+    assert "mend: give it more time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--device", "a1000"], "there is no device 'a1000'"),
+        (["--device", "0xa100-80gb"], "no device at all"),
+        (["--measure"], "is not on this machine, so no step can be made"),
+        (["--measure", "--device", "a100-80gb"], "this machine is measured, not another"),
+        (["--fit", "soon"], "'soon' is no time"),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused(tmp_path: Path, capsys, arguments: list[str], said: str) -> None:
+    assert main(["plan", str(written(tmp_path)), *arguments]) == USER_ERROR
+    assert said in capsys.readouterr().err
+
+
+def test_plan_does_not_promise_run_s_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, is_said in (("plan", False), ("run", True)):
+        with pytest.raises(SystemExit):
+            main([verb, "--help"])
+        assert ("exit status" in capsys.readouterr().out) is is_said
+
+
