@@ -89,6 +89,27 @@ class ScorerSettings(Resolved):
     sha256: str
 
 
+class HarnessSettings(Resolved):
+    """A task of lm-evaluation-harness, as it is loaded.
+
+    Attributes:
+        task: Its name: of a task, a group or a tag.
+        include_path: A folder with task files of the user's.
+        sha256: A hash of the files in that folder.
+        num_fewshot: Worked examples; None: as the task's file says.
+        limit: The first so many items of each task.
+        version: lm_eval's own version.
+    """
+
+    task: str
+    include_path: str | None
+    sha256: str | None
+    num_fewshot: int | None
+    apply_chat_template: bool
+    limit: int | None
+    version: str
+
+
 class TaskSettings(Resolved):
     """How one task's items are scored for one base, resolved.
 
@@ -98,6 +119,7 @@ class TaskSettings(Resolved):
         stop: Texts that end a generation, beside the end token.
         fingerprint: A hash of the items as scored (prompts, options, targets).
         scorer: The user's function that judges generated answers instead of `answer`.
+        harness: The task of lm-evaluation-harness whose items these are, and whose own code judges them.
         data: Which version of the data set it was.
     """
 
@@ -110,6 +132,7 @@ class TaskSettings(Resolved):
     fingerprint: str
     num_items: int
     scorer: ScorerSettings | None = None
+    harness: HarnessSettings | None = None
     data: DataOrigin | None = None
 
 
@@ -189,8 +212,8 @@ def evaluation_hash(task: TaskSettings, model_hash: str) -> str:
 
 
 def _scored_by(task: TaskSettings) -> dict[str, Any]:
-    """What of a task's settings changes its numbers: neither where its data lie nor where a scorer's file does."""
-    return task.model_dump(mode="json", exclude={"data": True, "scorer": {"path"}})
+    """What of a task's settings changes its numbers: neither where its data lie nor where files of code do."""
+    return task.model_dump(mode="json", exclude={"data": True, "scorer": {"path"}, "harness": {"include_path"}})
 
 
 def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:

@@ -141,6 +141,7 @@ def _numbered(value: Any) -> Any:
 class Task(Data):
     """Data, prompt and scoring by which a model is judged."""
 
+    source: str | None = Field(None, min_length=1, description="a file, a folder, a preset, or a hub id")
     in_domain_for: tuple[str, ...] = Field((), description="the training sets whose domain this is")
     role: Literal["retention"] | None = Field(None, description="retention: what the base could do before")
     few_shot: Annotated[FewShot | None, BeforeValidator(_numbered)] = Field(
@@ -154,9 +155,30 @@ class Task(Data):
         pattern=r"^.+\.py:[A-Za-z_]\w*$",
         description="a function of your own that judges generated answers: file.py:function; needs allow_code",
     )
+    lm_eval: str | None = Field(None, min_length=1, description="a task of lm-evaluation-harness, instead of a source")
+    include_path: str | None = Field(
+        None, min_length=1, description="a folder with lm_eval task files of your own; needs allow_code"
+    )
+    apply_chat_template: bool | None = Field(
+        None, description="of an lm_eval task: put its prompts through the chat template; lm_eval's default is false"
+    )
 
     @model_validator(mode="after")
-    def _judged_answers(self) -> Self:
+    def _one_origin(self) -> Self:
+        if (self.source is None) == (self.lm_eval is None):
+            text = "a task needs `source` or `lm_eval`, {what}"
+            what = "and has neither" if self.source is None else "and not both"
+            key = "source" if self.source is None else "lm_eval"
+            raise PydanticCustomError("no_source", text, {"key": key, "what": what})
+        if self.lm_eval is None:
+            strange = [key for key in ("include_path", "apply_chat_template") if getattr(self, key) is not None]
+            text = "'{key}' belongs to tasks of lm_eval"
+        else:
+            keys = ("subset", "revision", "split", "part", "preset", "columns", "system_prompt", "scoring", "scorer")
+            strange = [key for key in keys if getattr(self, key) is not None]
+            text = "'{key}' cannot be set for a task of lm_eval, whose own file says it"
+        if strange:
+            raise PydanticCustomError("wrong_origin", text, {"key": strange[0]})
         if self.scorer is not None and self.scoring not in (None, "generate"):
             raise PydanticCustomError(
                 "scorer", "a scorer judges generated answers; set `scoring: generate`", {"key": "scoring"}
@@ -324,7 +346,7 @@ class Study(Section):
     execute: Execute = Field(default_factory=Execute, description="where work runs")
     keep: Literal["chosen", "all", "records"] = Field("chosen", description="whose weights stay on disk")
     allow_code: bool = Field(
-        False, description="whether the Python files that the study names (`scorer`) may be run"
+        False, description="whether the Python files that the study names (`scorer`, `include_path`) may be run"
     )
 
     @model_validator(mode="before")
@@ -358,7 +380,7 @@ class Study(Section):
                 text = "evaluate.{task}.in_domain_for names '{name}', which is no training set; there are {known}"
                 context = {"key": "evaluate", "task": name, "name": training_set, "known": ", ".join(self.train)}
                 raise PydanticCustomError("no_such_set", text, context)
-        if not self.allow_code and (code := task.scorer):
+        if not self.allow_code and (code := task.scorer or task.include_path):
             text = "evaluate.{task} names code ({code}), and code runs only with `allow_code: true`"
             raise PydanticCustomError("code", text, {"key": "evaluate", "task": name, "code": code})
         if task.role and task.in_domain_for:
