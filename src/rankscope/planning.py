@@ -189,7 +189,10 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         key: prepare_training_set(name, key, spec, tokenizer, optimization.max_length, optimization.batch_size)
         for key, spec in study.train.items()
     }
-    tasks = {key: prepare_task(name, key, spec, tokenizer) for key, spec in study.evaluate.items()}
+    tasks = {
+        key: prepare_task(name, key, spec, tokenizer, allow_code=study.allow_code)
+        for key, spec in study.evaluate.items()
+    }
     settings = BaseSettings(
         name=name,
         source=source.source,

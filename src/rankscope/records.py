@@ -109,6 +109,7 @@ class EvaluateRecord(Record):
     Attributes:
         scored_by: `option_tree` or `separate_rows`, with the reason for a fallback in `note`.
         num_truncated: Items whose prompt was cut from the left to fit the model's context.
+        lm_eval: What lm_eval itself reports of a task of its own, by its names.
         data: Which version of the task's data was scored; of a run's training set it stands in `run.training_set.data`.
     """
 
@@ -122,6 +123,7 @@ class EvaluateRecord(Record):
     scored_by: str | None = None
     note: str | None = None
     values: Values = Field(default_factory=dict)
+    lm_eval: dict[str, float] = Field(default_factory=dict)
 
 
 class AnalyseRecord(Record):

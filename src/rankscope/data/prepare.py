@@ -15,6 +15,7 @@ from rankscope.data.conversations import answered_turns
 from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.few_shot import few_shot
 from rankscope.data.forms import Contents, understand
+from rankscope.data.lm_eval_tasks import harness_task
 from rankscope.data.prompts import PromptStyle, put
 from rankscope.data.scorers import find_scorer
 from rankscope.data.sources import Role, Rows, read_rows
@@ -145,7 +146,9 @@ def prepare_training_set(
     )
 
 
-def prepare_task(base_name: str, name: str, spec: Task, tokenizer: Tokenizer) -> PreparedTask:
+def prepare_task(
+    base_name: str, name: str, spec: Task, tokenizer: Tokenizer, *, allow_code: bool = False
+) -> PreparedTask:
     """Read and understand a task.
 
     Args:
@@ -153,11 +156,17 @@ def prepare_task(base_name: str, name: str, spec: Task, tokenizer: Tokenizer) ->
         name: The task in the study file.
         spec: What the study file says of it.
         tokenizer: The base's.
+        allow_code: Whether the study allows code that it names to be run.
 
     Raises:
         UserError: The data is missing or malformed, or does not fit the scoring that is asked for.
     """
     where = f"evaluate.{name}"
+    if spec.lm_eval is not None:
+        items, settings, said = harness_task(name, spec, tokenizer, allow_code=allow_code)
+        summary = task_summary(Label(base_name, name, "task", f"lm_eval:{spec.lm_eval}"), None, items, tokenizer)
+        warnings = task_warnings(where, summary, items, tokenizer.context_length)
+        return PreparedTask(items, said, settings, summary, warnings)
     rows, understood = _read(spec, "test", where)
     scorer = None if spec.scorer is None else find_scorer(spec.scorer, where)
     options = TaskOptions(

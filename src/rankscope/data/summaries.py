@@ -100,8 +100,18 @@ def _lengths(tokens: Sequence[int]) -> dict[str, int]:
     }
 
 
-def task_summary(label: Label, understood: Contents, items: Sequence[Item], tokenizer: Tokenizer) -> DataSummary:
-    """The counts of a task's items, with the first of them decoded from its tokens."""
+def task_summary(
+    label: Label, understood: Contents | None, items: Sequence[Item], tokenizer: Tokenizer
+) -> DataSummary:
+    """The counts of a task's items, with the first of them decoded from its tokens.
+
+    Args:
+        label: Of what.
+        understood: What its rows say; None where lm_eval made the items.
+        items: The items.
+        tokenizer: The base's.
+    """
+    num_blank = 0 if understood is None else understood.num_blank
     # Prompt and options are counted apart: as they are scored, one token of an option may melt into its neighbour, but
     # counting them so would take as many encodings of each prompt as it has options.
     prompts = [max(1, len(ids)) for ids in tokenizer.encode_batch([item.prompt for item in items])]
@@ -113,10 +123,10 @@ def task_summary(label: Label, understood: Contents, items: Sequence[Item], toke
     shown, right = tokenizer.encode_pair(items[0].prompt, items[0].target)
     return DataSummary(
         **vars(label),
-        form=understood.form,
-        num_rows=len(understood.contents) + understood.num_blank,
+        form="lm_eval" if understood is None else understood.form,
+        num_rows=(len(items) if understood is None else len(understood.contents)) + num_blank,
         num_used=len(items),
-        num_refused=understood.num_blank,
+        num_refused=num_blank,
         num_truncated=0 if limit is None else sum(length > limit for length in longest),
         num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
         num_tokens=sum(prompts) + sum(sum(own) for own in lengths),

@@ -120,6 +120,7 @@ class _Stage:
             scored_by=scored.scored_by,
             note=scored.note,
             values=scored.values,
+            lm_eval=scored.lm_eval,
         )
         # prompts.parquet lies beside the base's items, written before by whoever made the plan.
         write_record(folder, record, (ITEMS, PROMPTS) if run_id is None else (ITEMS,))

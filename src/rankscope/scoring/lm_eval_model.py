@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import polars as pl
 import torch
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 from transformers import PreTrainedModel
 
 from rankscope.data.examples import Item
-from rankscope.data.lm_eval_tasks import RIGHT, build_requests, chat_renderer, fingerprint, items_of, load_tasks
+from rankscope.data.lm_eval_tasks import RIGHT, chat_renderer, fingerprint, items_of, load_tasks
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.models.heads import scored_logits
@@ -25,16 +23,17 @@ from rankscope.scoring.generation import generate
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
 from rankscope.scoring.rows import completion_rows, context_length, padded, token_batches
+from rankscope.spec import Scoring
 
-# Measures of lm_eval for which it must be known whether the model's own likeliest tokens are the option's.
-_GREEDY = ("exact_match", "acc")
 _STRICT, _FLEXIBLE = "strict-match", "flexible-extract"
 
 
 class HarnessModel(LM):
     """A model as lm_eval sees it, which answers requests with this package's scorer."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, trees: OptionTrees | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Tokenizer, max_tokens: int, trees: OptionTrees | None
+    ) -> None:
         """Wrap a model.
 
         Args:
@@ -108,7 +107,9 @@ class HarnessModel(LM):
         """One row a continuation, with the likeliest token at every place beside its log-likelihood."""
         self.scored_by = "separate_rows"
         self.num_truncated += sum(len(one) + len(two) > self.context + 1 for one, two in pairs)
-        rows = [row for number, (one, two) in enumerate(pairs) for row in completion_rows(one, two, number, self.context)]
+        rows = []
+        for slot, (prompt, completion) in enumerate(pairs):
+            rows += completion_rows(prompt, completion, slot, self.context)
         sums = torch.zeros(len(pairs), dtype=torch.float64)
         is_greedy = torch.ones(len(pairs), dtype=torch.bool)
         with torch.no_grad():
@@ -160,7 +161,7 @@ def score_harness(
         if "," in name and "_stderr" not in name and isinstance(value, (int, float))
     }
     samples = [sample for key in tasks for sample in _by_doc(found["samples"][key])]
-    rows = [_row(wrapped, item, each) for item, each in zip(items, samples, strict=True)]
+    rows = [_row(wrapped, item, each, settings.scoring) for item, each in zip(items, samples, strict=True)]
     return rows, values, wrapped
 
 
@@ -212,40 +213,36 @@ def _grouped(pairs: Sequence[tuple[list[int], list[int]]]) -> tuple[list[Choice]
     return [Choice(prompt, tuple(each)) for prompt, each in zip(prompts, options, strict=True)], owners
 
 
-def _row(wrapped: HarnessModel, item: Item, samples: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _row(wrapped: HarnessModel, item: Item, samples: dict[str, dict[str, Any]], scoring: Scoring) -> dict[str, Any]:
     """The columns of items.parquet for one item, from what lm_eval says of it."""
     sample = samples.get(_FLEXIBLE) or next(iter(samples.values()))
     cells: dict[str, Any] = {"item_id": item.item_id, "category": item.category, "target": item.target}
     right = next((name for name in RIGHT if name in sample), None)
     if right is not None:
         cells["is_correct"] = bool(sample[right])
-    if _STRICT in samples and right is not None:
-        cells["is_correct_strict"] = bool(samples[_STRICT][right])
+        if _STRICT in samples:
+            cells["is_correct_strict"] = bool(samples[_STRICT][right])
     answers = [response[0] for response in sample["resps"]]
-    if not item.options and item.prompt:
+    if scoring == "generate":
         read = sample["filtered_resps"][0]
         is_read = isinstance(read, str) and read != "[invalid]"
         return cells | {"generated": answers[0], "prediction": read if is_read else None, "is_invalid": not is_read}
-    if not item.options:
+    if scoring == "loss":
         _, scored = wrapped.rolling_pair(item.target)
-        nll = -answers[0]
-        return cells | {"nll_nats": nll, "num_scored_tokens": len(scored), "num_bytes": len(item.target.encode())}
-    likelihoods = [value for value, _ in answers[: len(item.options)]]
+        num_bytes = len(item.target.encode())
+        return cells | {"nll_nats": -answers[0], "num_scored_tokens": len(scored), "num_bytes": num_bytes}
+    return cells | _chosen(wrapped, item, [value for value, _ in answers[: len(item.options)]], cells.get("is_correct"))
+
+
+def _chosen(wrapped: HarnessModel, item: Item, likelihoods: list[float], is_correct: bool | None) -> dict[str, Any]:
+    """What an item's likelihoods say: the option that is chosen, and the loss of the right one."""
     best = max(range(len(likelihoods)), key=lambda index: (likelihoods[index], -index))
-    cells |= {"option_log_likelihoods": likelihoods, "prediction": item.options[best]}
-    if len(item.options) == 1:
-        cells["prediction"] = item.options[0] if cells["is_correct"] else None
-    if item.target_index is not None:
-        tokens = wrapped.tokenizer.encode_pair(item.prompt, item.options[item.target_index])[1]
-        cells |= {
-            "nll_nats": -likelihoods[item.target_index],
-            "num_scored_tokens": len(tokens),
-            "num_bytes": len(item.target.encode()),
-        }
-    return cells
-
-
-def bits_per_byte(frame: pl.DataFrame) -> float | None:
-    """Bits per byte of all texts together, or None where there are none."""
-    num_bytes = frame["num_bytes"].sum()
-    return frame["nll_nats"].sum() / math.log(2) / num_bytes if num_bytes else None
+    is_chosen = len(likelihoods) > 1 or bool(is_correct)  # a single continuation is the model's own or is not
+    cells = {"option_log_likelihoods": likelihoods, "prediction": item.options[best] if is_chosen else None}
+    if item.target_index is None:
+        return cells
+    tokens = wrapped.tokenizer.encode_pair(item.prompt, item.options[item.target_index])[1]
+    num_bytes = len(item.target.encode())
+    return cells | {
+        "nll_nats": -likelihoods[item.target_index], "num_scored_tokens": len(tokens), "num_bytes": num_bytes
+    }  # fmt: skip

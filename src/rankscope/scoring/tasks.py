@@ -48,6 +48,7 @@ class ScoredTask:
         num_truncated: Items whose prompt was cut from the left to fit the model's context.
         scored_by: `option_tree` or `separate_rows` for multiple choice, else None.
         trees: Whether options may be scored in trees, once that is known: pass it on to the next task.
+        lm_eval: What lm_eval itself reports, by its names (`acc_norm,none`), where the task is one of its own.
     """
 
     items: pl.DataFrame
@@ -55,6 +56,7 @@ class ScoredTask:
     num_truncated: int
     scored_by: str | None = None
     trees: OptionTrees | None = None
+    lm_eval: dict[str, float] = field(default_factory=dict)
 
     @property
     def note(self) -> str | None:
@@ -99,6 +101,8 @@ def score_task(
     Raises:
         UserError: An item cannot be scored as the settings say.
     """
+    if settings.harness is not None:
+        return _score_with_lm_eval(_Scorer(model, tokenizer, settings, max_tokens_per_batch, trees))
     score: Callable[[_Scorer, Sequence[Item]], ScoredTask] = {
         "multiple_choice": _score_choices,
         "generate": _score_generations,
@@ -199,6 +203,27 @@ def _score_losses(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         len(prompt) > 1 and len(prompt) + len(completion) > scorer.context + 1 for prompt, completion in pairs
     )
     return ScoredTask(frame, values, num_truncated, trees=scorer.trees)
+
+
+def _score_with_lm_eval(scorer: _Scorer) -> ScoredTask:
+    """A task of lm_eval: its prompts, its judgement, our likelihoods and generations."""
+    # An optional extra, which takes seconds to import.
+    from rankscope.scoring.lm_eval_model import score_harness
+
+    rows, reported, wrapped = score_harness(
+        scorer.model, scorer.tokenizer, scorer.settings, scorer.max_tokens, scorer.trees
+    )
+    frame = _frame(rows)
+    values = {
+        **_mean(frame, "is_correct", "accuracy"),
+        **_mean(frame, "is_correct_strict", "accuracy_strict"),
+        **_mean(frame, "is_invalid", "invalid_fraction"),
+        **_loss_per_token(frame),
+    }
+    num_bytes = frame["num_bytes"].sum()
+    if scorer.settings.scoring == "loss" and num_bytes:
+        values["bits_per_byte"] = frame["nll_nats"].sum() / math.log(2) / num_bytes
+    return ScoredTask(frame, values, wrapped.num_truncated, wrapped.scored_by, wrapped.trees, reported)
 
 
 def _choices(scorer: _Scorer, items: Sequence[Item]) -> list[Choice]:
