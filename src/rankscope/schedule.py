@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.errors import DamagedFile
-from rankscope.plan import VALIDATION, Pack, Plan, validation_task
+from rankscope.plan import VALIDATION, Pack, Plan, piece_key, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import OF_WEIGHTS, RunSettings
 from rankscope.store import RECORD, Store, check_files
@@ -101,7 +101,7 @@ def _is_possible(board: Board, work: Work) -> bool:
 
 def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
     """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
-    packs: dict[tuple, list[str]] = {}
+    packs: dict[tuple[int, str, str, str | None], list[str]] = {}
     needed = list(needed_work(plan, rates))
     again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
@@ -111,10 +111,24 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
         if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
         packs.setdefault((_urgency(plan, stage, run_id, name), stage, base, run_id), []).append(name)
-    return [
-        Pack(stage, base, (run_id,) if run_id else (), () if stage == "train" else tuple(names))
-        for (_, stage, base, run_id), names in sorted(packs.items(), key=lambda entry: entry[0][0])
+    ordered = [
+        (urgency, Pack(stage, base, (run_id,) if run_id else (), () if stage == "train" else tuple(names)))
+        for (urgency, stage, base, run_id), names in packs.items()
     ]
+    # The longest first, so that none is left over at the end while other workers idle.
+    ordered.sort(key=lambda entry: (entry[0], -pack_seconds(plan, entry[1])))
+    return [pack for _, pack in ordered]
+
+
+def pack_seconds(plan: Plan, pack: Pack) -> float:
+    """How long a pack is expected to take on one worker; 0 where the plan has no estimate for it."""
+    return sum(work_seconds(plan, work) for work in work_of(pack))
+
+
+def work_seconds(plan: Plan, work: Work) -> float:
+    """The same for one piece of work."""
+    stage, base, run_id, name = work
+    return plan.estimate.seconds_by_piece.get(piece_key(stage, base, plan.run(run_id) if run_id else None, name), 0.0)
 
 
 def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:
@@ -257,12 +271,11 @@ def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, na
     return stage != "analyse" or name in OF_WEIGHTS or board.is_complete(("analyse", base, None, name))
 
 
-def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> tuple[int, int]:
+def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> int:
     """Smaller comes first: validation unlocks choices, the search unlocks everything else, scoring can wait."""
     run: RunSettings | None = plan.run(run_id) if run_id else None
     if stage == "train" and run is not None:
-        length = -run.num_steps * (2 if run.arm.capabilities.saves == "model" else 1)
-        return (1 if run.seed in plan.search_seeds else 2), length
+        return 1 if run.seed in plan.search_seeds else 2
     if name == VALIDATION:
-        return 0, 0
-    return (3 if run is None else 4 if stage == "evaluate" else 5), 0
+        return 0
+    return 3 if run is None else 4 if stage == "evaluate" else 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rankscope.plan import VALIDATION, Pack
+from rankscope.plan import VALIDATION, Pack, piece_key
 from rankscope.records import RateChoice, Rates
-from rankscope.schedule import Board, Work, all_work, needed_work, possible_work, ready_packs, work_of
+from rankscope.schedule import Board, Work, all_work, needed_work, pack_seconds, possible_work, ready_packs, work_of
 from synthetic import write_study
 
 
@@ -114,3 +114,14 @@ def test_deleted_weights_are_trained_again_when_something_needs_them(tmp_path: P
     assert [work for pack in ready_packs(plan, board, rates) for work in work_of(pack)] == [trained]
     board.without_weights.clear()
     assert [pack.names for pack in ready_packs(plan, board, rates)] == [("legal",)]
+
+
+def test_of_equally_urgent_packs_the_longest_comes_first(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    seconds = {
+        piece_key("train", run.base.name, run, ""): float(place) for place, run in enumerate(plan.runs)
+    }
+    plan = plan.model_copy(update={"estimate": plan.estimate.model_copy(update={"seconds_by_piece": seconds})})
+    trained = [pack for pack in ready_packs(plan, Board(), Rates()) if pack.stage == "train"]
+    lengths = [pack_seconds(plan, pack) for pack in trained]
+    assert len(set(lengths)) > 1 and lengths == sorted(lengths, reverse=True)
