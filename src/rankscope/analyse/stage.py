@@ -30,10 +30,11 @@ from rankscope.internals.patterns import (
 )
 from rankscope.models.decompositions import Decompositions, default_cache
 from rankscope.models.fused import Part, iter_parts
+from rankscope.models.merged import CannotMerge
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
-from rankscope.records import AnalyseRecord
+from rankscope.records import NOT_AVAILABLE, AnalyseRecord
 from rankscope.runs import OF_WEIGHTS, BaseSettings, RunSettings
 from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
 
@@ -120,8 +121,13 @@ class _Stage:
 
     def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
         settings = self.plan.run(run_id)
+        if why := settings.arm.capabilities.not_available.get(name):
+            return _Found({}, (), (NOT_AVAILABLE + why,))
         of = {"spectra": self._spectra, "subspaces": self._subspaces, "attention": self._attention}
-        return of[name](settings, folder)
+        try:
+            return of[name](settings, folder)
+        except CannotMerge as why:  # a method of PEFT's that only PEFT knows enough of
+            return _Found({}, (), (NOT_AVAILABLE + str(why),))
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
