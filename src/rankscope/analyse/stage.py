@@ -140,7 +140,8 @@ class _Stage:
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
         _write_tensors(folder / SINGULAR_VALUES, found.singular_values)
-        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
+        notes = (*found.notes(), *_conversion(settings))
+        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), notes)
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
         """How each tuned matrix's singular vectors lie to the base's."""
@@ -220,6 +221,16 @@ class _Stage:
         """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
         frame = pl.read_parquet(self.store.base(base) / "probes.parquet")
         return batches(frame["input_ids"].to_list(), _TOKENS_PER_BATCH)
+
+
+def _conversion(settings: RunSettings) -> list[str]:
+    """What a reader of ranks should know of an initialisation that altered the base."""
+    arm = settings.arm
+    if not arm.capabilities.alters_base or arm.rank is None:
+        return []
+    start = arm.options["init_lora_weights"]
+    text = f"{start} took a part out of the base; PEFT's conversion adds its opposite, which doubles the rank"
+    return [f"{text}: {arm.rank} was trained, and the update beside the true base may have {2 * arm.rank}"]
 
 
 class _NormCache:
