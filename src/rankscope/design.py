@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
-from rankscope.runs import expand_arms
+from rankscope.plan import Grid
+from rankscope.runs import expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 
@@ -59,3 +60,13 @@ def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
     if not any(task.role == "retention" for task in study.evaluate.values()):
         warnings.append("no task has role retention: nothing watches what is forgotten")
     return warnings
+
+
+def search(study: Study) -> dict[str, Any]:
+    """How learning rates are searched, as a plan holds it: the seeds, by arm the rates and those that may be added."""
+    found = {}
+    for settings, arm in expand_arms(study):
+        below, above = rates_beyond(arm.learning_rate) if study.search.extend else ((), ())
+        found[settings.label] = Grid(rates=tuple(sorted(arm.learning_rate)), below=below, above=above)
+    seeds = study.seeds[: study.search.seeds]
+    return {"search_seeds": seeds, "grids": found, "is_halving": study.search.halving}

@@ -141,9 +141,9 @@ def make_display(console: Console) -> LiveDisplay | PlainDisplay:
 
 
 def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
-    layout = plan.layout
+    layout, number = plan.layout, sum(not plan.is_beyond(run) for run in plan.runs)
     console.print(
-        f"{plan.study}: {len(plan.runs)} possible runs on {layout.device}, {layout.num_workers} processes "
+        f"{plan.study}: {number} possible runs on {layout.device}, {layout.num_workers} processes "
         f"with {layout.threads_per_worker} threads each",
         markup=False,
     )

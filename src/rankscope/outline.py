@@ -14,7 +14,7 @@ from rankscope.data.hub import local_model, model_folder
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
-from rankscope.design import design_warnings, relations, smallest_differences
+from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.errors import UserError
 from rankscope.layout import choose_layout
 from rankscope.plan import UNREAD, Plan
@@ -97,7 +97,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         },
         relations={name: relations(study, name) for name in study.train},
         runs=runs,
-        search_seeds=study.seeds[: study.search.seeds],
+        **search(study),
         layout=layout,
         dtype=study.optimization.dtype,
         max_tokens_per_batch=study.execute.max_tokens_per_batch,

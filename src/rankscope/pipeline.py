@@ -34,6 +34,7 @@ from rankscope.schedule import (
     read_board,
     read_record,
     ready_packs,
+    status_of,
     work_of,
 )
 from rankscope.spec import Study
@@ -192,7 +193,7 @@ class _Work:
         has_ended = False
         for work in works:
             record = read_record(self.store, work)
-            if record is None or record.status == "interrupted":
+            if record is None or status_of(work, record) in {"interrupted", "paused"}:
                 continue
             if record.settings_hash == expected_hash(self.plan, work):
                 self.board.note(work, record)
@@ -224,20 +225,26 @@ def _wait_for_turn(leases: Leases, name: str) -> None:
 
 
 def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates: Rates) -> None:
-    """Delete the full models of arms whose rate is chosen, but for the chosen ones: nothing will need them."""
+    """Delete the full models of arms whose rate is chosen, but for the chosen ones: nothing will need them.
+
+    Of an adapter that halving stopped, the checkpoint goes; what it had learned by then is small and stays.
+    """
     if study.keep == "all":
         return
     chosen = chosen_run_ids(plan, rates)
     settled = {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
     for run in plan.runs:
         is_settled = (run.base.name, run.training_set.name, run.arm.label) in settled
-        if run.arm.capabilities.saves == "model" and is_settled and run.run_id not in chosen:
-            _delete_weights(store, board, run.run_id)
+        if is_settled and run.run_id not in chosen:
+            if run.arm.capabilities.saves == "model":
+                _delete_weights(store, board, run.run_id)
+            elif plan.round_steps(run):
+                shutil.rmtree(store.train(run.run_id) / CHECKPOINT, ignore_errors=True)
 
 
 def _delete_weights(store: Store, board: Board, run_id: str) -> None:
     record = None if run_id in board.without_weights else store.read_train(run_id)
-    if record is None or record.status != "complete":
+    if record is None or record.status not in {"complete", "paused"}:
         return
     folder = store.train(run_id)
     kept = [name for name in record.files if "/" not in name]
@@ -249,8 +256,8 @@ def _delete_weights(store: Store, board: Board, run_id: str) -> None:
 
 def _remove_rubbish(store: Store, board: Board) -> None:
     """Remove what a process left that was killed between a record and the deletion that it announces."""
-    for stage, _, run_id, _ in [work for work in board.status if board.has_ended(work)]:
-        if stage != "train" or run_id is None:
+    for stage, _, run_id, name in [work for work in board.status if board.has_ended(work)]:
+        if stage != "train" or run_id is None or name:  # a run that has only come as far as a round may go on
             continue
         shutil.rmtree(store.train(run_id) / CHECKPOINT, ignore_errors=True)
         if run_id in board.without_weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -15,12 +16,40 @@ from rankscope.records import FORMAT_VERSION, Analysis, Frozen, Subject
 from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
 
 UNREAD = "unread"  # in the place of a hash of what is not on this machine
+MIN_HALVED = 3  # rates; halving two would save a quarter and decide on half the training
+ROUND_VALIDATION = "validation-step"
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
+
+
+def round_validation(step: int) -> str:
+    """The name of the folder with a run's scores on the validation items after some of its steps."""
+    return f"{ROUND_VALIDATION}{step}"
 
 
 def validation_task(training_set: str) -> str:
     """The name of the folder with the base's scores on a training set's validation items."""
     return f"{VALIDATION}-{training_set}"
+
+
+def round_steps(num_rates: int, num_steps: int) -> tuple[int, ...]:
+    """After which steps a search by halving compares an arm's rates; empty where it trains all of them in full.
+
+    Each round has half the rates of the one before and twice its steps, so all rounds cost about the same.
+    """
+    if num_rates < MIN_HALVED:
+        return ()
+    num_rounds = math.ceil(math.log2(num_rates))
+    steps = [num_steps // 2**count for count in range(num_rounds, 0, -1)]
+    return tuple(dict.fromkeys(step for step in steps if step > 0))
+
+
+def halved_search(num_rates: int, num_steps: int) -> tuple[int, int]:
+    """How many steps a search by halving trains in all, of each rate as far as it comes; and how often it scores."""
+    steps, scores, alive, done = 0, 0, num_rates, 0
+    for step in round_steps(num_rates, num_steps):
+        steps, scores = steps + alive * (step - done), scores + alive
+        alive, done = math.ceil(alive / 2), step
+    return steps + alive * (num_steps - done), scores + alive
 
 
 class Layout(Frozen):
@@ -80,6 +109,19 @@ def piece_key(stage: str, base: str, run: RunSettings | None, name: str) -> str:
     return "/".join((stage, base, *of_run, name))
 
 
+class Grid(Frozen):
+    """The learning rates of one arm.
+
+    Attributes:
+        rates: Those of the study file, lowest first.
+        below, above: Those that may be added where the best lies at that edge, nearest first.
+    """
+
+    rates: tuple[float, ...]
+    below: tuple[float, ...] = ()
+    above: tuple[float, ...] = ()
+
+
 class Plan(Frozen):
     """plan.json: everything that the stages and the report need to know of a study.
 
@@ -89,6 +131,8 @@ class Plan(Frozen):
         relations: By training set and then task: in_domain, out_of_domain or retention.
         runs: All candidates with all seeds; which of the later seeds run is decided by rates.json.
         search_seeds: The seeds on which rates are chosen.
+        grids: By arm, its learning rates.
+        is_halving: Grids of three or more rates are searched in rounds.
         data: What was understood of every training set and task.
         overlaps: How much of every task is in every training set.
         probes_fingerprint: By base, a hash of the probe texts' tokens.
@@ -104,6 +148,8 @@ class Plan(Frozen):
     relations: dict[str, dict[str, Literal["in_domain", "out_of_domain", "retention"]]]
     runs: tuple[RunSettings, ...]
     search_seeds: tuple[int, ...]
+    grids: dict[str, Grid] = Field(default_factory=dict)
+    is_halving: bool = False
     layout: Layout
     dtype: str
     max_tokens_per_batch: int
@@ -141,7 +187,10 @@ class Plan(Frozen):
 
     def evaluation_hash(self, base: str, run_id: str | None, task: str) -> str:
         """What the scores of a run (None: of the base) on a task depend on."""
-        return evaluation_hash(self.task(base, run_id, task), self._model_hash(base, run_id))
+        model_hash = self._model_hash(base, run_id)
+        if run_id is not None and task.startswith(f"{VALIDATION}-"):
+            model_hash = f"{model_hash}-{task}"  # the run after some of its steps is another model
+        return evaluation_hash(self.task(base, run_id, task), model_hash)
 
     def analysis_hash(self, base: str, run_id: str | None, analysis: str) -> str:
         """What an analysis of a run (None: of the base) depends on."""
@@ -153,11 +202,21 @@ class Plan(Frozen):
         Raises:
             KeyError: The plan has no such task.
         """
-        if run_id is not None and name == VALIDATION:
+        if run_id is not None and name.startswith(VALIDATION):
             return self.validation[base][self.run(run_id).training_set.name]
         if run_id is None and name.startswith(f"{VALIDATION}-"):
             return self.validation[base][name.removeprefix(f"{VALIDATION}-")]
         return self.tasks[base][name]
+
+    def round_steps(self, run: RunSettings) -> tuple[int, ...]:
+        """After which steps the search compares the run's arm's rates; empty where it trains all of them in full."""
+        grid = self.grids.get(run.arm.label)
+        return round_steps(len(grid.rates), run.num_steps) if self.is_halving and grid is not None else ()
+
+    def is_beyond(self, run: RunSettings) -> bool:
+        """Whether a run is at a rate beyond the study file's grid, which is trained only if a search asks for it."""
+        grid = self.grids.get(run.arm.label)
+        return grid is not None and run.learning_rate not in grid.rates
 
     @cached_property
     def _by_id(self) -> dict[str, RunSettings]:
@@ -172,7 +231,7 @@ class Pack:
     """Work of one stage for runs that share a base, handed to one worker; no runs means the base itself.
 
     Attributes:
-        names: The tasks to score, or the analyses to make; empty when training.
+        names: The tasks to score, or the analyses to make; when training, the step to train to, or empty for all.
     """
 
     stage: Literal["train", "evaluate", "analyse"]

@@ -26,11 +26,18 @@ from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
-from rankscope.design import design_warnings, relations, smallest_differences
+from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.layout import choose_layout
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
-from rankscope.runs import BaseSettings, RunSettings, TrainingData, expand_arms, expand_runs, settings_hash
+from rankscope.runs import (
+    BaseSettings,
+    RunSettings,
+    TrainingData,
+    expand_arms,
+    expand_runs,
+    settings_hash,
+)
 from rankscope.spec import Study
 from rankscope.store import Store, write_parquet
 
@@ -105,7 +112,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
         },
         relations={name: relations(study, name) for name in study.train},
         runs=runs,
-        search_seeds=study.seeds[: study.search.seeds],
+        **search(study),
         layout=layout,
         dtype=study.optimization.dtype,
         max_tokens_per_batch=study.execute.max_tokens_per_batch,

@@ -12,13 +12,10 @@ from rankscope.runs import DataOrigin, RunSettings
 FORMAT_VERSION = 1
 
 Analysis = Literal["spectra", "subspaces", "attention"]
-Status = Literal["complete", "failed", "interrupted", "diverged"]
+# `paused`: trained as far as the search has asked, scored there, and gone on with from its checkpoint if it is kept.
+Status = Literal["complete", "failed", "interrupted", "diverged", "paused"]
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
-
-
-# How the one note of an analysis begins that can say nothing of a method; the record has no numbers and no files.
-NOT_AVAILABLE = "not available: "
 
 
 def _only_declared(values: dict[str, Any]) -> dict[str, Any]:
@@ -140,6 +137,43 @@ class AnalyseRecord(Record):
     notes: tuple[str, ...] = ()
 
 
+class Round(Frozen):
+    """One round of a search by halving: how the rates stood after some steps, and which went on.
+
+    Attributes:
+        scores, losses: By rate (as text), means over the search seeds; None where the rate diverged or failed.
+        kept: The rates that went on.
+    """
+
+    step: int
+    scores: dict[str, float | None]
+    losses: dict[str, float | None]
+    kept: tuple[float, ...]
+
+
+class Asked(Frozen):
+    """To which step a search has asked for a rate to be trained."""
+
+    learning_rate: float
+    step: int
+
+
+class Search(Frozen):
+    """How far the search of one arm has come, where it goes from round to round or beyond its grid.
+
+    Attributes:
+        asked: The rates in the search so far; others of the plan wait until a round or an edge asks for them.
+        run_ids: The runs of the plan that the search may come to; with others it begins anew.
+    """
+
+    base: str
+    training_set: str
+    arm: str
+    asked: tuple[Asked, ...]
+    rounds: tuple[Round, ...] = ()
+    run_ids: tuple[str, ...] = ()
+
+
 class RateChoice(Frozen):
     """The learning rate chosen for one arm on one base and training set.
 
@@ -150,6 +184,8 @@ class RateChoice(Frozen):
         at_edge: The best rate is the lowest or highest of two or more.
         chosen_at: When, so that no test score can have come before.
         run_ids: The runs that were compared; with others the choice is made anew.
+        steps: By rate, the step after which its score was taken, where halving stopped it early.
+        added: Rates that were tried beyond the study file's grid, because the best lay at its edge.
     """
 
     base: str
@@ -163,13 +199,16 @@ class RateChoice(Frozen):
     reason: str
     chosen_at: str
     run_ids: tuple[str, ...] = ()
+    steps: dict[str, int] = Field(default_factory=dict)
+    added: tuple[float, ...] = ()
 
 
 class Rates(Frozen):
-    """decide/rates.json: every choice made so far."""
+    """decide/rates.json: every choice made so far, and how far searches have come that go on in rounds."""
 
     format_version: int = FORMAT_VERSION
     choices: tuple[RateChoice, ...] = ()
+    searches: tuple[Search, ...] = ()
 
 
 class Interval(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -239,10 +239,26 @@ def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:
     return arms
 
 
+MAX_BEYOND = 3  # rates on either side of a grid that may be added to it
+
+
+def rates_beyond(rates: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The rates below and above a grid that may be added to it, nearest first, each side in its own last ratio.
+
+    A grid of one rate has no ratio, and nothing says on which side of it a better one might lie.
+    """
+    grid = sorted(rates)
+    if len(grid) < 2:
+        return (), ()
+    below = [grid[0] * (grid[0] / grid[1]) ** count for count in range(1, MAX_BEYOND + 1)]
+    above = [grid[-1] * (grid[-1] / grid[-2]) ** count for count in range(1, MAX_BEYOND + 1)]
+    return tuple(float(f"{rate:.3g}") for rate in below), tuple(float(f"{rate:.3g}") for rate in above)
+
+
 def expand_runs(
     study: Study, bases: Mapping[str, BaseSettings], training: Mapping[tuple[str, str], TrainingData]
 ) -> list[RunSettings]:
-    """Every run that the study may need: all candidates with all seeds.
+    """Every run that the study may need: all candidates with all seeds, those that may be added to a grid among them.
 
     Args:
         study: The study.
@@ -255,7 +271,8 @@ def expand_runs(
             data = training[base.name, name]
             for settings, arm in expand_arms(study):
                 optimization = resolve_optimization(study.optimization, arm)
-                for rate in arm.learning_rate:
+                below, above = rates_beyond(arm.learning_rate) if study.search.extend else ((), ())
+                for rate in (*arm.learning_rate, *below, *above):
                     for seed in study.seeds:
                         runs.append(
                             RunSettings(

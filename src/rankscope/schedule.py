@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.errors import DamagedFile
-from rankscope.plan import VALIDATION, Pack, Plan, piece_key, validation_task
+from rankscope.plan import ROUND_VALIDATION, VALIDATION, Pack, Plan, round_validation, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import OF_WEIGHTS, RunSettings
 from rankscope.store import RECORD, Store, check_files
@@ -17,6 +17,7 @@ from rankscope.store import RECORD, Store, check_files
 # A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
 Work = tuple[str, str, str | None, str]
 _ENDED = ("complete", "failed", "diverged")
+_UNFINISHED = ("interrupted", "paused")
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Board:
 
     def note(self, work: Work, record: Record) -> None:
         """Take in the record of a piece of work."""
-        self.status[work] = record.status
+        self.status[work] = status_of(work, record)
         if isinstance(record, TrainRecord):
             change = self.without_weights.add if record.weights_deleted else self.without_weights.discard
             change(record.run.run_id)
@@ -50,6 +51,14 @@ class Board:
         return [work for work, status in self.status.items() if status == "failed"]
 
 
+def status_of(work: Work, record: Record) -> Status:
+    """What a record says of a piece of work; a run that is in the middle may have come as far as a round asked."""
+    stage, _, _, name = work
+    if stage == "train" and name and isinstance(record, TrainRecord) and record.status in {"paused", "interrupted"}:
+        return "complete" if record.num_steps >= int(name) else "interrupted"
+    return record.status
+
+
 def all_work(plan: Plan) -> Iterator[Work]:
     """Every piece of work that the plan may come to, chosen or not."""
     for base in plan.bases:
@@ -59,6 +68,8 @@ def all_work(plan: Plan) -> Iterator[Work]:
             yield "analyse", base, None, analysis
     for run in plan.runs:
         yield "train", run.base.name, run.run_id, ""
+        for step in plan.round_steps(run) if run.seed in plan.search_seeds else ():
+            yield from round_work(run, step)
         for name in (VALIDATION, *plan.tasks[run.base.name]):
             yield "evaluate", run.base.name, run.run_id, name
         for analysis in plan.analyses:
@@ -75,13 +86,33 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
     chosen = chosen_run_ids(plan, rates)
     for run in plan.runs:
         base, run_id = run.base.name, run.run_id
-        if run.seed in plan.search_seeds or run_id in chosen:
+        step = asked_step(plan, rates, run)
+        if step is not None and step < run.num_steps and run_id not in chosen:
+            yield from round_work(run, step)
+        elif step is not None or run_id in chosen:
             yield "train", base, run_id, ""
-        if run.seed in plan.search_seeds:
-            yield "evaluate", base, run_id, VALIDATION
+            if run.seed in plan.search_seeds:
+                yield "evaluate", base, run_id, VALIDATION
         if run_id in chosen:
             yield from (("evaluate", base, run_id, name) for name in plan.tasks[base])
             yield from (("analyse", base, run_id, analysis) for analysis in plan.analyses)
+
+
+def asked_step(plan: Plan, rates: Rates, run: RunSettings) -> int | None:
+    """To which step the search asks a run to be trained, as far as is known; None: it does not ask for it."""
+    if run.seed not in plan.search_seeds:
+        return None
+    key = (run.base.name, run.training_set.name, run.arm.label)
+    search = next((item for item in rates.searches if (item.base, item.training_set, item.arm) == key), None)
+    if search is not None:
+        return next((item.step for item in search.asked if item.learning_rate == run.learning_rate), None)
+    return None if plan.is_beyond(run) else next(iter(plan.round_steps(run)), run.num_steps)
+
+
+def round_work(run: RunSettings, step: int) -> Iterator[Work]:
+    """A run is trained up to a round's step, and scored as it is then."""
+    yield "train", run.base.name, run.run_id, str(step)
+    yield "evaluate", run.base.name, run.run_id, round_validation(step)
 
 
 def possible_work(plan: Plan, board: Board, rates: Rates) -> list[Work]:
@@ -93,7 +124,7 @@ def _is_possible(board: Board, work: Work) -> bool:
     stage, base, run_id, name = work
     if run_id is None or stage == "train":
         return True
-    if board.status.get(("train", base, run_id, "")) in {"failed", "diverged"}:
+    if board.status.get(_training(run_id, base, name)) in {"failed", "diverged"}:
         return False
     is_alone = stage != "analyse" or name in OF_WEIGHTS
     return is_alone or board.status.get(("analyse", base, None, name)) != "failed"
@@ -101,7 +132,7 @@ def _is_possible(board: Board, work: Work) -> bool:
 
 def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
     """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
-    packs: dict[tuple[int, str, str, str | None], list[str]] = {}
+    packs: dict[tuple, list[str]] = {}
     needed = list(needed_work(plan, rates))
     again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
@@ -111,24 +142,10 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
         if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
         packs.setdefault((_urgency(plan, stage, run_id, name), stage, base, run_id), []).append(name)
-    ordered = [
-        (urgency, Pack(stage, base, (run_id,) if run_id else (), () if stage == "train" else tuple(names)))
-        for (urgency, stage, base, run_id), names in packs.items()
+    return [
+        Pack(stage, base, (run_id,) if run_id else (), tuple(name for name in names if name))
+        for (_, stage, base, run_id), names in sorted(packs.items(), key=lambda entry: entry[0][0])
     ]
-    # The longest first, so that none is left over at the end while other workers idle.
-    ordered.sort(key=lambda entry: (entry[0], -pack_seconds(plan, entry[1])))
-    return [pack for _, pack in ordered]
-
-
-def pack_seconds(plan: Plan, pack: Pack) -> float:
-    """How long a pack is expected to take on one worker; 0 where the plan has no estimate for it."""
-    return sum(work_seconds(plan, work) for work in work_of(pack))
-
-
-def work_seconds(plan: Plan, work: Work) -> float:
-    """The same for one piece of work."""
-    stage, base, run_id, name = work
-    return plan.estimate.seconds_by_piece.get(piece_key(stage, base, plan.run(run_id) if run_id else None, name), 0.0)
 
 
 def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:
@@ -211,7 +228,8 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
             if record.settings_hash != expected_hash(plan, work):
                 remarks.append(f"{folder_of(store, work)}: made with other settings; it is done again")
                 continue
-            check_files(folder_of(store, work), record)
+            if status_of(work, record) != "interrupted":
+                check_files(folder_of(store, work), record)
         except DamagedFile as damage:
             if not _is_damaged(store, work):
                 continue  # another process that shares the study was writing it just then
@@ -221,7 +239,7 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
         if record.status == "failed" and retry_failed:
             (folder_of(store, work) / RECORD).unlink()  # so that nobody takes the old failure for the new outcome
             continue
-        if record.status == "interrupted":
+        if status_of(work, record) in _UNFINISHED:
             continue
         board.note(work, record)
     return board, [*_kept(board), *remarks, *_left_over(plan, store)]
@@ -266,16 +284,22 @@ def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, na
     """Whether the trained weights, and for attention the base's own patterns, are there."""
     if run_id is None:
         return True
-    if not board.is_complete(("train", base, run_id, "")):
+    if not board.is_complete(_training(run_id, base, name)):
         return False
     return stage != "analyse" or name in OF_WEIGHTS or board.is_complete(("analyse", base, None, name))
 
 
-def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> int:
+def _training(run_id: str, base: str, name: str) -> Work:
+    """The training that a piece of work on a run waits for: all of it, or as far as its round goes."""
+    return "train", base, run_id, name.removeprefix(ROUND_VALIDATION) if name.startswith(ROUND_VALIDATION) else ""
+
+
+def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> tuple[int, int]:
     """Smaller comes first: validation unlocks choices, the search unlocks everything else, scoring can wait."""
     run: RunSettings | None = plan.run(run_id) if run_id else None
     if stage == "train" and run is not None:
-        return 1 if run.seed in plan.search_seeds else 2
-    if name == VALIDATION:
-        return 0
-    return 3 if run is None else 4 if stage == "evaluate" else 5
+        length = -run.num_steps * (2 if run.arm.capabilities.saves == "model" else 1)
+        return (1 if run.seed in plan.search_seeds else 2), length
+    if name.startswith(VALIDATION):
+        return (3 if run is None else 0), 0
+    return (3 if run is None else 4 if stage == "evaluate" else 5), 0

@@ -307,6 +307,8 @@ class Search(Section):
     """How each arm's learning rate is chosen."""
 
     seeds: Positive = Field(1, description="rates are chosen on the first so many seeds")
+    halving: bool = Field(False, description="of three or more rates the better half goes on, from round to round")
+    extend: bool = Field(False, description="a best rate at the edge of the grid adds the next one beyond it")
 
 
 class Decide(Section):

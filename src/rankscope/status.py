@@ -11,7 +11,18 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.leases import LEASE_SECONDS, is_occupied
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
-from rankscope.schedule import Board, Work, all_work, chosen_run_ids, expected_hash, possible_work, read_record
+from rankscope.schedule import (
+    Board,
+    Work,
+    all_work,
+    asked_step,
+    chosen_run_ids,
+    expected_hash,
+    possible_work,
+    read_record,
+    round_work,
+    status_of,
+)
 from rankscope.store import Store, read_model
 
 _STAGES = ("train", "evaluate", "analyse")
@@ -44,6 +55,8 @@ def study_status(store: Store) -> dict[str, Any]:
         is_settled = (run.base.name, run.training_set.name, run.arm.label) in has_choice
         if run.seed not in plan.search_seeds and is_settled and run.run_id not in chosen:
             continue  # a later seed of a rate that was not chosen: nothing will ever be done
+        if plan.is_beyond(run) and run.run_id not in chosen and asked_step(plan, rates, run) is None:
+            continue  # beyond the grid, and no search has asked for it
         rows.append(_row(plan, store, board, run, needed, running))
     counts = Counter(row["state"] for row in rows)
     is_done = store.read_decide() is not None and not set(counts) & {"waiting", "running"}
@@ -100,7 +113,8 @@ def _failure(store: Store, work: Work) -> dict[str, Any]:
 def _works(plan: Plan, run: RunSettings) -> list[Work]:
     base, run_id = run.base.name, run.run_id
     scores: list[Work] = [("evaluate", base, run_id, name) for name in (VALIDATION, *plan.tasks[base])]
-    return [("train", base, run_id, ""), *scores, *(("analyse", base, run_id, name) for name in plan.analyses)]
+    rounds = [work for step in plan.round_steps(run) for work in round_work(run, step)]
+    return [("train", base, run_id, ""), *rounds, *scores, *(("analyse", base, run_id, name) for name in plan.analyses)]
 
 
 def _board(plan: Plan, store: Store) -> Board:
@@ -112,7 +126,7 @@ def _board(plan: Plan, store: Store) -> Board:
         except DamagedFile:
             continue
         if record is not None and record.settings_hash == expected_hash(plan, work):
-            board.status[work] = record.status
+            board.status[work] = status_of(work, record)
     return board
 
 

@@ -206,13 +206,13 @@ def _task_lines(study: Study, plan: Plan) -> list[str]:
 
 def _cost_lines(study: Study, plan: Plan) -> list[str]:
     cost, layout = plan.estimate, plan.layout
-    per_seed = Counter(run.seed for run in plan.runs)[study.seeds[0]]
+    per_seed = Counter(run.seed for run in plan.runs if not plan.is_beyond(run))[study.seeds[0]]
     first = per_seed * len(plan.search_seeds)
     arms = len(plan.arms) * len(study.train) * len(study.model)
     later = arms * (len(study.seeds) - len(plan.search_seeds))
     guess = "about " if cost.is_estimate else ""
     lines = [
-        f"runs: {first} in the search for rates, then {later} more at the chosen ones",
+        f"runs: {first} in the search for rates{_search_words(plan)}, then {later} more at the chosen ones",
         f"tokens: {guess}{cost.trained_tokens:,} trained, {guess}{cost.scored_tokens:,} scored; "
         f"{cost.arithmetic / _BILLION:,.0f} billion operations",
         *_time_lines(plan),
@@ -226,6 +226,18 @@ def _cost_lines(study: Study, plan: Plan) -> list[str]:
     if layout.device != "cpu":
         lines.append(f"times on {cost.device} are taken from its data sheet; nothing was measured on one")
     return lines
+
+
+def _search_words(plan: Plan) -> str:
+    """How the search goes on, where it does not train its grids and no more."""
+    halved = [run for run in plan.runs if plan.round_steps(run)]
+    words = []
+    if halved:
+        steps = ", ".join(map(str, plan.round_steps(halved[0])))
+        words.append(f"the worse half of them only to steps {steps} of {halved[0].num_steps}")
+    if any(plan.is_beyond(run) for run in plan.runs):
+        words.append("more where the best rate lies at the edge")
+    return f" ({'; '.join(words)})" if words else ""
 
 
 def _time_lines(plan: Plan) -> list[str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
-from rankscope.plan import VALIDATION, Pack, piece_key
-from rankscope.records import RateChoice, Rates
-from rankscope.schedule import Board, Work, all_work, needed_work, pack_seconds, possible_work, ready_packs, work_of
-from synthetic import write_study
+from rankscope.plan import VALIDATION, Grid, Pack, Plan
+from rankscope.records import Asked, RateChoice, Rates, Search, TrainRecord
+from rankscope.schedule import Board, Work, all_work, needed_work, possible_work, ready_packs, status_of, work_of
+from synthetic import ARMS, write_study
 
 
 def choice(arm: str, rate: float | None) -> RateChoice:
@@ -116,12 +117,70 @@ def test_deleted_weights_are_trained_again_when_something_needs_them(tmp_path: P
     assert [pack.names for pack in ready_packs(plan, board, rates)] == [("legal",)]
 
 
-def test_of_equally_urgent_packs_the_longest_comes_first(tmp_path: Path) -> None:
-    plan = write_study(tmp_path).plan
-    seconds = {
-        piece_key("train", run.base.name, run, ""): float(place) for place, run in enumerate(plan.runs)
-    }
-    plan = plan.model_copy(update={"estimate": plan.estimate.model_copy(update={"seconds_by_piece": seconds})})
-    trained = [pack for pack in ready_packs(plan, Board(), Rates()) if pack.stage == "train"]
-    lengths = [pack_seconds(plan, pack) for pack in trained]
-    assert len(set(lengths)) > 1 and lengths == sorted(lengths, reverse=True)
+# Rounds and rates beyond the grid ------------------------------------------------------------------------------------
+
+
+def rounds_plan(tmp_path: Path) -> Plan:
+    """A plan in which the arms' rates are halved: of three at 1/4 and 1/2 of the steps."""
+    plan = write_study(tmp_path, arms=ARMS[:1]).plan
+    grid = Grid(rates=tuple(sorted({run.learning_rate for run in plan.runs})))
+    assert len(grid.rates) == 3
+    return plan.model_copy(update={"grids": {"lora-r4": grid}, "is_halving": True})
+
+
+def search(plan: Plan, *steps: int) -> Rates:
+    rates = plan.grids["lora-r4"].rates
+    asked = tuple(Asked(learning_rate=rate, step=step) for rate, step in zip(rates, steps, strict=False))
+    return Rates(searches=(Search(base="small", training_set="new", arm="lora-r4", asked=asked),))
+
+
+def of_runs(works: Iterable[Work]) -> set[tuple[str, float, str]]:
+    """Work on runs as stage, rate and name."""
+    return {(stage, float(run.split("-lr")[1].split("-seed")[0]), name) for stage, _, run, name in works if run}
+
+
+def test_a_search_in_rounds_trains_every_rate_as_far_as_the_first_round(tmp_path: Path) -> None:
+    plan = rounds_plan(tmp_path)
+    first, _ = plan.round_steps(plan.runs[0])
+    expected = {("train", rate, str(first)) for rate in plan.grids["lora-r4"].rates}
+    expected |= {("evaluate", rate, f"validation-step{first}") for rate in plan.grids["lora-r4"].rates}
+    assert of_runs(needed_work(plan, Rates())) == expected
+    assert {pack.names for pack in ready_packs(plan, Board(), Rates()) if pack.run_ids} == {(str(first),)}
+    assert set(needed_work(plan, Rates())) <= set(all_work(plan))
+
+
+def test_what_goes_on_is_trained_further_and_the_last_one_whole(tmp_path: Path) -> None:
+    plan = rounds_plan(tmp_path)
+    first, second = plan.round_steps(plan.runs[0])
+    low, middle, high = plan.grids["lora-r4"].rates
+    works = of_runs(needed_work(plan, search(plan, first, second, second)))
+    assert ("train", low, str(first)) in works and ("train", middle, str(second)) in works
+    works = of_runs(needed_work(plan, search(plan, first, plan.runs[0].num_steps, second)))
+    assert ("train", middle, "") in works and ("evaluate", middle, VALIDATION) in works
+    assert ("train", high, "") not in works
+
+
+def test_a_run_in_the_middle_has_come_as_far_as_its_steps(tmp_path: Path) -> None:
+    plan = rounds_plan(tmp_path)
+    first, second = plan.round_steps(plan.runs[0])
+    record = TrainRecord(
+        status="paused", run=plan.runs[0], num_steps=first, settings_hash="", provenance={}, started_at="", seconds=0.0
+    )
+    work = ("train", "small", plan.runs[0].run_id)
+    assert status_of((*work, str(first)), record) == "complete"
+    assert status_of((*work, str(second)), record) == "interrupted"
+    assert status_of((*work, ""), record) == "paused"
+    board = Board()
+    board.note((*work, str(first)), record)
+    packs = [pack for pack in ready_packs(plan, board, Rates()) if plan.runs[0].run_id in pack.run_ids]
+    assert [(pack.stage, pack.names) for pack in packs] == [("evaluate", (f"validation-step{first}",))]
+
+
+def test_a_rate_beyond_the_grid_waits_until_it_is_asked_for(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, arms=ARMS[:1]).plan
+    low, middle, high = sorted({run.learning_rate for run in plan.runs})
+    plan = plan.model_copy(update={"grids": {"lora-r4": Grid(rates=(low, middle), above=(high,))}})
+    assert {rate for _, rate, _ in of_runs(needed_work(plan, Rates()))} == {low, middle}
+    asked = tuple(Asked(learning_rate=rate, step=plan.runs[0].num_steps) for rate in (low, middle, high))
+    rates = Rates(searches=(Search(base="small", training_set="new", arm="lora-r4", asked=asked),))
+    assert ("train", high, "") in of_runs(needed_work(plan, rates))

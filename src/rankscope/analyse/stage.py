@@ -30,11 +30,10 @@ from rankscope.internals.patterns import (
 )
 from rankscope.models.decompositions import Decompositions, default_cache
 from rankscope.models.fused import Part, iter_parts
-from rankscope.models.merged import CannotMerge
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
-from rankscope.records import NOT_AVAILABLE, AnalyseRecord
+from rankscope.records import AnalyseRecord
 from rankscope.runs import OF_WEIGHTS, BaseSettings, RunSettings
 from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
 
@@ -121,13 +120,8 @@ class _Stage:
 
     def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
         settings = self.plan.run(run_id)
-        if why := settings.arm.capabilities.not_available.get(name):
-            return _Found({}, (), (NOT_AVAILABLE + why,))
         of = {"spectra": self._spectra, "subspaces": self._subspaces, "attention": self._attention}
-        try:
-            return of[name](settings, folder)
-        except CannotMerge as why:  # a method of PEFT's that only PEFT knows enough of
-            return _Found({}, (), (NOT_AVAILABLE + str(why),))
+        return of[name](settings, folder)
 
     # Weights ---------------------------------------------------------------------------------------------------------
 
@@ -140,8 +134,7 @@ class _Stage:
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
         _write_tensors(folder / SINGULAR_VALUES, found.singular_values)
-        notes = (*found.notes(), *_conversion(settings))
-        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), notes)
+        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
         """How each tuned matrix's singular vectors lie to the base's."""
@@ -221,16 +214,6 @@ class _Stage:
         """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
         frame = pl.read_parquet(self.store.base(base) / "probes.parquet")
         return batches(frame["input_ids"].to_list(), _TOKENS_PER_BATCH)
-
-
-def _conversion(settings: RunSettings) -> list[str]:
-    """What a reader of ranks should know of an initialisation that altered the base."""
-    arm = settings.arm
-    if not arm.capabilities.alters_base or arm.rank is None:
-        return []
-    start = arm.options["init_lora_weights"]
-    text = f"{start} took a part out of the base; PEFT's conversion adds its opposite, which doubles the rank"
-    return [f"{text}: {arm.rank} was trained, and the update beside the true base may have {2 * arm.rank}"]
 
 
 class _NormCache:

@@ -13,9 +13,9 @@ from rankscope.cost.loads import Loads
 from rankscope.cost.memory import scoring_bytes, training_bytes
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.pieces import Piece, adapted, analyse_piece, evaluate_piece, shape_seconds, train_piece
-from rankscope.plan import VALIDATION, Estimate, Layout, piece_key, validation_task
+from rankscope.plan import VALIDATION, Estimate, Layout, halved_search, piece_key, validation_task
 from rankscope.records import Analysis
-from rankscope.runs import RunSettings
+from rankscope.runs import RunSettings, expand_arms
 from rankscope.spec import Study
 
 # Seconds of a processor: Python with torch and its like once a worker, the data once, verdicts, the report and its
@@ -46,7 +46,10 @@ class Outline:
         """The runs of the search, and one rate of each arm on the other seeds: which one it will be is not known."""
         search = set(self.study.seeds[: self.study.search.seeds])
         candidates, later, seen = [], [], set()
+        grids = {settings.label: arm.learning_rate for settings, arm in expand_arms(self.study)}
         for run in self.runs:
+            if run.learning_rate not in grids[run.arm.label]:
+                continue  # whether a search will go beyond its grid is not known
             key = (run.base.name, run.training_set.name, run.arm.label, run.seed)
             if run.seed in search:
                 candidates.append(run)
@@ -77,7 +80,7 @@ def estimate(outline: Outline, device: Device, factors: Mapping[str, float] | No
         full = {piece_key("train", run.base.name, run, "") for run in outline.runs if is_model[run.arm.label]}
         pieces = {key: _scaled(piece, key, key in full, factors) for key, piece in pieces.items()}
     candidates, later = outline.split()
-    waves = [Counter(_search_keys(outline, candidates)), Counter(_later_keys(outline, candidates, later))]
+    waves = [_search_keys(outline, candidates), Counter(_later_keys(outline, candidates, later))]
     totals = _totals(pieces, waves[0] + waves[1])
     workers = outline.layout.num_workers
     fixed = _fixed_seconds(outline)
@@ -143,16 +146,28 @@ def _scaled(piece: Piece, key: str, is_full: bool, factors: Mapping[str, float])
     return replace(piece, seconds=piece.seconds * factors.get(kind, 1.0))
 
 
-def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> list[str]:
-    """What is done before every rate is known: the search, and the base meanwhile."""
-    keys = []
+def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> Counter[str]:
+    """What is done before every rate is known, and how often: the search, and the base meanwhile.
+
+    Of a search by halving the runs count by the share of their steps that it trains, and are scored in every round.
+    """
+    rates: dict[str, set[float]] = {}
     for run in candidates:
-        keys += [piece_key("train", run.base.name, run, ""), piece_key("evaluate", run.base.name, run, VALIDATION)]
+        rates.setdefault(run.arm.label, set()).add(run.learning_rate)
+    counts: Counter[str] = Counter()
+    for run in candidates:
+        number, trained, scored = len(rates[run.arm.label]), 1.0, 1.0
+        if outline.study.search.halving:
+            steps, scores = halved_search(number, run.num_steps)
+            trained, scored = steps / (number * run.num_steps), scores / number
+        counts[piece_key("train", run.base.name, run, "")] += trained
+        counts[piece_key("evaluate", run.base.name, run, VALIDATION)] += scored
+    keys = []
     for base, loads in outline.loads.items():
         names = [*loads.tasks, *(validation_task(name) for name in loads.validation)]
         keys += [piece_key("evaluate", base, None, name) for name in names]
         keys += [piece_key("analyse", base, None, "attention")] if outline.study.analyse.attention else []
-    return keys
+    return counts + Counter(keys)
 
 
 def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequence[RunSettings]) -> list[str]:

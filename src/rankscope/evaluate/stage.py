@@ -128,6 +128,6 @@ class _Stage:
 
     def _items(self, run_id: str | None, name: str) -> list[Item]:
         """The task's items as every model of the base is scored on them."""
-        if run_id is not None and name == VALIDATION:
+        if run_id is not None and name.startswith(VALIDATION):
             name = validation_task(self.plan.run(run_id).training_set.name)
         return items_from_frame(pl.read_parquet(self.store.base_task(self.base, name) / PROMPTS))

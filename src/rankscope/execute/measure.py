@@ -17,8 +17,7 @@ from rankscope.cost.pieces import adapted, evaluate_piece
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.hub import model_folder
 from rankscope.models.loading import DTYPES, load_model
-from rankscope.models.methods.making import make_trainable
-from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.methods import TrainablePack, make_trainable
 from rankscope.plan import Plan
 from rankscope.runs import RunSettings
 from rankscope.scoring.losses import completion_losses

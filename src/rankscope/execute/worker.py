@@ -154,7 +154,7 @@ def record_failure(store: Store, plan: Plan, pack: Pack, error: BaseException) -
     if pack.stage == "train":
         for run_id in pack.run_ids:
             record = store.read_train(run_id)
-            if record is None or record.status == "interrupted" or record.weights_deleted:
+            if record is None or record.status in {"interrupted", "paused"} or record.weights_deleted:
                 run = plan.run(run_id)
                 failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
                 write_record(store.train(run_id), failed)

@@ -72,20 +72,14 @@ class Method:
 
 def _prompt(name: str, summary: str) -> Method:
     rows = f"{name} puts virtual tokens before every row"
-    refusals = {
-        **dict.fromkeys(("spectra", "subspaces"), _VIRTUAL),
-        "attention": "its patterns have keys that the base's have not, those of the virtual tokens",
-        **dict.fromkeys(("representations", "neurons"), "its texts have positions that the base's have not"),
-    }
+    refusals = {"spectra": _VIRTUAL, "attention": f"{_VIRTUAL}; its patterns have other keys than the base's"}
     can = Capabilities("adapter", own_rows=rows, merges=False, not_available=refusals)
     return Method(name, summary, can, example={"num_virtual_tokens": 20})
 
 
 _ADAPTER = Capabilities("adapter")
 _BOTTLENECK = Capabilities(
-    "adapter",
-    merges=False,
-    not_available=dict.fromkeys(("spectra", "subspaces"), "it is a function beside the base, whose weights stay"),
+    "adapter", merges=False, not_available={"spectra": "the adapter is a function beside the base, whose weights stay"}
 )
 NAMED: tuple[Method, ...] = (
     Method("full", "all parameters of the base, or those of some layers", Capabilities("model")),

@@ -27,7 +27,7 @@ def run_states(contents: Contents) -> pl.DataFrame:
     """Every run of the plan with its state, cost and final loss.
 
     A state is the record's status, or `waiting` where there is no record yet, or `not needed` where another rate
-    was chosen before this seed's turn came.
+    was chosen before this seed's turn came, or no search asked for this rate; `left behind` where halving stopped it.
     """
     rows = []
     for run in contents.plan.runs:
@@ -35,7 +35,7 @@ def run_states(contents: Contents) -> pl.DataFrame:
         rows.append(
             {
                 **_settings(contents, run),
-                "state": _unrecorded(contents, run) if record is None else record.status,
+                "state": _state(contents, run, record),
                 "cause": "" if record is None else cause(record),
                 "num_trainable": record and record.num_trainable,
                 "num_parameters": record and record.num_parameters,
@@ -89,7 +89,7 @@ def troubles(contents: Contents) -> pl.DataFrame:
         rows.append(_trouble(_name(one.record.subject), f"evaluate {one.record.task}", one.record, one.source))
     for one in contents.analysed:
         rows.append(_trouble(_name(one.record.subject), f"analyse {one.record.analysis}", one.record, one.source))
-    rows = [row for row in rows if row["status"] != "complete"]
+    rows = [row for row in rows if row["status"] not in {"complete", "paused"}]
     for one in contents.missing:
         row = {"subject": one.subject, "stage": one.stage, "status": "missing", "cause": one.why, "detail": None}
         rows.append({**row, "source": one.source})
@@ -139,10 +139,13 @@ def _chosen(contents: Contents, run: RunSettings) -> float | None:
     return contents.chosen_rate(run.base.name, run.training_set.name, run.arm.label)
 
 
-def _unrecorded(contents: Contents, run: RunSettings) -> str:
+def _state(contents: Contents, run: RunSettings, record: TrainRecord | None) -> str:
     chosen = _chosen(contents, run)
-    is_later_seed = run.seed not in contents.plan.search_seeds
-    return "not needed" if is_later_seed and chosen is not None and chosen != run.learning_rate else "waiting"
+    is_unchosen = chosen is not None and chosen != run.learning_rate
+    if record is not None:
+        return record.status if record.status != "paused" else "left behind" if is_unchosen else "waiting"
+    is_extra = run.seed not in contents.plan.search_seeds or contents.plan.is_beyond(run)
+    return "not needed" if is_extra and is_unchosen else "waiting"
 
 
 def _is_shown(contents: Contents, run: RunSettings) -> bool:

@@ -94,6 +94,7 @@ def rates(contents: Contents) -> pl.DataFrame:
                         "value": value,
                         "is_chosen": choice.learning_rate is not None and float(rate) == choice.learning_rate,
                         "at_edge": choice.at_edge,
+                        "after_step": choice.steps.get(rate),
                         "num_seeds": len(contents.plan.search_seeds),
                         "num_items": contents.plan.validation[choice.base][choice.training_set].num_items,
                         "source": RATES_FILE,
@@ -101,7 +102,7 @@ def rates(contents: Contents) -> pl.DataFrame:
                 )
     schema = {
         **_ARM_SCHEMA, "learning_rate": pl.Float64, "measure": pl.String, "value": pl.Float64, "is_chosen": pl.Boolean,
-        "at_edge": pl.String, "num_seeds": pl.Int64, "num_items": pl.Int64, "source": pl.String,
+        "at_edge": pl.String, "after_step": pl.Int64, "num_seeds": pl.Int64, "num_items": pl.Int64, "source": pl.String,
     }  # fmt: skip
     # Where accuracy cannot be had the score is the loss itself, and would stand here twice.
     return pl.DataFrame(rows, schema=schema).unique(maintain_order=True)
@@ -184,6 +185,8 @@ def differing_settings(contents: Contents) -> pl.DataFrame:
     by_arm: dict[str, dict[str, Any]] = {}
     for run in contents.plan.runs:
         settings = {"method": run.arm.method, **run.arm.options, **run.optimization.model_dump()}
+        if contents.plan.is_beyond(run):
+            continue
         rates = by_arm.setdefault(run.arm.label, {**settings, "learning_rate": set()})["learning_rate"]
         rates.add(run.learning_rate)
     keys = dict.fromkeys(key for settings in by_arm.values() for key in settings)

@@ -46,6 +46,7 @@ class RunState:
     Attributes:
         index: The run's index in the pack.
         order: The indices of the examples of each step.
+        stop_at: The step after which the search pauses the run, or its last; the schedule is that of the whole run.
         earlier_seconds: What the run had taken at its checkpoint, in calls before this one.
     """
 
@@ -56,6 +57,7 @@ class RunState:
     order: Sequence[Sequence[int]]
     optimizer: torch.optim.AdamW
     factor: Callable[[int], float]
+    stop_at: int
     step: int = 0
     logs: list[StepLog] = field(default_factory=list)
     validations: list[ValidationPoint] = field(default_factory=list)
@@ -65,8 +67,8 @@ class RunState:
 
     @property
     def is_done(self) -> bool:
-        """No step is left, or none would make sense."""
-        return self.diverged_at_step is not None or self.step >= self.run.num_steps
+        """No step is left for now, or none would make sense."""
+        return self.diverged_at_step is not None or self.step >= self.stop_at
 
 
 @runtime_checkable  # the tests check types at run time
@@ -91,7 +93,7 @@ def start_run(
     run = pack.runs[index]
     optimizer = make_optimizer(pack.parameter_groups(index), run.optimization, run.learning_rate)
     factor = rate_factors(run.optimization, run.num_steps, run.learning_rate)
-    return RunState(index, run, examples, validation, order, optimizer, factor)
+    return RunState(index, run, examples, validation, order, optimizer, factor, stop_at=run.num_steps)
 
 
 def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, observer: Observer) -> None:

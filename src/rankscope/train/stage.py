@@ -49,16 +49,18 @@ class Watcher(Protocol):
 
 
 def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
-    """Train the runs of a pack that have no complete record yet.
+    """Train the runs of a pack that have no complete record yet, or only as far as the pack says.
 
-    A stopped run leaves a checkpoint and a record that says `interrupted`; the next call goes on from there.
+    A stopped run leaves a checkpoint and a record that says `interrupted`; the next call goes on from there. One that
+    has come as far as a round of the search asks leaves its weights too, and a record that says `paused`.
     """
-    runs = tuple(settings for name in pack.run_ids if not _is_finished(store, settings := plan.run(name)))
+    until = int(pack.names[0]) if pack.names else None
+    runs = tuple(settings for name in pack.run_ids if not _is_finished(store, settings := plan.run(name), until))
     if not runs:
         return
     started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
     with models.trainable(runs) as trainable:
-        states = [_start(store, trainable, index) for index in range(len(runs))]
+        states = [_start(store, trainable, index, until) for index in range(len(runs))]
         observer = _Observer(store, trainable, watcher, plan.checkpoint_seconds, started)
         train(trainable, states, plan.max_tokens_per_batch, observer)
         for state in states:
@@ -66,15 +68,22 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
             _finish(store, trainable, state, started_at, observer.seconds(state))
 
 
-def _is_finished(store: Store, settings: RunSettings) -> bool:
+def _is_finished(store: Store, settings: RunSettings, until: int | None) -> bool:
     record = store.read_train(settings.run_id)
-    return record is not None and record.status in {"complete", "diverged"} and not record.weights_deleted
+    if record is None or record.weights_deleted:
+        return False
+    is_there = record.status == "paused" and until is not None and record.num_steps >= until
+    return is_there or record.status in {"complete", "diverged"}
 
 
-def _start(store: Store, pack: TrainablePack, index: int) -> RunState:
+def _start(store: Store, pack: TrainablePack, index: int, until: int | None) -> RunState:
     """Write what the run is about to do, then bring it to its last checkpoint, if any."""
     settings = pack.runs[index]
     folder = store.run(settings.run_id)
+    record = store.read_train(settings.run_id)
+    if record is not None and record.status == "paused":
+        # The record first: it vouches for weights that are about to go.
+        write_record(store.train(settings.run_id), record.model_copy(update={"status": "interrupted", "files": {}}))
     for name in (ADAPTER, MODEL):
         shutil.rmtree(store.train(settings.run_id) / name, ignore_errors=True)  # what was half saved, or is damaged
     write_text(folder / "run.json", settings.model_dump_json(indent=1) + "\n")
@@ -84,6 +93,7 @@ def _start(store: Store, pack: TrainablePack, index: int) -> RunState:
     order = batches(len(examples), settings.optimization.batch_size, settings.num_steps, settings.seed)
     write_parquet(folder / "order.parquet", _order_frame(examples, order))
     state = start_run(pack, index, examples, validation, order)
+    state.stop_at = until or settings.num_steps
     read_checkpoint(store.train(settings.run_id) / CHECKPOINT, pack, state)
     lines = "".join(_line(log) for log in state.logs)
     write_text(store.train(settings.run_id) / STEPS, lines)
@@ -151,9 +161,12 @@ def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str,
         status = "interrupted"
         write_checkpoint(folder / CHECKPOINT, pack, state, seconds)
     else:
+        if state.step < state.run.num_steps:
+            status = "paused"
+            write_checkpoint(folder / CHECKPOINT, pack, state, seconds)
         files += pack.save(state.index, folder)
     write_record(folder, _record(pack, state, status, started_at, seconds), files)
-    if status != "interrupted":
+    if status not in {"interrupted", "paused"}:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from rankscope.decide.rates import Trial, choose_rate, update_rates
+from rankscope.decide.rates import update_rates
+from rankscope.decide.search import Trial, choose_rate
 from rankscope.records import Subject
 from synthetic import ARMS, Arm, Task, items_frame, write_scores, write_study
 
