@@ -17,7 +17,7 @@ MODULES = sorted(path for path in SOURCE.rglob("*.py"))
 MAX_MODULE, MAX_FUNCTION, MAX_LOOP = 500, 60, 100
 
 OPTIONS = {
-    "init": {"--model", "--train", "--out"},
+    "init": {"--model", "--train", "--columns", "--out"},
     "plan": {"STUDY", "--set", "--json", "--device", "--measure", "--fit"},
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},

@@ -68,8 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     init = add("init", _init, "write a commented study file for a model and a data file")
-    init.add_argument("--model", required=True, help="hub id or folder of the base model")
-    init.add_argument("--train", required=True, help="a data file, preset or hub id to train on")
+    init.add_argument("--model", required=True, help="hub id, folder or .gguf file of the base model")
+    init.add_argument("--train", required=True, help="a data file, folder, preset or hub id to train on")
+    text = "what a column is, where its name does not say: question=q answer=a choices=right,wrong"
+    init.add_argument("--columns", nargs="+", default=[], metavar="ROLE=COLUMN", help=text)
     init.add_argument("--out", default="study.yaml", type=Path, help="the study file to write (default: %(default)s)")
 
     plan = add("plan", _plan, "say what a study will do and cost, without loading a model")
@@ -114,11 +116,26 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _init(options: argparse.Namespace) -> int:
-    from rankscope.init_study import write_study
+    from rankscope.init_study import parse_columns, write_study
 
-    for line in write_study(options.model, options.train, options.out):
+    for line in write_study(options.model, options.train, options.out, parse_columns(options.columns)):
         print(line)
+    print(_forecast(options.out))
     return DONE
+
+
+def _forecast(study_file: Path) -> str:
+    """How long the study that was just written will take, or why that cannot be said yet."""
+    from rankscope.planning import make_plan
+    from rankscope.study_file import load_study
+    from rankscope.terminal import forecast_line
+
+    try:
+        plan, _ = make_plan(load_study(study_file))
+    except UserError as error:
+        # The file is written all the same: a task may need the network, or a row that only `plan` looks at a mend.
+        return f"how long it will take cannot be said yet: {error.message()}"
+    return forecast_line(plan)
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -240,6 +240,11 @@ def _search_words(plan: Plan) -> str:
     return f" ({'; '.join(words)})" if words else ""
 
 
+def forecast_line(plan: Plan) -> str:
+    """How long a study will take, in one line."""
+    return _time_lines(plan)[0]
+
+
 def _time_lines(plan: Plan) -> list[str]:
     """How long it takes, and of what that is made."""
     cost, layout = plan.estimate, plan.layout

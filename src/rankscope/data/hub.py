@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
 
@@ -33,7 +34,7 @@ def model_folder(source: str, revision: str | None = None) -> Path:
     """
     if source == EMBEDDED:
         return _checked(Path(__file__).parent / "smallworld" / "base", source)
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         return _checked(path, source)
     if path.suffix == ".gguf" and path.is_file():
@@ -49,7 +50,7 @@ def model_folder(source: str, revision: str | None = None) -> Path:
 
 def local_model(source: str, revision: str | None = None) -> Path | None:
     """Where a model lies on this machine, without reaching a hub; None where only the hub may have it."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if source == EMBEDDED or path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1:
         return path  # whether it can serve as a base is another question
     from huggingface_hub import snapshot_download

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any, Literal
 
 from rankscope.data.contamination import Said
 from rankscope.data.examples import Item
+from rankscope.data.paths import user_path
+from rankscope.data.quiet import quiet
 from rankscope.data.tasks import distinct
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
@@ -42,7 +43,7 @@ def harness_settings(spec: Task, where: str) -> HarnessSettings:
     except metadata.PackageNotFoundError:
         mend = "pip install 'rankscope[lm-eval]', or name a preset as `source`"
         raise UserError("tasks of lm_eval need the package lm_eval", where=where, mend=mend) from None
-    folder = None if spec.include_path is None else Path(spec.include_path).expanduser().resolve()
+    folder = None if spec.include_path is None else user_path(spec.include_path).resolve()
     if folder is not None and not folder.is_dir():
         mend = "name the folder that holds the task's YAML file"
         raise UserError(f"there is no folder '{folder}'", where=f"{where}.include_path", mend=mend)
@@ -292,11 +293,5 @@ def _hash(folder: Path) -> str:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep progress bars and warnings of lm_eval and datasets off the screen."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("lm_eval", "huggingface_hub"), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import difflib
 import hashlib
-from pathlib import Path
 
+from rankscope.data.paths import user_path
 from rankscope.errors import UserError, line_of
 from rankscope.runs import ScorerSettings
 
@@ -22,7 +22,7 @@ def find_scorer(named: str, where: str) -> ScorerSettings:
         UserError: There is no such file or function, or the file is no Python.
     """
     path_text, _, function = named.rpartition(":")
-    path = Path(path_text).expanduser()
+    path = user_path(path_text)
     where = f"{where}.scorer"
     try:
         content = path.read_bytes()

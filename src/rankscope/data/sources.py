@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rankscope.data.paths import user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset
+from rankscope.data.quiet import quiet
 from rankscope.data.readers import READERS, Header, Row, read_file
 from rankscope.errors import UserError
 from rankscope.runs import DataOrigin
@@ -61,7 +63,7 @@ def read_rows(data: Data, role: Role) -> Rows:
         UserError: There is no such source or split, or a file is malformed.
     """
     stated = None if data.preset is None else _stated_preset(data.preset)
-    path = Path(data.source).expanduser()
+    path = user_path(data.source)
     if data.source.startswith(SMALL_WORLD):
         found = _small_world(data, role)
     elif path.exists():
@@ -325,7 +327,8 @@ def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> t
         from datasets import load_dataset as load
     split = data.split or role
     try:
-        table = load(data.source, data.subset, revision=data.revision, split=split)
+        with quiet("huggingface_hub"):  # it tells of every try to reach the hub
+            table = load(data.source, data.subset, revision=data.revision, split=split)
     # The hub's clients raise what their transport raises: many unrelated classes, most of them OSError or ValueError.
     except Exception as error:  # noqa: BLE001
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

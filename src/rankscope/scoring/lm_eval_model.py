@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers import PreTrainedModel
 
 from rankscope.data.examples import Item
 from rankscope.data.lm_eval_tasks import RIGHT, chat_renderer, fingerprint, items_of, load_tasks
+from rankscope.data.quiet import quiet
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.models.heads import scored_logits
@@ -166,21 +166,16 @@ def score_harness(
 
 
 def _evaluated(wrapped: HarnessModel, tasks: dict[str, Any], harness: HarnessSettings) -> dict[str, Any]:
-    level = logging.getLogger("lm_eval").level
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # progress bars; what fails is raised
-            return evaluate(
-                lm=wrapped,
-                task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
-                limit=harness.limit,
-                bootstrap_iters=0,
-                apply_chat_template=harness.apply_chat_template,
-                # A task that runs generated code was refused before, unless the study allows it.
-                confirm_run_unsafe_code=True,
-            )
-    finally:
-        logging.getLogger("lm_eval").setLevel(level)
+    with quiet("lm_eval"), contextlib.redirect_stderr(io.StringIO()):  # progress bars; what fails is raised
+        return evaluate(
+            lm=wrapped,
+            task_dict={"tasks": tasks, "groups": {}, "group_map": {}},
+            limit=harness.limit,
+            bootstrap_iters=0,
+            apply_chat_template=harness.apply_chat_template,
+            # A task that runs generated code was refused before, unless the study allows it.
+            confirm_run_unsafe_code=True,
+        )
 
 
 def _needs_greedy(task: Any) -> bool:
