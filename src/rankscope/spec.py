@@ -83,7 +83,9 @@ class Data(Section):
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read, where the source has several")
     part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
-    preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
+    preset: str | None = Field(
+        None, description="how rows are read: a preset, or a .yaml file of your own; by the source's name if left out"
+    )
     max_examples: Positive | None = Field(None, description="take the first so many rows")
     columns: dict[str, str | tuple[str, ...]] | None = Field(
         None, description="what a column is, where it is not found: {question: q, choices: [a, b, c], answer: gold}"

@@ -162,6 +162,8 @@ def _data_lines(summary: DataSummary) -> list[str]:
 
 
 def _overlap_lines(plan: Plan) -> list[str]:
+    if not plan.overlaps:
+        return ["  test items in the training data: not looked for, as the data were not read"]
     found = [overlap for overlap in plan.overlaps if overlap.warning]
     checked = f"{len(plan.overlaps)} pairs of training or validation rows and tasks"
     if not found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -13,7 +13,8 @@ from ruamel.yaml import YAML
 from rankscope.cost.loads import TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import known_model
 from rankscope.data.forms import understand
-from rankscope.data.presets import Preset, all_presets, find_preset
+from rankscope.data.paths import user_path
+from rankscope.data.presets import Preset, all_presets, find_preset, read_preset
 from rankscope.data.sources import SMALL_WORLD, Role, read_rows
 from rankscope.spec import Data, Scoring, Task, TrainingSet
 
@@ -85,7 +86,7 @@ def known_sizes() -> Mapping[str, _Size]:
 def rows_of(data: Data, role: Role) -> Rows:
     """How many rows a source has and how long they are; files are read, the hub is not."""
     preset = _preset(data)
-    if Path(data.source).expanduser().exists() or data.source.startswith(SMALL_WORLD):
+    if user_path(data.source).exists() or data.source.startswith(SMALL_WORLD):
         found = read_rows(data, role)
         contents = understand(found, data.columns).contents
         number = max(1, len(contents))
@@ -125,8 +126,14 @@ def assumed_training(spec: TrainingSet, tokens: Tokens, max_length: int) -> tupl
 
 def assumed_task(spec: Task, tokens: Tokens) -> tuple[TaskLoad, Rows]:
     """A task and its rows."""
-    rows = rows_of(spec, "test")
-    return _task(rows, tokens, rows.number, spec.scoring, spec.max_new_tokens), rows
+    # A task of lm_eval is taken to be as large as the data set that it is named after.
+    rows = rows_of(spec if spec.lm_eval is None else spec.model_copy(update={"source": spec.lm_eval}), "test")
+    load = _task(rows, tokens, rows.number, spec.scoring, spec.max_new_tokens)
+    if spec.few_shot is None:
+        return load, rows
+    example = load.num_prompt_tokens + rows.answer / tokens.characters
+    more = spec.few_shot.number * example
+    return replace(load, num_prompt_tokens=load.num_prompt_tokens + more, longest=int(load.longest + 3 * more)), rows
 
 
 def _task(rows: Rows, tokens: Tokens, number: int, scoring: Scoring | None, max_new_tokens: int) -> TaskLoad:
@@ -153,6 +160,7 @@ def _cut(rows: Rows, data: Data) -> Rows:
 
 def _preset(data: Data) -> Preset | None:
     if data.preset is not None:
-        return find_preset(data.preset)
-    by_id = {preset.hub.id: preset for preset in all_presets().values()}
+        is_file = data.preset.endswith((".yaml", ".yml"))
+        return read_preset(user_path(data.preset)) if is_file else find_preset(data.preset)
+    by_id = {name: preset for preset in all_presets().values() for name in (preset.hub.id, *preset.hub.others)}
     return find_preset(data.source) or by_id.get(data.source)

@@ -7,13 +7,25 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from rankscope.errors import UserError
 from rankscope.spec import Kind, Scoring
 
 Origin = Literal["hub", "files"]
-Expression = Annotated[str, AfterValidator(lambda text: re.compile(text, re.DOTALL) and text)]
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text, re.DOTALL)
+    except re.error as error:
+        raise ValueError(f"no regular expression ({error})") from None
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
 
 
 class _Frozen(BaseModel):
@@ -155,6 +167,26 @@ def find_preset(name: str) -> Preset | None:
     """The preset of that name or alias, or None."""
     presets = all_presets()
     return presets.get(name) or next((preset for preset in presets.values() if name in preset.aliases), None)
+
+
+def read_preset(path: Path) -> Preset:
+    """A preset of a user's own, from a YAML file with the keys of `Preset`.
+
+    Raises:
+        UserError: The file cannot be read or is no preset; with the key that is wrong.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        return Preset.model_validate(document)
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the path of `preset`") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"not valid YAML ({reason})", where=path, mend="correct the file") from None
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, each['loc'])) or 'the preset'}: {each['msg']}" for each in error.errors()[:3]]
+        mend = "docs/my_data.md describes the keys; the files in rankscope/data/presets are examples"
+        raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend) from None
 
 
 @functools.cache

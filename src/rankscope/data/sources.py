@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from rankscope.data.paths import user_path
-from rankscope.data.presets import Origin, Preset, all_presets, find_preset
+from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
 from rankscope.data.readers import READERS, Header, Row, read_file
 from rankscope.errors import UserError
@@ -93,6 +93,9 @@ def _unknown(source: str) -> UserError:
 
 
 def _stated_preset(name: str) -> Preset:
+    """A preset by its name, or a file of the user's own."""
+    if name.endswith((".yaml", ".yml")):
+        return read_preset(user_path(name))
     preset = find_preset(name)
     if preset is None:
         close = difflib.get_close_matches(name, all_presets(), n=1)

@@ -481,3 +481,46 @@ def test_a_template_that_does_not_fit_is_refused_with_the_row() -> None:
     with pytest.raises(UserError, match="does not fit the preset's template") as caught:
         understand(hub_rows("pubmedqa", [row]))
     assert caught.value.where == "hub:1"
+
+
+OWN = """
+name: ours
+about: our exam questions
+kind: recall
+domain: plumbing
+scoring: multiple_choice
+prompt: "{question}\\nAnswer:"
+hub: {id: our-org/exam, splits: {test: exam}}
+layouts:
+  - {has: [stem, good, bad], question: "{{stem}} ({{year}})", options: [good, bad], answer: key}
+"""
+
+
+def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
+    preset = tmp_path / "ours.yaml"
+    preset.write_text(OWN)
+    write(tmp_path, {"exam.jsonl": [{"stem": "Q", "year": 1999, "good": "x", "bad": "y", "key": "A"}]})
+    rows = read_rows(Data(source=str(tmp_path / "exam.jsonl"), preset=str(preset)), "test")
+    content = understand(rows).contents[0]
+    assert (content.question, content.options, content.answer) == ("Q (1999)", ("x", "y"), "x")
+    assert rows.preset.domain == "plumbing"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- 1", "no preset"),
+        (OWN.replace("kind: recall", "kind: memory"), "kind: "),
+        (OWN.replace("layouts", "layers"), "layouts: "),
+        (OWN + "heading: '('\n", "no regular expression"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_preset_that_is_none_is_refused(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "ours.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        read_rows(Data(source=str(tmp_path), preset=str(path)), "test")
+    assert caught.value.where == str(path) and caught.value.mend
