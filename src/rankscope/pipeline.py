@@ -17,8 +17,10 @@ from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile, MachineError, UserError
 from rankscope.execute.events import Event, Halted, Progress
+from rankscope.execute.executor import Executor
+from rankscope.execute.failures import disk_full, is_disk_full
 from rankscope.execute.local import LocalExecutor
-from rankscope.execute.worker import disk_full, is_disk_full
+from rankscope.execute.ray import RayExecutor, cluster_layout
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
@@ -94,7 +96,8 @@ def run_study(
     _check_directory(store, study, earlier)
     # With other processes or threads than before the numbers may differ in their last digits, so the old layout stays.
     is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
-    plan, inputs = make_plan(study, earlier.plan, keep_layout=is_replayed)
+    cluster = cluster_layout(study.execute) if study.execute.backend == "ray" else None
+    plan, inputs = make_plan(study, earlier.plan, keep_layout=is_replayed, cluster=cluster)
     with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use
@@ -128,7 +131,7 @@ class _Work:
 
     def carry_out(self, display: Display) -> None:
         """Hand out what is ready until nothing is left; rates are chosen on the way."""
-        executor = LocalExecutor(self.store, self.plan)
+        executor = self._executor()
         running = self.store.root / "running" / f"{socket.gethostname()}-{os.getpid()}.json"
         progress: dict[str, Progress] = {}
         try:
@@ -151,6 +154,11 @@ class _Work:
             executor.close()
             running.unlink(missing_ok=True)
 
+    def _executor(self) -> Executor:
+        if self.study.execute.backend == "ray":
+            return RayExecutor(self.store, self.plan, self.study.execute)
+        return LocalExecutor(self.store, self.plan)
+
     def _choose_rates(self) -> Rates:
         """The rates chosen so far; one process at a time adds to them."""
         if not self.leases.take("rates"):
@@ -162,7 +170,7 @@ class _Work:
             self.leases.release("rates")
         return rates
 
-    def _submit(self, executor: LocalExecutor, rates: Rates, display: Display) -> None:
+    def _submit(self, executor: Executor, rates: Rates, display: Display) -> None:
         """Give idle workers the most urgent of what nobody has taken."""
         busy = {work for pack in executor.in_flight for work in work_of(pack)}
         for pack in ready_packs(self.plan, self.board, rates):

@@ -72,13 +72,16 @@ class _Prepared:
     probes: pl.DataFrame
 
 
-def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = True) -> tuple[Plan, Inputs]:
+def make_plan(
+    study: Study, earlier: Plan | None = None, *, keep_layout: bool = True, cluster: Layout | None = None
+) -> tuple[Plan, Inputs]:
     """Read everything a study names and say what it will do.
 
     Args:
         study: The study.
         earlier: The study's plan of an earlier call, whose date chat templates go on to write.
         keep_layout: Replay the layout of the earlier plan too.
+        cluster: Where work runs, if not on this machine.
 
     Raises:
         UserError: A model or data set is missing or malformed.
@@ -97,7 +100,7 @@ def make_plan(study: Study, earlier: Plan | None = None, *, keep_layout: bool = 
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [warning for base in prepared.values() for warning in _warnings(study, base)]
     data_warnings += [overlap.warning for overlap in overlaps if overlap.warning]
-    layout = choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
+    layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
     if earlier is not None and keep_layout:
         layout = earlier.layout
     inputs = _inputs(study, prepared, runs, layout)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.errors import DamagedFile
-from rankscope.plan import ROUND_VALIDATION, VALIDATION, Pack, Plan, round_validation, validation_task
+from rankscope.plan import ROUND_VALIDATION, VALIDATION, Pack, Plan, piece_key, round_validation, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import OF_WEIGHTS, RunSettings
 from rankscope.store import RECORD, Store, check_files
@@ -132,7 +132,7 @@ def _is_possible(board: Board, work: Work) -> bool:
 
 def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
     """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
-    packs: dict[tuple, list[str]] = {}
+    packs: dict[tuple[int, str, str, str | None], list[str]] = {}
     needed = list(needed_work(plan, rates))
     again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
@@ -142,10 +142,34 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
         if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
         packs.setdefault((_urgency(plan, stage, run_id, name), stage, base, run_id), []).append(name)
-    return [
+    ready = [
         Pack(stage, base, (run_id,) if run_id else (), tuple(name for name in names if name))
-        for (_, stage, base, run_id), names in sorted(packs.items(), key=lambda entry: entry[0][0])
+        for (_, stage, base, run_id), names in packs.items()
     ]
+    return sorted(ready, key=lambda pack: pack_order(plan, pack))
+
+
+def pack_order(plan: Plan, pack: Pack) -> tuple[int, float]:
+    """Smaller comes first: the more urgent, then the longest, so that none is left over while other workers idle."""
+    stage, _, run_id, name = work_of(pack)[0]
+    return _urgency(plan, stage, run_id, name), -pack_seconds(plan, pack)
+
+
+def pack_seconds(plan: Plan, pack: Pack) -> float:
+    """How long a pack is expected to take on one worker; 0 where the plan has no estimate for it."""
+    return sum(work_seconds(plan, work) for work in work_of(pack))
+
+
+def work_seconds(plan: Plan, work: Work) -> float:
+    """The same for one piece of work; a round of a search takes its part of the whole run."""
+    stage, base, run_id, name = work
+    run = plan.run(run_id) if run_id else None
+    seconds = plan.estimate.seconds_by_piece
+    if run is not None and stage == "train" and name:
+        return seconds.get(piece_key(stage, base, run, ""), 0.0) * int(name) / run.num_steps
+    if run is not None and name.startswith(ROUND_VALIDATION):
+        name = VALIDATION
+    return seconds.get(piece_key(stage, base, run, name), 0.0)
 
 
 def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:
@@ -294,12 +318,11 @@ def _training(run_id: str, base: str, name: str) -> Work:
     return "train", base, run_id, name.removeprefix(ROUND_VALIDATION) if name.startswith(ROUND_VALIDATION) else ""
 
 
-def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> tuple[int, int]:
+def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> int:
     """Smaller comes first: validation unlocks choices, the search unlocks everything else, scoring can wait."""
     run: RunSettings | None = plan.run(run_id) if run_id else None
     if stage == "train" and run is not None:
-        length = -run.num_steps * (2 if run.arm.capabilities.saves == "model" else 1)
-        return (1 if run.seed in plan.search_seeds else 2), length
+        return 1 if run.seed in plan.search_seeds else 2
     if name.startswith(VALIDATION):
-        return (3 if run is None else 0), 0
-    return (3 if run is None else 4 if stage == "evaluate" else 5), 0
+        return 3 if run is None else 0
+    return 3 if run is None else 4 if stage == "evaluate" else 5

@@ -326,12 +326,16 @@ class Decide(Section):
 class Execute(Section):
     """Where and how work runs; never what is computed."""
 
-    backend: Literal["local"] = Field("local", description="where work runs")
-    num_workers: Positive | Literal["auto"] = Field("auto", description="processes on this machine")
+    backend: Literal["local", "ray"] = Field("local", description="this machine, or a Ray cluster")
+    num_workers: Positive | Literal["auto"] = Field("auto", description="processes; auto: one for each GPU or core")
     threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
     max_tokens_per_batch: Positive = Field(8192, description="token positions in one forward pass; more are split")
     checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")
+    address: str = Field("auto", description="the Ray cluster: auto (RAY_ADDRESS, or this machine's), or host:port")
+    results: Literal["shared", "fetched"] = Field(
+        "shared", description="with Ray: every node sees the study directory, or files are sent and fetched"
+    )
 
 
 class Study(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rankscope.execute.worker import record_failure
+from rankscope.execute.failures import record_failure
 from rankscope.leases import occupy
 from rankscope.plan import Pack
 from rankscope.report.stage import read_contents

@@ -119,7 +119,7 @@ def test_a_study_that_goes_on_elsewhere_keeps_its_date(entries: dict, tmp_path: 
     class Planned(Exception):
         """Stops the run where its plan is made."""
 
-    def note(_study: Study, earlier: Plan | None, *, keep_layout: bool) -> None:
+    def note(_study: Study, earlier: Plan | None, *, keep_layout: bool, cluster: None) -> None:
         assert earlier is not None
         raise Planned(earlier.today, keep_layout)
 

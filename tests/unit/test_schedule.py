@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rankscope.plan import VALIDATION, Grid, Pack, Plan
+import pytest
+
+from rankscope.plan import VALIDATION, Grid, Pack, Plan, piece_key
 from rankscope.records import Asked, RateChoice, Rates, Search, TrainRecord
-from rankscope.schedule import Board, Work, all_work, needed_work, possible_work, ready_packs, status_of, work_of
+from rankscope.schedule import (
+    Board,
+    Work,
+    all_work,
+    needed_work,
+    pack_seconds,
+    possible_work,
+    ready_packs,
+    status_of,
+    work_of,
+    work_seconds,
+)
 from synthetic import ARMS, write_study
 
 
@@ -184,3 +197,15 @@ def test_a_rate_beyond_the_grid_waits_until_it_is_asked_for(tmp_path: Path) -> N
     asked = tuple(Asked(learning_rate=rate, step=plan.runs[0].num_steps) for rate in (low, middle, high))
     rates = Rates(searches=(Search(base="small", training_set="new", arm="lora-r4", asked=asked),))
     assert ("train", high, "") in of_runs(needed_work(plan, rates))
+
+
+def test_of_equally_urgent_packs_the_longest_comes_first(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    seconds = {piece_key("train", run.base.name, run, ""): float(place) for place, run in enumerate(plan.runs)}
+    plan = plan.model_copy(update={"estimate": plan.estimate.model_copy(update={"seconds_by_piece": seconds})})
+    trained = [pack for pack in ready_packs(plan, Board(), Rates()) if pack.stage == "train"]
+    lengths = [pack_seconds(plan, pack) for pack in trained]
+    assert len(set(lengths)) > 1 and lengths == sorted(lengths, reverse=True)
+    run = plan.runs[-1]
+    half = ("train", run.base.name, run.run_id, str(run.num_steps // 2))
+    assert work_seconds(plan, half) * 2 == pytest.approx(seconds[piece_key("train", run.base.name, run, "")], rel=0.2)

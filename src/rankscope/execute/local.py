@@ -13,8 +13,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 from rankscope.execute.events import Event, Failed, Halted, Progress
-from rankscope.execute.worker import disk_full, has_little_space, record_failure, worker_main
-from rankscope.plan import Pack, Plan
+from rankscope.execute.failures import disk_full, has_little_space, record_failure
+from rankscope.execute.worker import worker_main
+from rankscope.plan import Layout, Pack, Plan
 from rankscope.store import Store
 
 # A process that dies under the same pack a second time would die a third.
@@ -28,8 +29,11 @@ class WorkerDied(Exception):
 
 @dataclass
 class _Worker:
+    """A process; its slot says which of the devices is its own."""
+
     process: BaseProcess
     connection: Connection
+    slot: int
     pack: Pack | None = None
 
 
@@ -113,13 +117,17 @@ class LocalExecutor:
 
     def _start(self) -> _Worker:
         ours, theirs = self._context.Pipe()
-        log_file = self._store.root / "logs" / f"worker-{len(self._workers)}.log"
+        slot = next(number for number in range(len(self._workers) + 1) if number not in self._slots())
+        log_file = self._store.root / "logs" / f"worker-{slot}.log"
         arguments = (theirs, self._store.root, log_file)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
-        with _thread_limit(self._plan.layout.threads_per_worker):
+        with _surroundings(self._plan.layout, slot):
             process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, slot)
+
+    def _slots(self) -> set[int]:
+        return {worker.slot for worker in self._workers}
 
     def _replace(self, worker: _Worker) -> list[Event]:
         """Start another process in the place of one that died; its pack is tried once more, then recorded as failed.
@@ -153,12 +161,11 @@ def _meaning(code: int | None) -> str:
 
 
 @contextmanager
-def _thread_limit(num_threads: int) -> Iterator[None]:
-    """Numerical libraries read their number of threads once, when a process starts."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, str(num_threads)))
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+def _surroundings(layout: Layout, slot: int) -> Iterator[None]:
+    """What a process reads once, when it starts: its number of threads, and which GPU is its own."""
+    wanted = worker_environment(layout, slot)
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -167,6 +174,22 @@ def _thread_limit(num_threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def worker_environment(layout: Layout, slot: int) -> dict[str, str]:
+    """The environment variables of a worker.
+
+    Args:
+        layout: Device and threads.
+        slot: The worker's number, from 0; of the GPUs that this process may use, the one in that place is its own.
+    """
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = dict.fromkeys(names, str(layout.threads_per_worker))
+    environment["TOKENIZERS_PARALLELISM"] = os.environ.get("TOKENIZERS_PARALLELISM", "false")
+    if layout.device == "cuda" and layout.num_workers > 1:
+        visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible else str(slot)
+    return environment
 
 
 @contextmanager

@@ -1,0 +1,84 @@
+"""What is recorded of a failure, and when it is none: a full disk is the machine's matter, not the work's."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rankscope.plan import Pack, Plan
+from rankscope.provenance import provenance
+from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, TrainRecord
+from rankscope.schedule import folder_of
+from rankscope.store import Store, write_record
+
+_LITTLE_SPACE_BYTES = 1_000_000
+
+
+def record_failure(store: Store, plan: Plan, pack: Pack, error: BaseException) -> None:
+    """Write a record that says `failed` and why, where the work would have written its own.
+
+    Names are carried out in order, so what failed is the first without a good record; the later ones are tried again.
+    """
+    common = {
+        "status": "failed",
+        "error": Failure(
+            type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error))
+        ),
+        "provenance": provenance(),
+        "started_at": datetime.now(UTC).isoformat(),
+        "seconds": 0.0,
+    }
+    if pack.stage == "train":
+        for run_id in pack.run_ids:
+            record = store.read_train(run_id)
+            if record is None or record.status in {"interrupted", "paused"} or record.weights_deleted:
+                run = plan.run(run_id)
+                failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
+                write_record(store.train(run_id), failed)
+        return
+    for run_id in pack.run_ids or (None,):
+        for name in pack.names:
+            if _write_if_first(store, plan, pack, run_id, name, common):
+                return
+
+
+def _write_if_first(
+    store: Store, plan: Plan, pack: Pack, run_id: str | None, name: str, common: dict[str, Any]
+) -> bool:
+    """Record the failure of one name unless it has a good record; whether it was written."""
+    folder = folder_of(store, (pack.stage, pack.base, run_id, name))
+    subject = plan.subject(pack.base, run_id)
+    if pack.stage == "evaluate":
+        expected = plan.evaluation_hash(pack.base, run_id, name)
+        found = store.read_evaluate(folder)
+        scoring = plan.task(pack.base, run_id, name).scoring
+        record = EvaluateRecord(subject=subject, task=name, scoring=scoring, settings_hash=expected, **common)
+    else:
+        expected = plan.analysis_hash(pack.base, run_id, name)
+        found = store.read_analyse(folder)
+        record = AnalyseRecord(subject=subject, analysis=name, settings_hash=expected, **common)
+    if found is not None and found.status == "complete" and found.settings_hash == expected:
+        return False
+    write_record(folder, record)
+    return True
+
+
+def disk_full(cause: str) -> str:
+    """What is said when a write failed for want of space."""
+    return f"the disk is full ({cause})\n  mend: make space"
+
+
+def is_disk_full(folder: Path, error: BaseException) -> bool:
+    """Whether an error came of a full disk; libraries wrap the system's error, so the space is looked at too."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return True
+    return "No space left" in str(error) or has_little_space(folder)
+
+
+def has_little_space(folder: Path) -> bool:
+    """Whether so little of the disk is left that a write may just have failed."""
+    return shutil.disk_usage(folder).free < _LITTLE_SPACE_BYTES

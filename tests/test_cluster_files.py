@@ -1,0 +1,95 @@
+"""The cluster files of examples/: run with stand-ins for Slurm, held against Ray's own schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import subprocess
+from pathlib import Path
+
+import jsonschema
+import pytest
+from ruamel.yaml import YAML
+
+from rankscope.cli import _parser
+
+FILES = Path(__file__).resolve().parent.parent / "examples" / "cluster"
+
+
+@pytest.fixture
+def stand_ins(tmp_path: Path) -> Path:
+    """Commands that write down how they were called; srun runs what it is given, as Slurm would on a node."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    log = tmp_path / "calls"
+    note = f'echo "$(basename $0) $*" >> {log}\n'
+    commands = {
+        "srun": note + 'while [[ ${1-} == --* ]]; do shift; done\nexec "$@"\n',
+        "scontrol": 'printf "n1\\nn2\\nn3\\n"\n',
+        "ray": note + '[[ " $* " == *" --block "* ]] || exit 0\nexec sleep 60\n',
+        "rankscope": note + "sleep 2\n",
+    }
+    for name, text in commands.items():
+        path = folder / name
+        path.write_text("#!/usr/bin/env bash\n" + text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return folder
+
+
+def run(script: str, stand_ins: Path, **environment: str) -> list[str]:
+    surroundings = {**os.environ, "PATH": f"{stand_ins}:{os.environ['PATH']}", **environment}
+    command = ["bash", str(FILES / script), "study.yaml", "/shared/out"]
+    subprocess.run(command, env=surroundings, check=True, timeout=60, capture_output=True)
+    return (stand_ins.parent / "calls").read_text().splitlines()
+
+
+def test_a_slurm_array_shares_a_study(stand_ins: Path) -> None:
+    first, second = run("slurm_array.sbatch", stand_ins, SLURM_CPUS_PER_TASK="8")
+    assert first.startswith("srun --ntasks=1 rankscope run")
+    options = _parser().parse_args(shlex.split(second)[1:])
+    assert options.share and options.out == Path("/shared/out")
+    assert options.set == ["execute.num_workers=1", "execute.threads_per_worker=8"]
+
+
+def test_a_slurm_allocation_becomes_a_ray_cluster(stand_ins: Path) -> None:
+    calls = run("slurm_ray.sbatch", stand_ins, SLURM_JOB_NODELIST="n[1-3]", SLURM_CPUS_PER_TASK="4")
+    starts = [call for call in calls if call.startswith("ray start")]
+    assert len(starts) == 3 and sum("--head" in call for call in starts) == 1
+    assert sum("--address n1:6379" in call for call in starts) == 2
+    head = next(place for place, call in enumerate(calls) if "--head" in call)
+    assert all(place > head for place, call in enumerate(calls) if call.startswith("ray start --address"))
+    options = _parser().parse_args(shlex.split(next(call for call in calls if call.startswith("rankscope")))[1:])
+    assert options.set == ["execute.backend=ray", "execute.address=n1:6379"]
+
+
+def test_scripts_without_their_arguments_say_how_they_are_used(stand_ins: Path) -> None:
+    for name in ("slurm_array.sbatch", "slurm_ray.sbatch"):
+        done = subprocess.run(["bash", str(FILES / name)], capture_output=True, text=True)
+        assert done.returncode != 0 and "usage: sbatch" in done.stderr
+
+
+def test_ray_up_takes_the_cluster_file() -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'rankscope[ray]')")
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    config = YAML(typ="safe").load(FILES / "ray_up.yaml")
+    jsonschema.validate(config, schema)
+    assert config["max_workers"] == len(config["provider"]["worker_ips"])
+
+
+def test_the_kubernetes_manifest_runs_a_command_that_exists() -> None:
+    job = YAML(typ="safe").load(FILES / "kuberay.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    options = _parser().parse_args(job["spec"]["entrypoint"].split()[1:])
+    assert options.set == ["execute.backend=ray"]
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    for group in groups:
+        spec = group["template"]["spec"]
+        claims = {volume["name"] for volume in spec["volumes"]}
+        for container in spec["containers"]:
+            assert {mount["name"] for mount in container["volumeMounts"]} == claims
+            # The study and its results lie on the volume that all of them see.
+            assert all(str(options.out).startswith(mount["mountPath"]) for mount in container["volumeMounts"])
+    assert groups[1]["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
