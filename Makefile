@@ -32,6 +32,8 @@ check: $(DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate_measures.py --check
 	$(BIN)/python docs/generate_study_file.py --check
+	$(BIN)/python docs/generate_methods.py --check
+	$(BIN)/python recipes/peft_options.py --check
 
 # How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
 simulate: $(SET_UP)

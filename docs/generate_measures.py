@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+from generated import write_or_check
+
 from rankscope.measures import MEASURES, Measure
 
 PAGE = Path(__file__).with_name("measures.md")
@@ -79,16 +81,5 @@ def _row(measure: Measure) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def main(arguments: list[str]) -> int:
-    """Write the page, or check it; 1 where it is out of date."""
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
-            return 0
-        sys.stderr.write("docs/measures.md is out of date: run python docs/generate_measures.py\n")
-        return 1
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), "docs/generate_measures.py", sys.argv[1:]))

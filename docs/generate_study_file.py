@@ -11,6 +11,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from generated import write_or_check
+
 from rankscope.spec import (
     Analyse,
     Arm,
@@ -201,16 +203,5 @@ def _wrapped(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), width=120, break_on_hyphens=False, break_long_words=False)
 
 
-def main(arguments: list[str]) -> int:
-    """Write the page, or check it; 1 where it is out of date."""
-    if arguments == ["--check"]:
-        if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == page():
-            return 0
-        sys.stderr.write("docs/study_file.md is out of date: run python docs/generate_study_file.py\n")
-        return 1
-    PAGE.write_text(page(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(PAGE, page(), "docs/generate_study_file.py", sys.argv[1:]))

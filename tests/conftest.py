@@ -10,6 +10,7 @@ import pytest
 
 # The importlib import mode leaves sys.path alone, so a helper beside the tests would not be found without this.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "docs"))  # the generators of pages share a module
 
 
 def pytest_configure() -> None:

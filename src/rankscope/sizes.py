@@ -41,7 +41,18 @@ def _full(options: Options, shapes: dict) -> int:
 
 
 def _targets(options: Options, shapes: dict) -> dict[str, tuple[int, int]]:
-    return target_modules(options["target_modules"], shapes, options.get("layers_to_transform"))
+    """The adapted matrices as (d_out, d_in)."""
+    found = target_modules(options["target_modules"], shapes, options.get("layers_to_transform"))
+    return {name: _oriented(name, size, shapes) for name, size in found.items()}
+
+
+def _oriented(name: str, size: tuple[int, int], shapes: dict) -> tuple[int, int]:
+    """GPT-2 keeps its matrices transposed; other models that use its names do not, so their width is looked at."""
+    last = name.rsplit(".", 1)[-1]
+    if last not in ("c_attn", "c_fc", "c_proj"):
+        return size
+    is_transposed = size[0] != _hidden(shapes) if last == "c_proj" else size[1] != _hidden(shapes)
+    return size[::-1] if is_transposed else size
 
 
 def _lora(options: Options, shapes: dict) -> int | None:
@@ -119,7 +130,7 @@ def _ln_tuning(options: Options, shapes: dict) -> int:
 def _bottleneck(options: Options, shapes: dict) -> int:
     total = 0
     for name in sublayer_outputs(layer_matrices(shapes), options["placement"]):
-        width = shapes[name][0] if not name.endswith("c_proj.weight") else shapes[name][1]  # Conv1D lies transposed
+        width, _ = _oriented(name.removesuffix(".weight"), shapes[name], shapes)
         inner = max(1, width // options["reduction_factor"])
         total += 2 * width * inner + inner + width
     return total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -16,8 +17,9 @@ from rankscope.cost.passes import backward, forward, update
 from rankscope.cost.pieces import adapted, evaluate_piece
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.hub import model_folder
-from rankscope.models.loading import DTYPES, load_model
-from rankscope.models.methods import TrainablePack, make_trainable
+from rankscope.models.loading import DTYPES, load_model, padded_batch
+from rankscope.models.methods.making import make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.plan import Plan
 from rankscope.runs import RunSettings
 from rankscope.scoring.losses import completion_losses
@@ -44,7 +46,7 @@ def measured_factors(plan: Plan, outline: Outline, device: Device) -> dict[str, 
         # Full fine-tuning changes the base, so each kind has its own.
         folder = model_folder(run.base.source, run.base.revision)
         model = load_model(folder, DTYPES[plan.dtype], plan.layout.device)
-        pack = make_trainable(model, (run,))
+        pack = make_trainable(model, (run,), partial(_first_batches, outline, plan.layout.device))
         steps = _NUM_STEPS // len(kinds)
         measured = _step_seconds(pack, outline, run, steps)
         factors["full" if is_full else "adapter"] = measured / _forecast_step(outline, run, device)
@@ -52,6 +54,12 @@ def measured_factors(plan: Plan, outline: Outline, device: Device) -> dict[str, 
             factors["evaluate"] = _scoring_factor(pack, outline, run, device)
         pack.close()
     return factors
+
+
+def _first_batches(outline: Outline, device: str, run: RunSettings) -> list[dict[str, torch.Tensor]]:
+    """For initialisations that look at examples; what they find does not matter to the time of a step."""
+    vocab_size = outline.shapes[run.base.name].vocab_size
+    return [padded_batch(_examples(_training(outline, run), run.optimization.batch_size, vocab_size), device)]
 
 
 def _step_seconds(pack: TrainablePack, outline: Outline, run: RunSettings, num_steps: int) -> float:

@@ -82,7 +82,8 @@ _BOTTLENECK = Capabilities(
     "adapter", merges=False, not_available={"spectra": "the adapter is a function beside the base, whose weights stay"}
 )
 NAMED: tuple[Method, ...] = (
-    Method("full", "all parameters of the base, or those of some layers", Capabilities("model")),
+    Method("full", "all parameters of the base, or those of some layers (`layers`, `freeze_embeddings`)",
+           Capabilities("model")),
     Method("lora", "a product of two thin matrices beside each weight matrix",
            Capabilities("adapter", in_packed_layers=True, packs=True, has_factors=True), "r",
            {"r": 16, "target_modules": "all-linear"}),
@@ -101,6 +102,9 @@ NAMED: tuple[Method, ...] = (
            {"placement": "houlsby", "reduction_factor": 16}),
 )  # fmt: skip
 BY_NAME = {method.name: method for method in NAMED}
+# PEFT has no way to write them as weights of the base.
+_NOT_MERGED = ("beft", "lily")
+_UNMERGED = "PEFT cannot write it as weights of the base"
 # PEFT has them, but they are no way to train one model on one data set.
 REFUSED = {
     "xlora": "it mixes adapters that were trained before",
@@ -129,6 +133,9 @@ def method_named(name: str) -> Method:
     if name in BY_NAME:
         return BY_NAME[name]
     known = PEFT_METHODS[name]
+    if name in _NOT_MERGED:
+        can = Capabilities("adapter", merges=False, not_available=dict.fromkeys(("spectra", "subspaces"), _UNMERGED))
+        return Method(name, "as PEFT has it", can, "r" if "r" in known.options else None)
     if known.is_prompt:
         return _prompt(name, "as PEFT has it")
     return Method(name, "as PEFT has it", _ADAPTER, "r" if "r" in known.options else None)
