@@ -36,22 +36,22 @@ VARIANTS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "bottleneck": ({"placement": "pfeiffer", "reduction_factor": 16},),
 }
 _INTRODUCTION = """How a model can be made trainable: what an arm's `method` may be. This page is written by
-    `docs/generate_methods.py` from `src/rankscope/methods/table.py`, which plan, stages and report read too.
+    `docs/generate_methods.py` from `src/rankscope/methods/table.py`, which plan, stages and report read.
     `studies/methods.yaml` has an arm of each."""
-_COLUMNS = """Trainable parameters are those on Llama 2 7B with the options shown. **Packs**: several runs share one copy
-    of the base and one forward pass (the others run alone, through the same loop). **Trees**: the options of a
+_COLUMNS = """Trainable parameters are those on Llama 2 7B with the options shown. **Packs**: several runs share one
+    copy of the base and one forward pass (the others run alone, through the same loop). **Trees**: the options of a
     multiple-choice item are scored in one row; else each in a row of its own. **Merges**: the trained model can be
-    written as weights of the base's own architecture; then its update can be looked at matrix by matrix. **Alters**: the
-    initialisation takes a part out of the base."""
+    written as weights of the base's own architecture; then its update can be looked at matrix by matrix. **Alters**:
+    the initialisation takes a part out of the base."""
 _LORA = """Options have PEFT's names; the ones of `lora` that people set most are in [study_file.md](study_file.md).
     `lora_alpha` is a number or a multiple of the rank (`2r`, the default). `target_modules` is `all-linear` (the
-    default), `attention`, `mlp`, a list of names, or a regular expression for whole paths. A run starts from PEFT's own
-    initialisation under its seed. `eva`, `corda` and `lora_ga` look at examples first: those of the run's own first
-    steps, eight at most; without that PEFT silently keeps another initialisation. `loftq` needs bitsandbytes and a CUDA
-    device, as PEFT's does. With any option that is not in the packed layers (`modules_to_save`, `bias`, `use_qalora` and
-    others) a run goes through PEFT's own model, alone."""
-_ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into `B @ A` from the base. What is saved is an
-    adapter of the true base, by PEFT's own conversion: `[B, -B0] [A; A0]`, so its rank is **twice** the one that was
+    default), `attention`, `mlp`, a list of names, or a regular expression for whole paths. A run starts from PEFT's
+    own initialisation under its seed. `eva`, `corda` and `lora_ga` look at examples first: those of the run's own
+    first steps, eight at most; without that PEFT silently keeps another initialisation. `loftq` needs bitsandbytes and
+    a CUDA device, as PEFT's does. With any option that is not in the packed layers (`modules_to_save`, `bias`,
+    `use_qalora` and others) a run goes through PEFT's own model, alone."""
+_ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into `B @ A` from the base. What is saved is
+    an adapter of the true base, by PEFT's own conversion: `[B, -B0] [A; A0]`, so its rank is **twice** the one that was
     trained. Scores, spectra and everything else compare with the true base. They need float32 weights, as in PEFT, and
     do not go with `use_dora`."""
 _OTHERS = """Any other method of PEFT can be named, with PEFT's options and defaults; `target_modules` is `all-linear`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -91,6 +92,72 @@ def test_a_wrong_study_file(
     message = refused(study, capsys)
     for word in words:
         assert word in message
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("{method: lorra, rank: 2", [":6:", "no method is called 'lorra'", "did you mean 'lora'"]),
+        ("{method: LoRA, rank: 2", ["methods are written small: 'lora'"]),
+        ("{method: xlora", ["PEFT's xlora is not supported", "trained before"]),
+        ("{method: lora, rank: 2, use_dorra: true", [":6:", "unknown key 'use_dorra'", "did you mean 'use_dora'"]),
+        ("{method: oft, oft_blok_size: 8", ["did you mean 'oft_block_size'"]),
+        ("{method: oft, oft_block_size: eight", ["arms.0.oft_block_size", "is a whole number, not 'eight'"]),
+        ("{method: lora, rank: 2, num_virtual_tokens: 4", ["option of prompt_tuning, p_tuning", "not of lora"]),
+        ("{method: ia3, rank: 4", ["arms.0.rank", "option of lora", "not of ia3"]),
+        ("{method: full, lora_alpha: 4", ["arms.0.lora_alpha", "not of full"]),
+        ("{method: lora, rank: 2, layers: [0]", ["arms.0.layers", "option of full", "not of lora"]),
+        ("{method: full, freeze_embedings: true", ["did you mean 'freeze_embeddings'"]),
+        ("{method: prompt_tuning", ["needs 'num_virtual_tokens'"]),
+        ("{method: lora, rank: 2, target_modules: [q_prj]", ["arm lora-r2, target_modules", "did you mean 'q_proj'"]),
+        ("{method: lora, rank: 2, target_modules: 'q_(proj'", ["no regular expression"]),
+        ("{method: lora, rank: 2, layers_to_transform: [7]", ["has no layer 7", "0 to 2"]),
+        ("{method: full, layers: [3]", ["arm full, layers", "has no layer 3"]),
+        ("{method: full, layers: []", ["arms.0.layers", "list of layers"]),
+        ("{method: lora, rank: 0", ["arms.0.rank", "greater than 0"]),
+        ("{method: lora, rank: 2, lora_alpha: 2x", ["arms.0.lora_alpha", "'2r'"]),
+        ("{method: lora, rank: 2, lora_alpha: 0", ["arms.0.lora_alpha"]),
+        ("{method: lora, rank: 2, rank_pattern: {q_proj: 0}", ["rank_pattern", "a rank of 0"]),
+        ("{method: lora, rank: 2, rank_pattern: {'q_(proj': 2}", ["rank_pattern", "no regular expression"]),
+        ("{method: lora, rank: 2, alpha_pattern: {q_proj: -1}", ["alpha_pattern", "number above 0"]),
+        ("{method: lora, rank: 2, loraplus_lr_ratio: 0.5", ["loraplus_lr_ratio", "at least 1"]),
+        ("{method: lora, rank: 2, init_lora_weights: pisa", ["init_lora_weights", "did you mean 'pissa'"]),
+        ("{method: lora, rank: 3, init_lora_weights: orthogonal", ["even ranks, not 3"]),
+        ("{method: lora, rank: 2, init_lora_weights: pissa, use_dora: true", ["use_dora and pissa"]),
+        ("{method: lora, rank: 2, eva_config: {rho: 2.0}", ["of no use without init_lora_weights: eva"]),
+        ("{method: lora, rank: 2, init_lora_weights: eva, eva_config: {roh: 2.0}", ["has no key 'roh'", "'rho'"]),
+        ("{method: lora, rank: 500, init_lora_weights: pissa", ["takes 500 directions", "lower rank"]),
+        ("{method: lora, rank: 2, target_modules: q_proj, layers_to_transform: [0]", ["needs target_modules as names"]),
+        ("{method: adalora, rank: 8, init_r: 8", ["init_r 8 is to be above", "only prunes"]),
+        ("{method: adalora, rank: 2, tinit: 2", ["arm adalora-r2, tinit", "2 steps"]),
+        ("{method: bottleneck, placement: hulsby", ["did you mean 'houlsby'"]),
+        ("{method: vera, target_modules: [wq]", ["arm vera, target_modules", "no module is called 'wq'"]),
+    ],
+)
+def test_a_wrong_method_or_option(
+    study: Path, capsys: pytest.CaptureFixture[str], arm: str, words: list[str]
+) -> None:
+    change(study, "{method: lora, rank: 2", arm)
+    message = refused(study, capsys)
+    for word in words:
+        assert word in message
+
+
+def test_an_initialisation_that_needs_float32(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change(study, "rank: 2", "rank: 2, init_lora_weights: pissa")
+    message = refused(study, capsys, "--set", "optimization.dtype=float64")
+    assert "PEFT's pissa initialisation needs optimization.dtype float32" in message
+
+
+def test_an_initialisation_whose_package_or_device_is_missing(
+    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(study, "rank: 2", "rank: 2, init_lora_weights: loftq, loftq_config: {loftq_bits: 4}")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "needs the package bitsandbytes" in refused(study, capsys)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    message = refused(study, capsys, "--set", "execute.device=cpu")
+    assert "loftq needs a CUDA device, and the study runs on cpu" in message
 
 
 def test_an_empty_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from rankscope.data.prepare import (
 )
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
-from rankscope.data.targets import resolve_runs
+from rankscope.data.targets import check_device, resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.layout import choose_layout
@@ -103,6 +103,7 @@ def make_plan(
     layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
     if earlier is not None and keep_layout:
         layout = earlier.layout
+    check_device(runs, layout.device)
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
         study=study.study,

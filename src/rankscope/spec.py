@@ -15,7 +15,7 @@ from pydantic_core import PydanticCustomError
 
 from rankscope.methods.checks import method_refusal, refusal, unknown_option
 from rankscope.methods.options import nearest, options_of
-from rankscope.methods.table import method_names
+from rankscope.methods.table import FLOAT32_ONLY, method_names
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -378,6 +378,11 @@ class Study(Section):
                 raise PydanticCustomError("no_domain", text, {"key": "evaluate", "name": training_set})
         if self.search.seeds > len(self.seeds):
             raise PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})
+        for index, arm in enumerate(self.arms):
+            if self.optimization.dtype == "float64" and str(arm.init_lora_weights).startswith(FLOAT32_ONLY):
+                text = "arms.{index}: PEFT's {start} initialisation needs optimization.dtype float32"
+                context = {"key": "arms", "index": index, "start": arm.init_lora_weights}
+                raise PydanticCustomError("float32_only", text, context)
         if len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -75,7 +76,38 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
         options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
     elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and options.get("layers_to_transform") is not None:
         options["target_modules"] = sorted({_short(name) for name in _layer_modules(shapes)})
-    return arm if options == arm.options else arm.model_copy(update={"options": options})
+    resolved = arm if options == arm.options else arm.model_copy(update={"options": options})
+    _check_initialisation(resolved, base, shapes)
+    return resolved
+
+
+def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Whether an initialisation from the base's own matrices finds as many directions as it needs."""
+    start = str(arm.options.get("init_lora_weights", ""))
+    if start == "loftq" and importlib.util.find_spec("bitsandbytes") is None:
+        text = "PEFT's loftq initialisation needs the package bitsandbytes, and a CUDA device"
+        raise UserError(text, where=f"arm {arm.label}", mend="pip install bitsandbytes, or choose another one")
+    if not arm.capabilities.alters_base or start == "loftq":
+        return
+    matrices = target_modules(arm.options["target_modules"], shapes, arm.options.get("layers_to_transform"))
+    needed = max(arm.options["r"], *(arm.options.get("rank_pattern") or {}).values(), 1)
+    needed *= 2 if start == "lora_ga" else 1  # it takes A and B from different directions of the gradient
+    for name, shape in matrices.items():
+        if needed > min(shape):
+            text = f"{start} takes {needed} directions out of each matrix, and {name} of base {base} has {min(shape)}"
+            raise UserError(text, where=f"arm {arm.label}", mend="choose a lower rank, or other target_modules")
+
+
+def check_device(runs: Iterable[RunSettings], device: str) -> None:
+    """Refuse what PEFT can only do on another device.
+
+    Raises:
+        UserError: An arm starts from LoftQ, and the study does not run on a CUDA device.
+    """
+    for run in runs:
+        if run.arm.options.get("init_lora_weights") == "loftq" and device != "cuda":
+            text = f"PEFT's loftq needs a CUDA device, and the study runs on {device}"
+            raise UserError(text, where=f"arm {run.arm.label}", mend="choose another init_lora_weights, or a GPU")
 
 
 def check_targets(

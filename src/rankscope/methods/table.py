@@ -14,8 +14,8 @@ from rankscope.methods.options import PEFT_METHODS
 
 # Initialisations of LoRA that subtract what they put into `B @ A` from the base's weight.
 ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
-# Initialisations that look at training examples first; PEFT silently keeps another one where nobody does.
-PREPROCESSED = ("eva", "corda", "lora_ga")
+# Initialisations that PEFT refuses to make in float64.
+FLOAT32_ONLY = ("pissa", "olora", "corda", "mica")
 # What the packed layers do; an adapter with any other option runs in PEFT's own layers, alone.
 _PACKED_OPTIONS = frozenset({
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules",
