@@ -39,6 +39,11 @@ _SECTIONS = {
         (queries, keys and values; gates and ups; experts) are taken apart first. In the summary of a run intruders are
         added up over the matrices of linear layers; the other measures are means over them.""",
     ),
+    "update_cosine": (
+        "Two updates of one matrix",
+        """Of two models tuned from one base (`audit --against`). Two random subspaces of k directions in a space of d
+        have an overlap of about k / d.""",
+    ),
     "attention_entropy": (
         "Attention of a head",
         """A head's pattern has one row for each position that looks, `q`, over the keys `k` that it may see (causality,

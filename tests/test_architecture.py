@@ -22,6 +22,7 @@ OPTIONS = {
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
     "report": {"DIR"},
+    "audit": {"BASE", "TUNED", "--intruders", "--layers", "--against", "--truncate", "--out", "--json"},
     "demo": {"--out"},
 }
 

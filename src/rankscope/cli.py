@@ -18,6 +18,9 @@ _EPILOG = """exit status: 0 done and decided; 3 done and undecided; 1 some run f
 2 the study file or data is wrong and nothing was started; 130 interrupted: the same command goes on"""
 
 
+_AUDIT_EPILOG = """exit status: 0 done; 2 a folder is not what it should be, or the tuned model is not of this base"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one verb.
 
@@ -99,6 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "rebuild the report from the records")
     report.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
 
+    _add_audit(add("audit", _audit, "say what an adapter or a tuned model changed, without training", _AUDIT_EPILOG))
+
     demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes", _EPILOG)
     _add_out(demo)
     demo.set_defaults(retry_failed=False, share=False)
@@ -113,6 +118,41 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, help="the study directory (default: results/<study>)")
+
+
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("base", metavar="BASE", help="the base: a folder or hub id, with @revision where wanted")
+    parser.add_argument("tuned", metavar="TUNED", help="the adapter or tuned model: a folder or hub id")
+    text = "set the update against the base's own directions too; decomposes the base, says beforehand how long"
+    parser.add_argument("--intruders", action="store_true", help=text)
+    parser.add_argument("--layers", type=_layers, metavar="LIST", help="only these layers: 0-3,10")
+    parser.add_argument("--against", metavar="OTHER", help="set it against another tuned model of the same base")
+    text = "write a copy of the adapter cut to a share of its energy (0.95) or to a rank (16)"
+    parser.add_argument("--truncate", type=_cut, metavar="SHARE|RANK", help=text)
+    parser.add_argument("--out", type=Path, help="the folder to write to (default: results/audit-<tuned>)")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def _layers(text: str) -> frozenset[int]:
+    """`0-3,10` as numbers."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
+            raise argparse.ArgumentTypeError(f"'{text}' is no list of layers; write it like 0-3,10")
+        found.update(range(int(first), int(last or first) + 1))
+    return frozenset(found)
+
+
+def _cut(text: str) -> float | int:
+    """A share of the energy between 0 and 1, or a rank."""
+    try:
+        value = int(text) if text.isdecimal() else float(text)
+    except ValueError:
+        value = 0
+    if value >= 1 if isinstance(value, int) else 0.0 < value < 1.0:
+        return value
+    raise argparse.ArgumentTypeError(f"'{text}' is neither a share between 0 and 1 nor a rank of 1 or more")
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -217,6 +257,37 @@ def _report(options: argparse.Namespace) -> int:
 
     print(f"report: {stage.run(Store(options.directory))}")
     return DONE
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from rankscope.audit.stage import Request, run
+    from rankscope.display import CountLines
+
+    request = Request(
+        base=options.base,
+        tuned=options.tuned,
+        out=options.out or _audit_folder(options.tuned),
+        layers=options.layers,
+        intruders=options.intruders,
+        against=options.against,
+        truncate=options.truncate,
+    )
+    outcome = run(request, CountLines(sys.stderr))
+    if options.json:
+        print(outcome.document, end="")
+        return DONE
+    for finding in outcome.findings:
+        print(f"- {finding}")
+    for note in outcome.audit.notes:
+        print(f"note: {note}")
+    print(f"report: {outcome.page}")
+    return DONE
+
+
+def _audit_folder(tuned: str) -> Path:
+    """`results/audit-<tuned>`, after the last part of a folder's name or hub id."""
+    name = Path(tuned).resolve().name if Path(tuned).exists() else tuned.rpartition("/")[2]
+    return Path("results") / f"audit-{name.replace('@', '-')}"
 
 
 def _version() -> str:

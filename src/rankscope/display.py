@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -165,6 +166,33 @@ def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
         seconds, error = forecast
         parts.append(f"about {duration(seconds)} left (give or take {duration(error)})")
     return ", ".join(parts)
+
+
+class CountLines:
+    """How far something is that is done piece by piece: a line now and then, with the time that is left.
+
+    Args:
+        stream: Where the lines go.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._what = ""
+        self._started = self._said = 0.0
+
+    def message(self, text: str) -> None:
+        """One line."""
+        print(text, file=self._stream, flush=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """So many of so many are done."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._started, self._said = what, now, now
+        elif done and now - self._said > _PLAIN_SECONDS:
+            left = (now - self._started) / done * (total - done)
+            self._said = now
+            self.message(f"{what} {done} of {total}, about {duration(left)} left")
 
 
 def duration(seconds: float) -> str:

@@ -136,6 +136,15 @@ _ALL = (
         ("||U0_k U0_k' dW||_F^2 / ||dW||_F^2, k = {k}", "||dW V0_k V0_k'||_F^2 / ||dW||_F^2, k = {k}"),
         "OPLoRA, arXiv 2510.13003",
     ),
+    # Two updates of one matrix
+    Measure("update_cosine", "none", "neither", "how much alike two updates of a matrix are",
+            "<dW_1, dW_2>_F / (||dW_1||_F ||dW_2||_F)"),
+    Measure("update_norm_ratio", "none", "neither", "how many times as far the other model moved",
+            "||dW_2||_F / ||dW_1||_F"),
+    Measure("update_overlap_8", "fraction", "neither", "how far two updates write into the same directions",
+            "||U_1' U_2||_F^2 / k, U the first k = 8 left singular vectors of each update"),
+    Measure("update_overlap_8_right", "fraction", "neither", "how far two updates read the same directions",
+            "||V_1' V_2||_F^2 / k, V the first k = 8 right singular vectors of each update"),
     # Attention, per layer and head
     Measure(
         "attention_entropy", "fraction", "neither", "how widely a head looks: 0 one token, 1 all alike",

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
-from rankscope.analyse.matrices import BaseNorms, base_norms, spectra
+from rankscope.analyse.matrices import spectra
+from rankscope.analyse.norms import NormCache
 from rankscope.analyse.subspaces import subspaces
 from rankscope.internals.attention import attention_divergence, pattern_measures
 from rankscope.internals.patterns import (
@@ -128,7 +129,7 @@ class _Stage:
     def _spectra(self, settings: RunSettings, folder: Path) -> _Found:
         """Every update's spectrum; `Spectra.summary` says how one number comes of many."""
         file = f"norms-{settings.base.fingerprint[:16]}.json"
-        norms = _NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
+        norms = NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
         found = spectra(self._parts(settings), norms.of)
         norms.write()
         write_parquet(folder / MATRICES, found.matrices)
@@ -214,24 +215,6 @@ class _Stage:
         """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
         frame = pl.read_parquet(self.store.base(base) / "probes.parquet")
         return batches(frame["input_ids"].to_list(), _TOKENS_PER_BATCH)
-
-
-class _NormCache:
-    """The norms of a base's matrices on disk, shared by its runs; what several processes add twice is the same."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._norms = {name: BaseNorms(*norms) for name, norms in (read_checked(path) or {}).items()}
-        self._num_read = len(self._norms)
-
-    def of(self, update: Update | Part) -> BaseNorms:
-        if update.name not in self._norms:
-            self._norms[update.name] = base_norms(update)
-        return self._norms[update.name]
-
-    def write(self) -> None:
-        if len(self._norms) > self._num_read:
-            write_checked(self._path, {name: (norms.frobenius, norms.spectral) for name, norms in self._norms.items()})
 
 
 def _pattern_file(batch: int, layer: int) -> str:

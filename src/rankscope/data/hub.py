@@ -19,33 +19,67 @@ _WHOLE_BYTES = 64 * 2**20
 _END_BYTES = 2**20
 # Weights in formats that run code when read (.bin, .pt) are not even fetched.
 _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.txt"]
+# Of an adapter the checkpoints in folders beside it are left where they are.
+_TUNED_PATTERNS = ["*.safetensors", "*.json"]
 
 
-def model_folder(source: str, revision: str | None = None) -> Path:
+def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: bool = True) -> Path:
     """The folder with a base model's configuration, tokenizer and safetensors.
 
     Args:
         source: A folder, a `.gguf` file (made into a folder in the user's cache, once), `smallworld:base`, or
             a hub id, which is fetched into the hub's cache (`HF_HOME`, `HF_HUB_OFFLINE` and `HF_TOKEN` are obeyed).
         revision: The hub's branch, tag or commit.
+        needs_tokenizer: Whether a folder without tokenizer.json is refused.
 
     Raises:
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
     """
     if source == EMBEDDED:
-        return _checked(Path(__file__).parent / "smallworld" / "base", source)
+        return _checked(Path(__file__).parent / "smallworld" / "base", source, needs_tokenizer)
     path = user_path(source)
     if path.is_dir():
-        return _checked(path, source)
+        return _checked(path, source, needs_tokenizer)
     if path.suffix == ".gguf" and path.is_file():
-        return _checked(_converted(path), source)
+        return _checked(_converted(path), source, needs_tokenizer)
     if path.exists():
         raise UserError(f"'{source}' is a file", where="model", mend="name the folder that holds the model")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise UserError(
             f"there is no model folder '{source}'", where="model", mend="name an existing folder, or a hub id"
         )
-    return _checked(_fetched(source, revision), source)
+    return _checked(_fetched(source, revision, _PATTERNS), source, needs_tokenizer)
+
+
+def tuned_folder(source: str, revision: str | None = None) -> Path:
+    """The folder with an adapter or a whole tuned model, its weights as safetensors or not.
+
+    Args:
+        source: A folder, or a hub id, which is fetched into the hub's cache.
+        revision: The hub's branch, tag or commit.
+
+    Raises:
+        UserError: There is no such folder or hub id, or it holds neither an adapter nor a model.
+    """
+    path = user_path(source)
+    if path.is_file():
+        raise UserError("is a file", where=path, mend="name the folder that holds the adapter or the model")
+    if not path.is_dir():
+        if source.startswith(("/", ".", "~")) or source.count("/") != 1:
+            raise UserError("there is no such folder", where=source, mend="name an existing folder, or a hub id")
+        path = _fetched(source, revision, _TUNED_PATTERNS, ignored=["*/*"])
+    if (path / "adapter_config.json").is_file() or (path / "config.json").is_file():
+        return path
+    inside = sorted((child.parent for child in path.glob("*/adapter_config.json")), key=_numbered)
+    inside += sorted((child.parent for child in path.glob("*/config.json")), key=_numbered)
+    mend = f"name the folder inside it, such as {inside[-1]}" if inside else "name the folder that it was saved to"
+    raise UserError("holds neither an adapter (adapter_config.json) nor a model (config.json)", where=path, mend=mend)
+
+
+def split_revision(source: str) -> tuple[str, str | None]:
+    """A hub id and its revision from `org/name@revision`; a folder's name is left whole."""
+    name, at, revision = source.rpartition("@")
+    return (name, revision) if at and not user_path(source).exists() else (source, None)
 
 
 def local_model(source: str, revision: str | None = None) -> Path | None:
@@ -69,6 +103,14 @@ def hub_commit(folder: Path) -> str | None:
     return folder.name if is_snapshot and re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
 
 
+def named_commit(folder: Path, revision: str) -> str | None:
+    """The commit that a branch, tag or commit stands for in the hub's cache; None where that cannot be known."""
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    reference = folder.parent.parent / "refs" / revision
+    return reference.read_text(encoding="utf-8").strip() if hub_commit(folder) and reference.is_file() else None
+
+
 def fingerprint(folder: Path) -> str:
     """A hash of a model's configuration, tokenizer and weights: it changes when the model does.
 
@@ -90,7 +132,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _checked(folder: Path, source: str) -> Path:
+def _checked(folder: Path, source: str, needs_tokenizer: bool) -> Path:
     """The folder, if it can serve as a base."""
     weights = any(folder.glob("*.safetensors"))
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
@@ -105,7 +147,8 @@ def _checked(folder: Path, source: str) -> Path:
             where=folder,
             mend="convert them: AutoModelForCausalLM.from_pretrained(...).save_pretrained(folder) writes safetensors",
         )
-    missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).is_file()]
+    needed = ("config.json", "tokenizer.json") if needs_tokenizer else ("config.json",)
+    missing = [name for name in needed if not (folder / name).is_file()]
     if not weights:
         missing.append("*.safetensors")
     if missing:
@@ -140,12 +183,18 @@ def _converted(file: Path) -> Path:
     return folder
 
 
-def _fetched(source: str, revision: str | None) -> Path:
+def _numbered(folder: Path) -> tuple[int, str]:
+    """Checkpoints in the order of their steps, `checkpoint-500` before `checkpoint-1000`."""
+    number = re.search(r"(\d+)$", folder.name)
+    return int(number[1]) if number else 0, folder.name
+
+
+def _fetched(source: str, revision: str | None, patterns: list[str], ignored: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return Path(snapshot_download(source, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except HFValidationError:
         problem, mend = f"'{source}' is neither a folder nor a hub id", "name a folder, or a hub id such as org/name"
     # The hub's client raises what its transport raises: many unrelated classes, most of them OSError or ValueError.

@@ -56,6 +56,7 @@ class LoraFolder:
     Attributes:
         folder: Where it lies.
         config: PEFT's settings.
+        stored: The same as they are in the file, keys of other tools included.
         files: Its tensors.
         adapted: By module, what was adapted; `.base_layer` at the end of a module stays, see `wrapped_depth`.
         whole: By parameter, tensors that were saved whole (`modules_to_save`, trained biases, resized tables).
@@ -65,6 +66,7 @@ class LoraFolder:
 
     folder: Path
     config: LoraConfig
+    stored: dict[str, Any]
     files: TensorFiles
     adapted: dict[str, Adapted]
     whole: dict[str, str]
@@ -85,9 +87,9 @@ def read_lora_folder(folder: Path) -> LoraFolder:
     Raises:
         UserError: It is no LoRA adapter of a known form, or the half of a pair is missing.
     """
-    config, notes = _read_config(folder)
+    config, stored, notes = _read_config(folder)
     files = TensorFiles.of_adapter(folder)
-    found = LoraFolder(folder, config, files, {}, {}, {}, notes)
+    found = LoraFolder(folder, config, stored, files, {}, {}, {}, notes)
     for key in files.files:
         _sort_in(found, key)
     if not found.adapted and not found.whole:
@@ -131,7 +133,7 @@ def _check_pairs(adapted: Adapted, folder: Path) -> None:
             raise UserError(text, where=folder, mend="copy the whole file again, or save the adapter again")
 
 
-def _read_config(folder: Path) -> tuple[LoraConfig, tuple[str, ...]]:
+def _read_config(folder: Path) -> tuple[LoraConfig, dict[str, Any], tuple[str, ...]]:
     where = folder / CONFIG_NAME
     try:
         stored = json.loads(where.read_text(encoding="utf-8"))
@@ -149,7 +151,7 @@ def _read_config(folder: Path) -> tuple[LoraConfig, tuple[str, ...]]:
         raise UserError(f"PEFT refuses these settings: {error}", where=where) from None
     _refuse_other_forms(config, where)
     notes = f"adapter_config.json has keys that PEFT does not know here and that were ignored: {', '.join(unknown)}"
-    return config, (notes,) if unknown else ()
+    return config, stored, (notes,) if unknown else ()
 
 
 def _refuse_other_forms(config: LoraConfig, where: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 import vl_convert
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rankscope.measures import MEASURES
@@ -30,13 +30,13 @@ from rankscope.report.verdicts import VerdictView, verdict_view
 
 def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures: Mapping[str, Figure]) -> str:
     """The whole page as HTML; everything that came from data is escaped."""
-    environment = _environment()
+    templates = environment("rankscope.report")
     groups = list(group_names(contents).values())
     arms = looks(contents.plan)
     classes = {name: f"arm-{index}" for index, name in enumerate(arms)}
-    style = environment.get_template("style.css.j2").render(arms=arms, classes=classes)
-    scripts = [vega_bundle(), environment.get_template("page.js").render()]
-    return environment.get_template("page.html.j2").render(
+    style = templates.get_template("style.css.j2").render(arms=arms, classes=classes)
+    scripts = [vega_bundle(), templates.get_template("page.js").render()]
+    return templates.get_template("page.html.j2").render(
         plan=contents.plan,
         settings=contents.settings,
         policy=content_security_policy(style, scripts),
@@ -49,7 +49,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         verdicts=verdict_views(contents, tables["runs"]),
         figures=figures,
         first_task=next((figure.tasks[0] for figure in figures.values() if figure.tasks), None),
-        specs={key: [_spec(panel.spec, groups, figure) for panel in figure.panels] for key, figure in figures.items()},
+        specs=panel_specs(figures, groups),
         config=config(),
         lost=_lost(contents, tables),
         measures=MEASURES,
@@ -63,10 +63,10 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
     )
 
 
-def _environment() -> Environment:
-    """The templates, with escaping on and no tolerance for a name that is not there."""
+def environment(*packages: str) -> Environment:
+    """The templates of packages, the first that has one counts; escaping is on, a name that is not there an error."""
     environment = Environment(
-        loader=PackageLoader("rankscope.report", "templates"),
+        loader=ChoiceLoader([PackageLoader(package, "templates") for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -139,6 +139,11 @@ def vega_bundle() -> str:
 
 def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def panel_specs(figures: Mapping[str, Figure], groups: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """By figure, the specifications of its panels as the page's script takes them."""
+    return {key: [_spec(panel.spec, groups, figure) for panel in figure.panels] for key, figure in figures.items()}
 
 
 def _spec(spec: Mapping[str, Any], groups: Sequence[str], figure: Figure) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The real data beside the repository: every layout loads, whole, with the right answers."""
 
-import csv
 import json
 import os
 import re
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.data.contamination import TrainingWords
 from rankscope.data.prepare import prepare_task, prepare_training_set
 from rankscope.data.tokens import Tokenizer
 from rankscope.spec import Task, TrainingSet
@@ -19,8 +17,6 @@ pytestmark = [
     pytest.mark.shared,
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data is not at {SHARED}"),
 ]
-
-MMLU_REPETITIONS = 105
 
 # folder, split, items, scoring, kind, options an item
 TASKS = [
@@ -117,55 +113,6 @@ def test_casehold_answers_are_texts(tokenizer):
     items = items_of(tokenizer, "paper/casehold")
     for row, item in zip(rows_of("paper/casehold/case_hold.jsonl"), items, strict=True):
         assert item.target == " " + row["answer"].strip()
-
-
-def test_the_repetitions_of_mmlu_are_counted(tokenizer):
-    task = prepare_task("base", "task", Task(source=str(SHARED / "paper/mmlu")), tokenizer)
-    # Items whose question, options and right option have all been there before: counted by hand from the files.
-    seen, repeated = set(), 0
-    for path in sorted((SHARED / "paper/mmlu/test").glob("*.csv")):
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                cells = tuple(row[name].strip() for name in ("question", "choice0", "choice1", "choice2", "choice3"))
-                key = (*cells, row["answer"])
-                repeated += key in seen
-                seen.add(key)
-    assert task.summary.num_duplicates == repeated == MMLU_REPETITIONS
-    assert any(f"{repeated} of 14042 items are repetitions" in warning for warning in task.warnings)
-
-
-def test_the_long_rows_of_casehold_are_counted(tokenizer):
-    spec = TrainingSet(source=str(SHARED / "paper/casehold"), max_examples=300, validation={"source": str(
-        SHARED / "paper/casehold"), "max_examples": 5})  # fmt: skip
-    data = prepare_training_set("base", "ours", spec, tokenizer, 512, 8)
-    texts = [
-        f"Question: {row['input_text']}\nAnswer: {row['answer']}" for row in rows_of("paper/casehold/case_hold.jsonl")
-    ]
-    longer = sum(len(tokenizer.encode(text)) + 1 > 512 for text in texts[:300])
-    assert data.summaries[0].num_rows == 300
-    assert data.summaries[0].num_truncated == longer > 0
-    assert any("are longer than 512 tokens" in warning for warning in data.warnings)
-    items = prepare_task("base", "t", Task(source=str(SHARED / "paper/casehold"), max_examples=300), tokenizer)
-    assert items.summary.num_truncated > 290
-
-
-def test_test_questions_of_gsm8k_are_not_in_its_training_set(tokenizer):
-    spec = TrainingSet(source=str(SHARED / "paper/gsm8k"), split="train")
-    data = prepare_training_set("base", "ours", spec, tokenizer, 512, 8)
-    task = prepare_task("base", "t", Task(source=str(SHARED / "paper/gsm8k"), split="test"), tokenizer)
-    exact, ngram = TrainingWords(data.said).overlaps({"t": task.said})["t"]
-    assert exact == 0 and ngram < 0.02 * len(task.items)
-    assert TrainingWords(task.said).overlaps({"t": task.said})["t"][0] == len(task.items)
-
-
-def test_worked_examples_of_mmlu_are_of_the_items_subject(tokenizer):
-    task = prepare_task(
-        "base", "t", Task(source=str(SHARED / "paper/mmlu"), few_shot={"number": 5, "split": "dev"}), tokenizer
-    )
-    item = next(item for item in task.items if item.category == "anatomy")
-    dev = next(csv.DictReader((SHARED / "paper/mmlu/dev/anatomy_dev.csv").open(newline="", encoding="utf-8")))
-    assert item.prompt.count("Question: ") == 6
-    assert item.prompt.startswith(f"Question: {dev['question']}\nAnswer: ")
 
 
 def test_wikitext_is_read_by_sections_and_loses_no_word(tokenizer):

@@ -1,0 +1,1 @@
+"""One tuned model against its base, without a study: what did this adapter or checkpoint change?"""

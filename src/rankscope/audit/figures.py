@@ -1,0 +1,211 @@
+"""The plots of an audit: where the update lies, how it is spread over directions, and how it compares."""
+
+from __future__ import annotations
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from rankscope.audit.result import Audit
+from rankscope.measures import MEASURES
+from rankscope.report.figure import Figure, Panel
+from rankscope.report.marks import INK, WIDTH, data, specification
+from rankscope.report.palette import GAIN_COLOUR
+
+MATRICES, SPECTRA = "tables/matrices.csv", "tables/singular_values.csv"
+_MAPS = {
+    "update_norm_relative": "How far it moved",
+    "rank_utilisation": "How much of the rank is used",
+    "stable_rank": "Stable rank",
+    "energy_rank_95": "Directions with 95% of the update",
+}
+_BASE_MAPS = {
+    "intruder_dimensions": "Intruder dimensions",
+    "subspace_overlap_8": "Overlap of the top 8 directions",
+    "rho_16": "Update inside the base's top 16",
+}
+_AGAINST_MAPS = {"update_cosine": "Cosine of the two updates", "update_norm_ratio": "How far the other moved, relative"}
+# Scales that mean the same in every audit; the others end at the largest value.
+_SCALES = {"update_cosine": 1.0, "subspace_overlap_8": 1.0}
+# Curves are drawn at so many points at most.
+_POINTS = 64
+
+
+def make_figures(audit: Audit) -> dict[str, Figure]:
+    """All figures that the numbers allow, by key, in the page's order."""
+    made = (_where(audit), _spread(audit), _to_base(audit), _against(audit))
+    return {figure.key: figure for figure in made if figure is not None}
+
+
+def _where(audit: Audit) -> Figure | None:
+    keys = [key for key in _MAPS if _has(audit.matrices, key)]
+    if "rank_utilisation" in keys:
+        keys.remove("stable_rank")  # the same map on another scale
+    if not keys:
+        return None
+    return Figure(
+        key="map",
+        title="Where the update lies",
+        shows="Each weight matrix by layer and module; where one place holds several (experts), their mean.",
+        reading="The stronger the colour, the larger the number; each map has a scale of its own, from 0 to its "
+        "largest value, which its heading names.",
+        caution="A large update is not by itself a harmful one, and a low rank not a worse one.",
+        panels=[_map_panel(audit.matrices, key, _MAPS[key]) for key in keys],
+        measures=keys,
+        sources=(MATRICES,),
+        columns=3,
+    )
+
+
+def _spread(audit: Audit) -> Figure | None:
+    curves = energy_curves(audit)
+    if curves.is_empty():
+        return None
+    panels = []
+    for module in curves["module"].unique(maintain_order=True):
+        frame = curves.filter(pl.col("module") == module)
+        label = f"Line plot: share of the update's energy in its first directions, {module}, median over layers."
+        panels.append(Panel(module, label, specification(_curve(frame))))
+    return Figure(
+        key="energy",
+        title="How many directions it needs",
+        shows="The share of the update's energy (sum of squared singular values) in its first directions, by module: "
+        "the line is the median over its matrices, the band runs from the lowest to the highest.",
+        reading="A curve that is at 100% long before its end says that the rest of the rank is not used.",
+        caution="Directions with little energy can still matter for what the model says.",
+        panels=panels,
+        measures=("energy_rank_90", "energy_rank_95", "energy_rank_99", "effective_rank"),
+        sources=(SPECTRA,),
+        columns=3,
+    )
+
+
+def _to_base(audit: Audit) -> Figure | None:
+    keys = [key for key in _BASE_MAPS if _has(audit.matrices, key)]
+    if not keys:
+        return None
+    return Figure(
+        key="to_base",
+        title="Against the base's own directions",
+        shows="How the tuned matrices' singular vectors lie to the base's, by layer and module.",
+        reading="An intruder is a large singular vector of the tuned matrix that is like none of the base's. High "
+        "overlap: the base's strongest directions are still there.",
+        caution="Intruders went with forgetting in one study (arXiv 2410.21228); whether they do here, only scores on "
+        "tasks can say.",
+        panels=[_map_panel(audit.matrices, key, _BASE_MAPS[key]) for key in keys],
+        measures=keys,
+        sources=(MATRICES,),
+        columns=3,
+    )
+
+
+def _against(audit: Audit) -> Figure | None:
+    if audit.against is None:
+        return None
+    keys = [key for key in _AGAINST_MAPS if _has(audit.against.matrices, key)]
+    if not keys:
+        return None
+    return Figure(
+        key="against",
+        title=f"Against {audit.against.tuned}",
+        shows="The two updates of each matrix, set against each other.",
+        reading="A cosine of 1: the same update but for its size. 0: nothing in common. For the ratio, 1: both moved "
+        "as far.",
+        caution="Two models can move differently and behave alike.",
+        panels=[_map_panel(audit.against.matrices, key, _AGAINST_MAPS[key]) for key in keys],
+        measures=keys,
+        sources=("tables/against.csv",),
+        columns=2,
+    )
+
+
+def energy_curves(audit: Audit) -> pl.DataFrame:
+    """By module and number of directions, the median, lowest and highest share of energy over its matrices."""
+    rows: list[dict[str, object]] = []
+    modules = audit.matrices.filter(pl.col("update_norm") > 0.0).select("name", "module", "update_norm").sort("module")
+    for (module,), table in modules.group_by("module", maintain_order=True):
+        shares = [
+            np.cumsum((np.asarray(audit.singular_values[name]) / norm) ** 2)
+            for name, norm in table.select("name", "update_norm").iter_rows()
+            if name in audit.singular_values
+        ]
+        if not shares:
+            continue
+        length = max(len(curve) for curve in shares)
+        for k in _points(length):
+            values = [float(curve[min(k, len(curve)) - 1]) for curve in shares]
+            rows.append({"module": module, "k": k, "share": float(np.median(values)), "lowest": min(values),
+                         "highest": max(values), "num_matrices": len(values)})  # fmt: skip
+    return pl.DataFrame(rows)
+
+
+def _points(length: int) -> list[int]:
+    if length <= _POINTS:
+        return list(range(1, length + 1))
+    return sorted({round(value) for value in np.geomspace(1, length, _POINTS)})
+
+
+def _has(table: pl.DataFrame, key: str) -> bool:
+    return key in table.columns and table[key].null_count() < table.height
+
+
+def _map_panel(table: pl.DataFrame, key: str, title: str) -> Panel:
+    outside = table.filter(pl.col("layer").is_null()).height
+    frame = (
+        table.filter(pl.col("layer").is_not_null() & pl.col(key).is_not_null())
+        .group_by("layer", "module", maintain_order=True)
+        .agg(pl.col(key).mean().alias("value"), pl.len().alias("num_matrices"))
+    )
+    highest = _SCALES.get(key, float(frame["value"].abs().max() or 0.0))
+    label = f"Heat map: {MEASURES[key].meaning}, by layer and module."
+    note = f", {outside} outside the layers left out" if outside else ""
+    return Panel(f"{title} (to {_short(key, highest)}{note})", label, specification(_map(frame, key, highest or 1.0)))
+
+
+def _short(key: str, value: float) -> str:
+    return f"{100 * value:.3g}%" if MEASURES[key].unit == "fraction" else f"{value:.3g}"
+
+
+def _map(frame: pl.DataFrame, key: str, highest: float) -> alt.Chart:
+    order = sorted(set(frame["module"]))
+    signed = "value" if float(frame["value"].min() or 0.0) >= 0.0 else "magnitude"
+    shown = frame.with_columns(pl.col("value").abs().alias("magnitude"))
+    opacity = alt.FillOpacity(f"{signed}:Q", scale=alt.Scale(domain=[0, highest], range=[0.02, 1]), legend=None)
+    hints = [
+        alt.Tooltip("module:N", title="Module"),
+        alt.Tooltip("layer:O", title="Layer"),
+        alt.Tooltip("value:Q", title=key, format=".3g"),
+        alt.Tooltip("num_matrices:Q", title="Matrices"),
+    ]
+    return (
+        alt.Chart(data(shown.select("layer", "module", "value", "magnitude", "num_matrices")))
+        .mark_rect(cornerRadius=2, fill=GAIN_COLOUR)
+        .encode(
+            x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy")),
+            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(labelLimit=110)),
+            fillOpacity=opacity,
+            tooltip=hints,
+        )
+        .properties(width=WIDTH, height=20 * len(order))
+    )
+
+
+def _curve(frame: pl.DataFrame) -> alt.LayerChart:
+    plot = alt.Chart(data(frame))
+    x = alt.X("k:Q", title="Directions", scale=alt.Scale(domain=[0, int(frame["k"].max())], nice=False))
+    y_axis = alt.Axis(format="%", tickCount=4)
+    y = alt.Y("share:Q", title="Share of the energy", scale=alt.Scale(domain=[0, 1]), axis=y_axis)
+    hints = [
+        alt.Tooltip("k:Q", title="Directions"),
+        alt.Tooltip("share:Q", title="Median share", format=".1%"),
+        alt.Tooltip("lowest:Q", title="Lowest", format=".1%"),
+        alt.Tooltip("highest:Q", title="Highest", format=".1%"),
+        alt.Tooltip("num_matrices:Q", title="Matrices"),
+    ]
+    goal = alt.Chart(alt.Data(values=[{"share": 0.95}])).mark_rule(strokeDash=[4, 4], color=INK, opacity=0.5)
+    return alt.layer(
+        plot.mark_area(opacity=0.2, color=GAIN_COLOUR).encode(x=x, y=alt.Y("lowest:Q"), y2="highest:Q"),
+        goal.encode(y="share:Q"),
+        plot.mark_line(color=GAIN_COLOUR, strokeWidth=2).encode(x=x, y=y),
+        plot.mark_point(filled=True, size=60, opacity=0, color=GAIN_COLOUR).encode(x=x, y=y, tooltip=hints),
+    ).properties(width=WIDTH, height=150)

@@ -1,0 +1,143 @@
+"""What an audit found, as tables and words, and the JSON that other programs read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+_PLACE = ("name", "layer", "module", "shape", "rank")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Another tuned model of the same base, matrix by matrix.
+
+    Attributes:
+        tuned: The other one, as it was named.
+        matrices: One row a matrix that both have: its place, and the measures of the pair.
+        summary: Means over those matrices.
+        notes: What only one of them has.
+    """
+
+    tuned: str
+    matrices: pl.DataFrame
+    summary: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """A copy of the adapter cut to fewer directions.
+
+    Attributes:
+        folder: Where it was written.
+        asked: `0.95`, `0.99` or a rank.
+        error: `||dW - dW_cut||_F / ||dW||_F` over all matrices together, rounding of the file included.
+        ranks: By matrix, the rank that was kept.
+        num_parameters: Of the copy's factors; `num_before` of the adapter's own.
+        notes: What was copied as it is.
+    """
+
+    folder: str
+    asked: str
+    error: float
+    ranks: Mapping[str, int]
+    num_parameters: int
+    num_before: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What one tuned model changed of its base.
+
+    Attributes:
+        base: The base, as it was named.
+        tuned: The adapter or model, as it was named.
+        method: `lora`, `dora` or `full`.
+        settings: An adapter's own settings, by PEFT's names.
+        matrices: One row a matrix of a linear layer: name, layer, module, d_out, d_in, rank, and the measures.
+        others: Embeddings, output head, norms and biases, with the norm of their update only.
+        singular_values: By matrix, largest first.
+        summary: One number a measure, over all matrices.
+        notes: What a reader of the numbers should know.
+        against: Another tuned model of this base.
+        truncation: A copy that was cut.
+        provenance: Versions of what made it.
+    """
+
+    base: str
+    tuned: str
+    method: str
+    settings: Mapping[str, Any]
+    matrices: pl.DataFrame
+    others: pl.DataFrame
+    singular_values: Mapping[str, list[float]]
+    summary: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+    against: Comparison | None = None
+    truncation: Truncation | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The tables of the page, by name."""
+        rows = [
+            {"name": name, "index": index, "singular_value": value}
+            for name, values in self.singular_values.items()
+            for index, value in enumerate(values, start=1)
+        ]
+        schema = {"name": pl.String, "index": pl.Int32, "singular_value": pl.Float64}
+        found = {
+            "matrices": self.matrices, "others": self.others, "singular_values": pl.DataFrame(rows, schema=schema),
+        }  # fmt: skip
+        return found if self.against is None else {**found, "against": self.against.matrices}
+
+    def as_json(self, findings: list[str]) -> str:
+        """The audit as a JSON document: a number that does not exist is absent, never a stand-in."""
+        document: dict[str, Any] = {
+            "base": self.base,
+            "tuned": self.tuned,
+            "method": self.method,
+            "settings": dict(self.settings),
+            "matrices": _rows(self.matrices),
+            "others": _rows(self.others),
+            "summary": dict(self.summary),
+            "findings": findings,
+            "notes": list(self.notes),
+            "provenance": dict(self.provenance),
+        }
+        if self.against is not None:
+            document["against"] = {
+                "tuned": self.against.tuned,
+                "matrices": _rows(self.against.matrices),
+                "summary": dict(self.against.summary),
+                "notes": list(self.against.notes),
+            }
+        if self.truncation is not None:
+            document["truncation"] = {**vars(self.truncation), "notes": list(self.truncation.notes)}
+        return json.dumps(_finite(document), indent=1, allow_nan=False)
+
+
+def _rows(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """A table's rows, `d_out` and `d_in` as `shape`, without what does not exist."""
+    rows = []
+    for row in table.iter_rows(named=True):
+        if "d_out" in row:
+            row = {"shape": [row.pop("d_out"), row.pop("d_in")], **row}
+        ordered = {key: row.pop(key) for key in _PLACE if key in row} | row
+        rows.append({key: value for key, value in ordered.items() if value is not None or key == "layer"})
+    return rows
+
+
+def _finite(value: Any) -> Any:
+    """The same without numbers that are not finite, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
