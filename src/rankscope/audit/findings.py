@@ -172,7 +172,7 @@ def _of_comparison(against: Comparison) -> Iterator[str]:
     elif cosine > 0.3:
         text = "moved partly the same way"
     elif cosine > -0.1:
-        text = "moved in unrelated directions"
+        text = "moved in mostly different directions"
     else:
         text = "moved against each other"
     ratio = against.summary["update_norm_ratio"]
