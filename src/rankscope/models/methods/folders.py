@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ def save_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig, s
     Args:
         folder: The run's training folder.
         tensors: By the names of PEFT's files.
-        config: PEFT's configuration; marked as being for inference.
+        config: PEFT's configuration; in the folder it is marked as being for inference.
         source: The base as the study names it.
     """
     target = folder / ADAPTER
@@ -57,6 +58,7 @@ def save_adapter(folder: Path, tensors: dict[str, Tensor], config: PeftConfig, s
     # Clones, because methods share tensors between modules and safetensors refuses shared memory.
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(kept, target / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config = copy.deepcopy(config)  # the model in hand would take itself for one in use
     config.base_model_name_or_path = source
     config.inference_mode = True
     config.save_pretrained(str(target))
