@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.data.summaries import summary_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.plan import Plan
 from rankscope.schedule import Board, Work, work_of
@@ -148,6 +149,10 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
         f"with {layout.threads_per_worker} threads each",
         markup=False,
     )
+    for summary in plan.data:
+        if summary.role == "train":
+            for line in summary_lines(summary):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in (*plan.warnings, *remarks):
         console.print(f"note: {text}", markup=False)
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from rankscope.cost.fit import Fitted
-from rankscope.data.summaries import DataSummary
+from rankscope.data.summaries import summary_lines
 from rankscope.display import duration
 from rankscope.plan import UNREAD, Plan
 from rankscope.records import ArmResult, DecideRecord, Interval, Verdict
@@ -16,7 +16,6 @@ from rankscope.runs import expand_arms
 from rankscope.spec import OptimizationFields, Study
 
 _BILLION = 1e9
-_SHOWN = 600  # characters of a sample's prompt, and of what is trained on
 
 
 def plan_lines(study: Study, plan: Plan) -> list[str]:
@@ -29,7 +28,7 @@ def plan_lines(study: Study, plan: Plan) -> list[str]:
         *_arm_lines(study),
         "",
         "data, as understood",
-        *(line for summary in plan.data for line in _data_lines(summary)),
+        *(line for summary in plan.data for line in summary_lines(summary)),
         *_overlap_lines(plan),
         *_task_lines(study, plan),
         "",
@@ -136,31 +135,6 @@ def _arm_lines(study: Study) -> list[str]:
     return [*lines, "  the same for all that have it: " + ", ".join(f"{key} {value}" for key, value in same.items())]
 
 
-def _data_lines(summary: DataSummary) -> list[str]:
-    if summary.is_estimate:
-        sizes = f"{summary.num_used:,} rows, about {summary.num_tokens:,} tokens (an estimate, not counted)"
-        return [f"  {summary.role} {summary.name} ({summary.source}): {sizes}"]
-    counts = [f"{summary.num_rows:,} rows read as {summary.form}"]
-    if summary.num_used != summary.num_rows - summary.num_refused:
-        counts.append(f"{summary.num_used:,} used")
-    counts += [
-        f"{number:,} {word}"
-        for number, word in (
-            (summary.num_refused, "refused"), (summary.num_truncated, "cut"), (summary.num_duplicates, "duplicates")
-        )
-        if number or summary.role == "train"
-    ]  # fmt: skip
-    lengths = f"{summary.median_tokens} in the middle, 95% up to {summary.p95_tokens}, longest {summary.longest_tokens}"
-    learned = f", {summary.num_scored_tokens:,} learned" if summary.role == "train" else ""
-    lines = [
-        f"  {summary.role} {summary.name} ({summary.source}): {', '.join(counts)}",
-        f"    {summary.num_tokens:,} tokens{learned}; each {lengths}",
-    ]
-    if summary.role == "train":
-        lines.append(f"    one example, what is trained on in >>> <<<: {_marked(summary)}")
-    return lines
-
-
 def _overlap_lines(plan: Plan) -> list[str]:
     if not plan.overlaps:
         return ["  test items in the training data: not looked for, as the data were not read"]
@@ -169,16 +143,6 @@ def _overlap_lines(plan: Plan) -> list[str]:
     if not found:
         return [f"  test items in the training data: none ({checked} compared, whole questions and runs of 13 words)"]
     return [f"  test items in the training data: in {len(found)} of {checked}; the warnings below say how many"]
-
-
-def _marked(summary: DataSummary) -> str:
-    """The sample on one line, from both ends where it is long: the trained part is shown whole as far as it can be."""
-    prompt, trained = summary.sample_prompt, summary.sample_trained
-    if len(prompt) > _SHOWN:
-        prompt = f"{prompt[: _SHOWN // 2]} [...] {prompt[-_SHOWN // 2 :]}"
-    if len(trained) > _SHOWN:
-        trained = f"{trained[: _SHOWN // 2]} [...] {trained[-_SHOWN // 2 :]}"
-    return repr(f"{prompt}>>>{trained}<<<")
 
 
 def fitted_lines(budget: str, fitted: Fitted | None) -> list[str]:

@@ -13,6 +13,8 @@ from rankscope.data.splits import num_duplicates
 from rankscope.data.tokens import Tokenizer
 from rankscope.records import Frozen
 
+_SHOWN = 600  # characters of a sample's prompt, and of what is trained on
+
 
 @dataclass(frozen=True)
 class Label:
@@ -161,3 +163,39 @@ def training_warnings(where: str, done: Tokenised, num_rows: int, max_length: in
         left_out = f"{done.num_dropped} of {num_rows} examples are left out"
         warnings.append(f"{where}: {left_out}, their prompts alone fill {max_length} tokens")
     return warnings
+
+
+def summary_lines(summary: DataSummary) -> list[str]:
+    """What was understood, for a terminal: counts, lengths, and of a training set an example with its learned part."""
+    if summary.is_estimate:
+        sizes = f"{summary.num_used:,} rows, about {summary.num_tokens:,} tokens (an estimate, not counted)"
+        return [f"  {summary.role} {summary.name} ({summary.source}): {sizes}"]
+    counts = [f"{summary.num_rows:,} rows read as {summary.form}"]
+    if summary.num_used != summary.num_rows - summary.num_refused:
+        counts.append(f"{summary.num_used:,} used")
+    counts += [
+        f"{number:,} {word}"
+        for number, word in (
+            (summary.num_refused, "refused"), (summary.num_truncated, "cut"), (summary.num_duplicates, "duplicates")
+        )
+        if number or summary.role == "train"
+    ]  # fmt: skip
+    lengths = f"{summary.median_tokens} in the middle, 95% up to {summary.p95_tokens}, longest {summary.longest_tokens}"
+    learned = f", {summary.num_scored_tokens:,} learned" if summary.role == "train" else ""
+    lines = [
+        f"  {summary.role} {summary.name} ({summary.source}): {', '.join(counts)}",
+        f"    {summary.num_tokens:,} tokens{learned}; each {lengths}",
+    ]
+    if summary.role == "train":
+        lines.append(f"    one example, what is trained on in >>> <<<: {_marked(summary)}")
+    return lines
+
+
+def _marked(summary: DataSummary) -> str:
+    """The sample on one line, from both ends where it is long: the trained part is shown whole as far as it can be."""
+    prompt, trained = summary.sample_prompt, summary.sample_trained
+    if len(prompt) > _SHOWN:
+        prompt = f"{prompt[: _SHOWN // 2]} [...] {prompt[-_SHOWN // 2 :]}"
+    if len(trained) > _SHOWN:
+        trained = f"{trained[: _SHOWN // 2]} [...] {trained[-_SHOWN // 2 :]}"
+    return repr(f"{prompt}>>>{trained}<<<")

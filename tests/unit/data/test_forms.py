@@ -246,13 +246,18 @@ def test_rows_that_do_not_follow_a_preset_are_refused():
         understand(Rows([], "files"))
 
 
-NAMES = ["messages", "conversations", "question", "choices", "answer", "prompt", "completion", "text", "opa", "opb"]
+NAMES = [
+    "messages", "conversations", "question", "choices", "answer", "prompt", "completion", "text", "opa", "opb",
+    "mc1_targets", "question_stem", "answerKey", "endings", "label", "ctx_a", "ctx_b", "activity_label", "context",
+    "final_decision", "page",
+]  # fmt: skip
+KEYS = ["role", "content", "from", "value", "text", "label", "labels", "choices", "stem", "contexts"]
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just("A"))
 TREES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["role", "content", "from", "value", "text", "label"]), inner, max_size=3),
+        st.dictionaries(st.sampled_from(KEYS), inner, max_size=3),
     ),
     max_leaves=8,
 )
@@ -260,7 +265,10 @@ TREES = st.recursive(
 
 @given(
     st.lists(st.dictionaries(st.sampled_from(NAMES), TREES, max_size=4), min_size=1, max_size=4),
-    st.sampled_from([None, "medmcqa", "mmlu", "arc_easy", "winogrande", "wikitext"]),
+    st.sampled_from(
+        [None, "medmcqa", "mmlu", "arc_easy", "winogrande", "wikitext", "truthfulqa_mc", "openbookqa", "hellaswag",
+         "pubmedqa", "legalbench", "casehold"]
+    ),
 )
 @settings(max_examples=300, deadline=None)
 def test_no_rows_whatever_raise_anything_but_a_users_error(values, preset):

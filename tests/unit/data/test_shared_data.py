@@ -1,5 +1,6 @@
 """The real data beside the repository: every layout loads, whole, with the right answers."""
 
+import csv
 import json
 import os
 import re
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from rankscope.data.contamination import TrainingWords
 from rankscope.data.prepare import prepare_task, prepare_training_set
 from rankscope.data.tokens import Tokenizer
+from rankscope.errors import UserError
 from rankscope.spec import Task, TrainingSet
 
 SHARED = Path(os.environ.get("RANKSCOPE_SHARED", Path(__file__).parents[4] / "shared")) / "data"
@@ -17,6 +20,8 @@ pytestmark = [
     pytest.mark.shared,
     pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data is not at {SHARED}"),
 ]
+
+MMLU_REPETITIONS = 105
 
 # folder, split, items, scoring, kind, options an item
 TASKS = [
@@ -113,6 +118,73 @@ def test_casehold_answers_are_texts(tokenizer):
     items = items_of(tokenizer, "paper/casehold")
     for row, item in zip(rows_of("paper/casehold/case_hold.jsonl"), items, strict=True):
         assert item.target == " " + row["answer"].strip()
+
+
+def test_the_repetitions_of_mmlu_are_counted(tokenizer):
+    task = prepare_task("base", "task", Task(source=str(SHARED / "paper/mmlu")), tokenizer)
+    # Items whose question, options and right option have all been there before: counted by hand from the files.
+    seen, repeated = set(), 0
+    for path in sorted((SHARED / "paper/mmlu/test").glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                cells = tuple(row[name].strip() for name in ("question", "choice0", "choice1", "choice2", "choice3"))
+                key = (*cells, row["answer"])
+                repeated += key in seen
+                seen.add(key)
+    assert task.summary.num_duplicates == repeated == MMLU_REPETITIONS
+    assert any(f"{repeated} of 14042 items are repetitions" in warning for warning in task.warnings)
+
+
+def test_the_long_rows_of_casehold_are_counted(tokenizer):
+    """299 of the first 300 exceed 512 tokens of this small vocabulary, with their prompts alone."""
+    source = str(SHARED / "paper/casehold")
+    task = prepare_task("base", "t", Task(source=source, max_examples=300), tokenizer)
+    assert task.summary.num_truncated == 299
+    assert any("299 of 300 items are longer than the model's 512 positions" in text for text in task.warnings)
+    spec = TrainingSet(source=source, max_examples=300, validation={"source": source})
+    with pytest.raises(UserError, match="the prompts of 299 of 300 rows fill all of 512 tokens") as caught:
+        prepare_training_set("base", "ours", spec, tokenizer, 512, 8)
+    assert "max_length" in caught.value.mend
+    data = prepare_training_set("base", "ours", spec, tokenizer, 1024, 8)
+    summary = data.summaries[0]
+    assert summary.num_rows == 300 and summary.num_used + summary.num_refused == 300
+    texts = [
+        f"Question: {row['input_text']}\nAnswer: {row['answer']}" for row in rows_of("paper/casehold/case_hold.jsonl")
+    ]
+    longer = sum(len(tokenizer.encode(text)) + 1 > 1024 for text in texts[:300])
+    assert summary.num_truncated == longer > 0
+    assert any("are longer than 1024 tokens" in warning for warning in data.warnings)
+
+
+def test_questions_of_gsm8k_are_found_in_themselves_and_not_in_others(tokenizer):
+    """Against sets of Python's own, on real text."""
+    source = str(SHARED / "paper/gsm8k")
+    train, test = (
+        prepare_task("base", "t", Task(source=source, split=split, max_examples=300), tokenizer).said
+        for split in ("train", "test")
+    )
+
+    def runs(said):
+        words = re.findall(r"\w+", said.text.casefold())
+        return {tuple(words[start : start + 13]) for start in range(len(words) - 12)}
+
+    known = set().union(*map(runs, train))
+    expected = sum(bool(runs(said) & known) for said in test)
+    assert TrainingWords(train).overlaps({"test": test, "train": train}) == {"test": (0, expected), "train": (300, 300)}
+
+
+def test_worked_examples_of_mmlu_are_of_the_items_subject(tokenizer):
+    task = prepare_task(
+        "base",
+        "t",
+        Task(source=str(SHARED / "paper/mmlu"), few_shot={"number": 5, "split": "dev"}, max_examples=300),
+        tokenizer,
+    )
+    item = next(item for item in task.items if item.category == "anatomy")
+    with (SHARED / "paper/mmlu/dev/anatomy_dev.csv").open(newline="", encoding="utf-8") as stream:
+        dev = next(csv.DictReader(stream))
+    assert item.prompt.count("Question: ") == 6
+    assert item.prompt.startswith(f"Question: {dev['question']}\nAnswer: ")
 
 
 def test_wikitext_is_read_by_sections_and_loses_no_word(tokenizer):
