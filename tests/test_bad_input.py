@@ -80,7 +80,7 @@ def test_what_a_study_cannot_tell_is_said_before_it_runs(study: Path, capsys: py
         ("model: smallworld:base\n", "", ["model: is missing"]),
         ("seeds:", "seedz:", [":8:", "unknown key 'seedz'", "did you mean 'seeds'"]),
         ("batch_size: 4", "batch_size: four", [":7:", "optimization.batch_size"]),
-        ("rank: 2", "rank: -2", [":6:", "arms.0.rank", "greater than 0"]),
+        ("rank: 2", "rank: -2", [":6:", "arms.0.rank", "above 0"]),
         ("batch_size: 4", "batch_size: 400", ["train.ours", "23 examples", "batch of 400"]),
     ],
     ids=["missing key", "misspelt key", "wrong type", "negative rank", "less data than a batch"],

@@ -13,7 +13,7 @@ from rankscope.cost.counted import counted_task, counted_training, counted_valid
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
-from rankscope.data.contamination import Overlap, TrainingWords
+from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, examples_frame, items_frame
 from rankscope.data.hub import fingerprint, hub_commit, model_folder
 from rankscope.data.prepare import (
@@ -98,8 +98,7 @@ def make_plan(
         study, {name: (task.settings.scoring, len(task.items)) for name, task in scored.items()}
     )
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
-    data_warnings = [warning for base in prepared.values() for warning in _warnings(study, base)]
-    data_warnings += [overlap.warning for overlap in overlaps if overlap.warning]
+    data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
     layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
     if earlier is not None and keep_layout:
         layout = earlier.layout
@@ -128,7 +127,7 @@ def make_plan(
         estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,
-        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *data_warnings])),
+        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *data_warnings, *overlap_warnings(overlaps)])),
         smallest_difference=smallest,
         today=today,
     )

@@ -342,7 +342,7 @@ class Study(Section):
     """One question, one file, one directory."""
 
     study: Name = Field(description="the study's name; results go to results/<study>")
-    model: dict[Name, ModelSource] = Field(description="hub id or folder; or a mapping of names to them")
+    model: dict[Name, ModelSource] = Field(min_length=1, description="hub id or folder; or a mapping of names to them")
     train: dict[Name, TrainingSet] = Field(min_length=1, description="the training sets")
     arms: tuple[Arm, ...] = Field(min_length=1, description="the settings compared")
     optimization: Optimization = Field(default_factory=Optimization, description="shared by all arms")

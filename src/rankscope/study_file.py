@@ -12,6 +12,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rankscope.errors import UserError, line_of
+from rankscope.mistakes import mistakes
 from rankscope.spec import Arm, Optimization, Study
 
 _UNSET = "unset"
@@ -146,14 +147,10 @@ def _plain(node: Any) -> Any:
 
 def _user_error(path: Path, document: CommentedMap, error: ValidationError, overrides: Sequence[str]) -> UserError:
     """The first mistakes of a pydantic error, each with its key and its line, or the override that it came from."""
-    lines = []
-    for detail in error.errors(include_url=False)[:5]:
-        location = [part for part in detail["loc"] if not _is_tag(part)]
-        if key := detail.get("ctx", {}).get("key"):
-            location.append(key)
-        name = ".".join(str(part) for part in location) or "the study"
-        message = "is missing" if detail["type"] == "missing" else detail["msg"]
-        lines.append((_place(path, document, location, overrides), name, message))
+    lines = [
+        (_place(path, document, found.location, overrides), found.key or "the study", found.text)
+        for found in mistakes(error)[:5]
+    ]
     head, *rest = dict.fromkeys(lines)
     text = f"{head[1]}: {head[2]}" + "".join(f"\n{place}: {key}: {text}" for place, key, text in rest)
     return UserError(text, where=head[0], mend="the keys are described in docs/study_file.md")
@@ -168,11 +165,6 @@ def _place(path: Path, document: CommentedMap, location: Sequence[int | str], ov
         if shorter and key[:shorter] == parts[:shorter]:
             return f"--set {override}"
     return line_of(path, _line(document, location))
-
-
-def _is_tag(part: int | str) -> bool:
-    """Whether a part of pydantic's location names a branch of a union rather than a key."""
-    return isinstance(part, str) and ("[" in part or part in {"constrained-str", "str", "float", "int", "bool"})
 
 
 def _line(node: Any, location: Sequence[int | str]) -> int | None:

@@ -88,9 +88,9 @@ def test_what_is_dumped_reads_the_same(tmp_path: Path) -> None:
     [
         ("seeds: [0, 1]", "seed: [0, 1]", 11, ("seed", "did you mean 'seeds'")),
         ("batch_size: 32", "batchsize: 32", 10, ("optimization.batchsize", "'batch_size'")),
-        ("rank: [8, 16]", "rank: [8, -16]", 8, ("arms.1.rank.1", "greater than 0")),
+        ("rank: [8, 16]", "rank: [8, -16]", 8, ("arms.1.rank.1", "above 0")),
         ("rank: [8, 16]", "rnak: [8, 16]", 8, ("rnak", "'rank'")),
-        ("rank: [8, 16]", "rank: eight", 8, ("arms.1.rank", "integer")),
+        ("rank: [8, 16]", "rank: eight", 8, ("arms.1.rank", "whole number")),
         ("    rank: [8, 16]\n", "", 7, ("needs 'rank'",)),
         ("learning_rate: 1e-4", "learning_rate: fast", 9, ("arms.1.learning_rate", "number")),
         ("method: full", "method: fill", 6, ("arms.0.method", "full")),

@@ -129,3 +129,8 @@ def overlap_warning(where: str, what: str, number: int, shared: tuple[int, int],
         more = "of them " if exact else f"of {number} {what} "
         parts.append(f"{ngram} {'' if exact else more}share 13 words in a row with {'it' if exact else place}")
     return f"{where}: {', '.join(parts)}"
+
+
+def overlap_warnings(overlaps: Sequence[Overlap]) -> list[str]:
+    """What is to be said of those that there are."""
+    return [overlap.warning for overlap in overlaps if overlap.warning]

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from rankscope.errors import UserError
+from rankscope.mistakes import mistakes
 from rankscope.spec import Kind, Scoring
 
 Origin = Literal["hub", "files"]
@@ -184,7 +185,7 @@ def read_preset(path: Path) -> Preset:
         reason = str(error).splitlines()[0]
         raise UserError(f"not valid YAML ({reason})", where=path, mend="correct the file") from None
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, each['loc'])) or 'the preset'}: {each['msg']}" for each in error.errors()[:3]]
+        lines = [f"{found.key or 'the preset'} {found.text}" for found in mistakes(error)[:3]]
         mend = "docs/my_data.md describes the keys; the files in rankscope/data/presets are examples"
         raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend) from None
 

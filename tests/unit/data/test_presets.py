@@ -511,8 +511,8 @@ def test_a_preset_of_ones_own_is_a_file(tmp_path: Path) -> None:
     [
         ("name: [", "not valid YAML"),
         ("- 1", "no preset"),
-        (OWN.replace("kind: recall", "kind: memory"), "kind: "),
-        (OWN.replace("layouts", "layers"), "layouts: "),
+        (OWN.replace("kind: recall", "kind: memory"), "kind is 'memory', and can be"),
+        (OWN.replace("layouts", "layers"), "layouts is missing; layers is no key here"),
         (OWN + "heading: '('\n", "no regular expression"),
         (None, "cannot be read"),
     ],
