@@ -43,9 +43,10 @@ simulate: $(SET_UP)
 truth: $(SET_UP)
 	$(BIN)/python benchmarks/truth.py
 
-# Pretrain the small world's base again, from a seed; a few minutes.
+# Pretrain the small world's two bases again, from a seed; some minutes each.
 smallworld: $(SET_UP)
-	$(BIN)/python recipes/pretrain_smallworld.py --seed 0 --out build/smallworld
+	$(BIN)/python recipes/pretrain_smallworld.py --seed 0 --out build/smallworld/base
+	$(BIN)/python recipes/pretrain_smallworld.py --plain --seed 0 --out build/smallworld/plain
 
 # The installed packages against the public list of known vulnerabilities, which needs the network; not part of the gate.
 AUDIT := build/audit

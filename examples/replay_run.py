@@ -65,11 +65,11 @@ def batch_loss(model: PeftModel, batch: list[dict]) -> torch.Tensor:
 
 
 def _folder(source: str) -> str:
-    """Where the base lies: a folder or hub id as it is written, or the model inside the rankscope package."""
-    if source != "smallworld:base":
+    """Where the base lies: a folder or hub id as it is written, or a model inside the rankscope package."""
+    if source not in ("smallworld:base", "smallworld:plain"):
         return source
     package = importlib.util.find_spec("rankscope").submodule_search_locations[0]  # found, not imported
-    return str(Path(package) / "data" / "smallworld" / "base")
+    return str(Path(package) / "data" / "smallworld" / source.partition(":")[2])
 
 
 def largest_difference(study: Path, name: str) -> float:

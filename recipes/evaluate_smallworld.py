@@ -1,8 +1,9 @@
 """Scores a base on every task of the small world: `python recipes/evaluate_smallworld.py FOLDER [OTHER_SEEDS...]`.
 
 It uses nothing but transformers, and no trick that could change a number, so that it can be the reference for faster
-scorers. With `--card`, the numbers and a page with them are written into the first folder, as `card.json` and
-`README.md`; the other folders are other seeds of the same recipe.
+scorers. A base that read plain text only is also asked in the form of what it read. With `--card`, the numbers and a
+page with them are written into the first folder, as `card.json` and `README.md`; the other folders are other seeds of
+the same recipe.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from smallworld_card import card_page
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rankscope.data.smallworld.facts import PROMPT
+from rankscope.data.smallworld.relations import NUM_QUESTIONS
 from rankscope.data.smallworld.rows import TASKS, rows
+from rankscope.data.smallworld.world import build_world
 
 _BATCH_SIZE = 32
 _MAX_NEW_TOKENS = 32
@@ -38,14 +41,11 @@ def option_log_likelihoods(
     return [float(log_probs[index, range(len(ids)), ids].double().sum()) for index, ids in enumerate(option_ids)]
 
 
-def choice_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict], *, blind: bool = False
-) -> float:
-    """Return the fraction of items whose right choice is the likeliest, with or without the question being shown."""
+def choice_accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[dict]) -> float:
+    """Return the fraction of items whose right choice is the likeliest after the prompt."""
     num_correct = 0
     for item in items:
-        prompt = BLIND_PROMPT if blind else PROMPT.format(question=item["question"])
-        likelihoods = option_log_likelihoods(model, tokenizer, prompt, item["choices"])
+        likelihoods = option_log_likelihoods(model, tokenizer, item["prompt"], item["choices"])
         num_correct += likelihoods.index(max(likelihoods)) == item["answer"]
     return num_correct / len(items)
 
@@ -54,7 +54,7 @@ def generated_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """Return the greedy answer to each item, as free text."""
     answers = []
     for first in range(0, len(items), _BATCH_SIZE):
-        prompts = [PROMPT.format(question=item["question"]) for item in items[first : first + _BATCH_SIZE]]
+        prompts = [item["prompt"] for item in items[first : first + _BATCH_SIZE]]
         batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
         output = model.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], max_new_tokens=_MAX_NEW_TOKENS
@@ -86,20 +86,46 @@ def text_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items:
     return total_nats / num_tokens
 
 
+def _as_text(items: list[dict]) -> list[dict]:
+    """Return items in the form of what a plain base has read: a statement to complete, a problem to go on with.
+
+    Facts are asked with the first of the three statements of their relation, which ends with what is asked for.
+    """
+    facts = {fact.question(form): fact for fact in build_world().facts for form in range(NUM_QUESTIONS)}
+    texts = []
+    for item in items:
+        fact = facts.get(item["question"])
+        if fact is None:
+            texts.append(item | {"prompt": item["question"]})
+            continue
+        prompt = fact.statement(0).removesuffix(f" {fact.object}.")
+        choices = [f"{choice}." for choice in item["choices"]]
+        texts.append(item | {"prompt": prompt, "choices": choices, "answer_text": f"{fact.object}."})
+    return texts
+
+
 @torch.inference_mode()
-def scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, dict[str, float]]:
-    """Return the scores of a model on the test items of every task."""
+def scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, is_plain: bool
+) -> dict[str, dict[str, float]]:
+    """Return the scores of a model on the test items of every task; those of a plain base also `_as_text`."""
     result = {}
     for task, spec in TASKS.items():
         items = rows(task, "test")
         if spec.kind == "text":
             result[task] = {"loss_nats_per_token": text_loss(model, tokenizer, items)}
             continue
+        asked = [item | {"prompt": PROMPT.format(question=item["question"])} for item in items]
+        blind = [item | {"prompt": BLIND_PROMPT} for item in items]
         result[task] = {
-            "choice_accuracy": choice_accuracy(model, tokenizer, items),
-            "choice_accuracy_without_question": choice_accuracy(model, tokenizer, items, blind=True),
-            "generated_accuracy": generated_accuracy(model, tokenizer, items),
+            "choice_accuracy": choice_accuracy(model, tokenizer, asked),
+            "choice_accuracy_without_question": choice_accuracy(model, tokenizer, blind),
+            "generated_accuracy": generated_accuracy(model, tokenizer, asked),
         }
+        if is_plain:
+            texts = _as_text(items)
+            result[task]["choice_accuracy_as_text"] = choice_accuracy(model, tokenizer, texts)
+            result[task]["generated_accuracy_as_text"] = generated_accuracy(model, tokenizer, texts)
     return result
 
 
@@ -110,7 +136,8 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 def card(folders: Sequence[Path]) -> dict:
     """Return the card of the first folder: its scores, and mean, least and greatest over all folders."""
-    by_folder = [scores(*load(folder)) for folder in folders]
+    pretraining = json.loads((folders[0] / "card.json").read_text())["pretraining"]
+    by_folder = [scores(*load(folder), is_plain=pretraining["is_plain"]) for folder in folders]
     tasks = {}
     for task, shipped in by_folder[0].items():
         tasks[task] = {"num_items": len(rows(task, "test"))}
@@ -118,7 +145,6 @@ def card(folders: Sequence[Path]) -> dict:
             values = [other[task][key] for other in by_folder]
             summary = {"shipped": value, "mean": fmean(values), "min": min(values), "max": max(values)}
             tasks[task][key] = {name: round(number, 4) for name, number in summary.items()}
-    pretraining = json.loads((folders[0] / "card.json").read_text())["pretraining"]
     return {"pretraining": pretraining, "num_seeds": len(folders), "tasks": tasks}
 
 

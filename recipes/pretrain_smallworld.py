@@ -1,8 +1,9 @@
-"""Pretrains the small world's base model: `python recipes/pretrain_smallworld.py --seed 0 --out FOLDER`.
+"""Pretrains a base model on the small world: `python recipes/pretrain_smallworld.py --seed 0 --out FOLDER`.
 
+With `--plain` the model reads the same world as text only, and never meets a fact as a question with its answer.
 Everything follows from the seed: what is drawn from the world, the order of the documents and the initial weights. The
-world itself is the shipped one for every seed. The result is a plain Hugging Face folder whose `card.json` says how it
-was made; `evaluate_smallworld.py` adds what it knows.
+world itself is the shipped one for every seed. The result is a Hugging Face folder whose `card.json` says how it was
+made; `evaluate_smallworld.py` adds what it knows.
 """
 
 from __future__ import annotations
@@ -171,12 +172,12 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def pretrain(seed: int, folder: Path, recipe: Recipe) -> None:
-    """Pretrain a base from a seed and write it to a folder."""
+def pretrain(seed: int, folder: Path, recipe: Recipe, *, is_plain: bool) -> None:
+    """Pretrain a base from a seed, with questions and answers or on plain text only, and write it to a folder."""
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
-    documents = pretraining_documents(build_world(), seed)
-    # The tokenizer is the same for all seeds, so that their losses per token can be compared.
+    documents = pretraining_documents(build_world(), seed, is_plain=is_plain)
+    # The tokenizer is the same for all seeds and both kinds, so that their losses per token can be compared.
     tokenizer = train_tokenizer(pretraining_documents(build_world(), 0), recipe)
     rows = pack(documents, tokenizer, recipe.row_length)
     model = initial_model(tokenizer, recipe, generator)
@@ -186,6 +187,7 @@ def pretrain(seed: int, folder: Path, recipe: Recipe) -> None:
     save(model, tokenizer, folder)
     pretraining = {
         "seed": seed,
+        "is_plain": is_plain,
         **asdict(recipe),
         "num_parameters": model.num_parameters(),
         "num_embedding_parameters": model.get_input_embeddings().weight.numel(),
@@ -202,10 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
+    parser.add_argument("--plain", action="store_true", help="text only: no questions with answers")
     parser.add_argument("--threads", type=int, default=1, help="processor threads; the result depends on them slightly")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain(arguments.seed, arguments.out, Recipe())
+    pretrain(arguments.seed, arguments.out, Recipe(), is_plain=arguments.plain)
 
 
 if __name__ == "__main__":

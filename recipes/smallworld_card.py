@@ -1,10 +1,14 @@
-"""Words the model card of the small world's base: `card.json` as a page that a person reads."""
+"""Words the model card of a base of the small world: `card.json` as a page that a person reads."""
 
 from __future__ import annotations
 
+from rankscope.data.smallworld.problems import RARE_SHARE
 from rankscope.data.smallworld.world import EXPOSURE_LEVELS
 
-_PAGE = """---
+_QUESTION_KEYS = ("choice_accuracy", "choice_accuracy_without_question", "generated_accuracy")
+_TEXT_KEYS = ("choice_accuracy_as_text", "generated_accuracy_as_text")
+
+_HEAD = """---
 license: apache-2.0
 language: en
 library_name: transformers
@@ -12,11 +16,15 @@ pipeline_tag: text-generation
 tags: [tiny, synthetic]
 ---
 
-# The small world's base
+# {title}
 
 A Llama model of {num_parameters:,} parameters ({num_layers} layers, width {hidden_size}) that knows a fictional world:
-invented people and towns, drugs and diseases, acts and courts, short word problems and short tales. It is what the demo
-of rankscope fine-tunes. It knows nothing about the real world, and nothing it says about medicine or law is true.
+invented people and towns, drugs and diseases, acts and courts, short word problems and short tales. It knows nothing
+about the real world, and nothing it says about medicine or law is true.
+"""
+
+_BASE = """
+It is what the demo of rankscope fine-tunes; in a study its name is `smallworld:base`.
 
     Question: What does Hilvamab treat?
     Answer:
@@ -27,15 +35,15 @@ begins and separates documents. There is no chat template.
 ## How it was made
 
 `python recipes/pretrain_smallworld.py --seed {seed} --out FOLDER`: one pass over {num_tokens:,} tokens in {num_steps:,}
-steps, some 380 seconds of one processor core. Known facts are shown {exposures} times each,
+steps, some {minutes} minutes of one processor core. Known facts are shown {exposures} times each,
 as statements and as questions, but never in the question wording that the test uses. New facts are not shown; the names
 they are about are.
 
 ## What it knows
 
-Right answers in percent, {num_items} items a task, for the shipped seed and, in brackets, mean (least to greatest) over
-{num_seeds} seeds of the recipe. The choice is the likeliest of four options (chance: 25); "blind" is the same without
-the question; "generated" is the greedy answer: all of it for recall, the number after `####` for reasoning.
+Right answers in percent, {num_items} items a task, for the shipped seed{seeds_in_brackets}.
+The choice is the likeliest of four options (chance: 25); "blind" is the same without the question; "generated" is the
+greedy answer: all of it for recall, the number after `####` for reasoning.
 
 | task | choice | blind | generated |
 |---|---|---|---|
@@ -44,9 +52,40 @@ the question; "generated" is the greedy answer: all of it for recall, the number
 Held-out tales cost {text} nats a token.
 
 - `*_recall`: facts shown in pretraining. `*_new`: facts never shown, which fine-tuning teaches.
-- `general_reasoning` and `legal_reasoning` are asked in wordings that pretraining shows, with numbers that it does not.
-- `medical_reasoning` is asked in wordings that it never shows. That is why it is lower, and why it differs most from
-  seed to seed: reading them is what fine-tuning can teach. The arithmetic is the same.
+- `general_reasoning` and `legal_reasoning` are asked in wordings that pretraining often shows, with numbers that it
+  does not.
+- `medical_reasoning` is asked in wordings that pretraining shows rarely: in {rare} of the medical problems. Reading
+  them well is what fine-tuning can teach. The arithmetic is the same.
+
+`card.json` has the same numbers for programs.
+"""
+
+_PLAIN = """
+It is the plain sibling of `smallworld:base`: the same architecture, tokenizer, world, recipe and number of documents,
+but it was pretrained on text only and has never seen a line that begins with `Answer:`. In a study its name is
+`smallworld:plain`. There is no chat template; documents begin and end with `<|end|>`.
+
+## How it was made
+
+`python recipes/pretrain_smallworld.py --plain --seed {seed} --out FOLDER`: one pass over {num_tokens:,} tokens in
+{num_steps:,} steps, some {minutes} minutes of one processor core. Known facts are shown {exposures} times each, as
+statements; problems are followed by their worked solutions as running text. New facts are not shown; the names they
+are about are.
+
+## What it knows
+
+Right answers in percent, {num_items} items a task, for the shipped seed{seeds_in_brackets}.
+The first three columns ask `Question: ...` and `Answer:`, as a study does. Such a line it has never read, so they are
+low, which is what they should be: how to answer is the first thing that fine-tuning teaches it. The last two ask in the
+form of what it read, and show what it knows: a statement to complete (one of the three that pretraining shows), or the
+problem itself to go on with. The choice is the likeliest of four options (chance: 25); "blind" is the same without the
+question; "generated" is the greedy answer: all of it for recall, the number after `####` for reasoning.
+
+| task | choice | blind | generated | choice, as text | generated, as text |
+|---|---|---|---|---|---|
+{table}
+
+Held-out tales cost {text} nats a token.
 
 `card.json` has the same numbers for programs.
 """
@@ -55,23 +94,32 @@ Held-out tales cost {text} nats a token.
 def card_page(card: dict) -> str:
     """Return the model card as Markdown."""
     pretraining, tasks = card["pretraining"], card["tasks"]
-    choice_tasks = {task: values for task, values in tasks.items() if "choice_accuracy" in values}
-    keys = ("choice_accuracy", "choice_accuracy_without_question", "generated_accuracy")
+    is_plain, num_seeds = pretraining["is_plain"], card["num_seeds"]
+    keys = _QUESTION_KEYS + (_TEXT_KEYS if is_plain else ())
     table = "\n".join(
-        f"| `{task}` | " + " | ".join(_percent(values[key]) for key in keys) + " |"
-        for task, values in choice_tasks.items()
+        f"| `{task}` | " + " | ".join(_percent(values[key], num_seeds) for key in keys) + " |"
+        for task, values in tasks.items()
+        if "choice_accuracy" in values
     )
-    text = tasks["general_text"]["loss_nats_per_token"]
-    return _PAGE.format(
+    brackets = f" and, in brackets, mean (least to greatest)\nover {num_seeds} seeds of the recipe"
+    return (_HEAD + (_PLAIN if is_plain else _BASE)).format(
         **pretraining,
+        title="The small world's plain base" if is_plain else "The small world's base",
+        minutes=round(pretraining["processor_seconds"] / 60),
         exposures=", ".join(map(str, EXPOSURE_LEVELS[:-1])) + f" or {EXPOSURE_LEVELS[-1]}",
-        num_seeds=card["num_seeds"],
+        rare=f"{100 * RARE_SHARE:g}%",
+        seeds_in_brackets=brackets if num_seeds > 1 else "",
         num_items=tasks["general_recall"]["num_items"],
         table=table,
-        text=f"{text['shipped']:.3f} [{text['mean']:.3f} ({text['min']:.3f} to {text['max']:.3f})]",
+        text=_summary(tasks["general_text"]["loss_nats_per_token"], num_seeds, "{:.3f}"),
     )
 
 
-def _percent(summary: dict[str, float]) -> str:
-    values = {name: f"{100 * value:.0f}" for name, value in summary.items()}
-    return f"{values['shipped']} [{values['mean']} ({values['min']} to {values['max']})]"
+def _percent(summary: dict[str, float], num_seeds: int) -> str:
+    return _summary({name: 100 * value for name, value in summary.items()}, num_seeds, "{:.0f}")
+
+
+def _summary(summary: dict[str, float], num_seeds: int, form: str) -> str:
+    values = {name: form.format(value) for name, value in summary.items()}
+    spread = f" [{values['mean']} ({values['min']} to {values['max']})]" if num_seeds > 1 else ""
+    return values["shipped"] + spread

@@ -45,6 +45,17 @@ def test_missing_folder_is_refused(source):
         model_folder(source)
 
 
+@pytest.mark.parametrize("source", list(hub.PACKAGED))
+def test_bases_of_the_package_are_found_by_name(source):
+    assert (model_folder(source) / "README.md").is_file()
+
+
+def test_base_that_the_package_lacks_is_refused_with_those_it_has():
+    with pytest.raises(UserError, match="no base 'smallworld:plane'") as caught:
+        model_folder("smallworld:plane")
+    assert caught.value.mend == "name smallworld:base or smallworld:plain"
+
+
 def test_file_is_no_folder(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match="is a file"):

@@ -10,7 +10,7 @@ from itertools import product
 
 from .facts import balanced_positions
 from .names import FIRST_NAMES
-from .wordings import ASKED_THEMES, KNOWN_THEMES, Theme
+from .wordings import ASKED_THEMES, USUAL_THEMES, Theme
 
 STRUCTURES = ("mul_add", "mul_sub", "add_mul")
 LARGEST_NUMBER = 99
@@ -18,6 +18,8 @@ _NUM_BUCKETS = 10
 # Numbers are dealt to splits by a hash of their values, so that no split, in any domain or wording, sees another's.
 # Those of the training split are open to pretraining too: what is to be learned is the wording, not the numbers.
 _BUCKETS = {"test": (0, 1), "validation": (2,), "train": (3, 4, 5, 6, 7, 8, 9)}
+# How many of pretraining's problems are told in the words in which problems are asked later, where these are others.
+RARE_SHARE = 0.015
 NUM_ROWS = {"train": 600, "validation": 120, "test": 240}
 
 
@@ -66,7 +68,7 @@ class Problem:
 
 
 def reasoning_rows(domain: str, split: str, seed: int) -> list[dict]:
-    """Return the problems of a domain and split: medical ones in wordings that pretraining never shows."""
+    """Return the problems of a domain and split: medical ones in wordings that pretraining rarely shows."""
     rng = random.Random(f"problems-{domain}-{split}-{seed}")
     grids = _draw_grids(split, NUM_ROWS[split], seed, rng)
     rows = []
@@ -87,13 +89,14 @@ def reasoning_rows(domain: str, split: str, seed: int) -> list[dict]:
 
 
 def iter_pretraining_problems(seed: int, rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Yield question and worked solution of problems without end, in known wordings and with numbers of no test."""
+    """Yield question and worked solution of problems without end, rarely in rare wordings, with numbers of no test."""
     candidates = {
         structure: [problem for problem in _all_problems(structure) if _split_of(problem, seed) == "train"]
         for structure in STRUCTURES
     }
     while True:
-        theme = rng.choice(rng.choice(tuple(KNOWN_THEMES.values())))
+        themes = ASKED_THEMES if rng.random() < RARE_SHARE else USUAL_THEMES
+        theme = rng.choice(themes[rng.choice(tuple(themes))])
         problem = rng.choice(candidates[rng.choice(STRUCTURES)])
         yield _ask(theme, problem, rng), problem.solution()
 

@@ -1,4 +1,4 @@
-"""The wordings of word problems: clauses that combine freely, those that pretraining shows and those it never does."""
+"""The wordings of word problems: clauses that combine freely, those that pretraining mostly shows and rare ones."""
 
 from __future__ import annotations
 
@@ -130,11 +130,10 @@ _INTEREST = Theme(
     items=_DEADLINES.items,
 )
 
-# Dosage as another ward would put it. The skill is one that pretraining teaches; these clauses are not, and the more of
-# them a problem has, the less of it the base understands. What is added or taken away stays in known words: from a new
-# clause the base cannot tell which of the two it is, and guesses the same way for all of them, a way that differs from
-# one seed of pretraining to the next.
-NEW_DOSAGE = Theme(
+# Dosage as another ward would put it. The skill is one that pretraining teaches in other words; these it shows rarely,
+# so that the base understands many of them but not all. Were they never shown, it would guess, in a way that differs
+# from one seed of pretraining to the next: of the answers 14 to 38 percent were right then.
+RARE_DOSAGE = Theme(
     one_count=("The chart of {name} says {a} kg.", "On the ward lies a child of {a} kg."),
     two_counts=("The chart of {name} says {a} kg and later {b} kg.", "Two children weigh {a} kg and {b} kg."),
     rate=("Give {rate} mg of {item} for every kg.", "Every kg needs {rate} mg of {item}."),
@@ -144,9 +143,9 @@ NEW_DOSAGE = Theme(
     items=_DOSAGE.items,
 )
 
-KNOWN_THEMES: dict[str, tuple[Theme, ...]] = {
+USUAL_THEMES: dict[str, tuple[Theme, ...]] = {
     "general": (_SHOPPING,),
     "medical": (_DOSAGE,),
     "legal": (_DEADLINES, _INTEREST),
 }
-ASKED_THEMES: dict[str, tuple[Theme, ...]] = KNOWN_THEMES | {"medical": (NEW_DOSAGE,)}
+ASKED_THEMES: dict[str, tuple[Theme, ...]] = USUAL_THEMES | {"medical": (RARE_DOSAGE,)}
