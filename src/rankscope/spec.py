@@ -69,7 +69,7 @@ class Section(BaseModel):
 
 
 class ModelSource(Section):
-    """A base model: a hub id, a folder, a `.gguf` file, or one of the package: `smallworld:base`, `smallworld:plain`."""
+    """A base model: a hub id, a folder, a `.gguf` file, or the package's `smallworld:base` or `smallworld:plain`."""
 
     source: str = Field(min_length=1, description="hub id, folder, .gguf file, smallworld:base or smallworld:plain")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")

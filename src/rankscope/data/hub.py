@@ -37,15 +37,10 @@ def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: b
     Raises:
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
     """
-<<<<<<< HEAD
-    if source == EMBEDDED:
-        return _checked(Path(__file__).parent / "smallworld" / "base", source, needs_tokenizer)
-=======
     if source in PACKAGED:
-        return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source)
+        return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source, needs_tokenizer)
     if source.startswith(_SMALL_WORLD):
         raise UserError(f"the small world has no base '{source}'", where="model", mend=f"name {' or '.join(PACKAGED)}")
->>>>>>> c0cfb5b (The small world's base solves 48 to 63% of every kind of problem, over seeds; smallworld:plain is its sibling that read text only (numbers move))
     path = user_path(source)
     if path.is_dir():
         return _checked(path, source, needs_tokenizer)
