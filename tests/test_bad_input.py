@@ -114,7 +114,7 @@ def test_a_wrong_study_file(
         ("{method: lora, rank: 2, layers_to_transform: [7]", ["has no layer 7", "0 to 2"]),
         ("{method: full, layers: [3]", ["arm full, layers", "has no layer 3"]),
         ("{method: full, layers: []", ["arms.0.layers", "list of layers"]),
-        ("{method: lora, rank: 0", ["arms.0.rank", "greater than 0"]),
+        ("{method: lora, rank: 0", ["arms.0.rank", "above 0"]),
         ("{method: lora, rank: 2, lora_alpha: 2x", ["arms.0.lora_alpha", "'2r'"]),
         ("{method: lora, rank: 2, lora_alpha: 0", ["arms.0.lora_alpha"]),
         ("{method: lora, rank: 2, rank_pattern: {q_proj: 0}", ["rank_pattern", "a rank of 0"]),
