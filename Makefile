@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo test test-slow test-oldest check simulate truth smallworld audit-dependencies clean
+.PHONY: demo bench test test-slow test-oldest check simulate truth smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -34,6 +34,11 @@ check: $(DEV)
 	$(BIN)/python docs/generate_study_file.py --check
 	$(BIN)/python docs/generate_methods.py --check
 	$(BIN)/python recipes/peft_options.py --check
+
+# This package and the tools people use today, on the same work, in turn; an hour or so. One part alone:
+#   make bench BENCH="--part scoring --base smallworld"
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 # How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
 simulate: $(SET_UP)
@@ -63,6 +68,10 @@ $(SET_UP): pyproject.toml constraints.txt
 
 $(DEV): $(SET_UP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(SET_UP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 clean:

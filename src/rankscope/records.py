@@ -76,6 +76,13 @@ class ValidationPoint(Frozen):
     loss_nats_per_token: float
 
 
+class MemoryShortage(Frozen):
+    """Memory ran out in a step, and the work was done again with fewer positions in one forward; the batch stayed."""
+
+    step: int
+    max_tokens_per_batch: int
+
+
 class TrainRecord(Record):
     """What a training run did; the losses of every step are in steps.jsonl beside it."""
 
@@ -90,6 +97,7 @@ class TrainRecord(Record):
     validations: tuple[ValidationPoint, ...] = ()
     diverged_at_step: int | None = None
     divergence: Divergence | None = None
+    memory_shortages: tuple[MemoryShortage, ...] = ()
     weights_deleted: bool = False
 
 

@@ -18,9 +18,9 @@ from rankscope.methods.table import Capabilities, capabilities, method_named
 from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring, Study
 
 # A change of what a stage computes for the same settings must change its number, so that old work is not taken for new.
-TRAINING_VERSION = 1
-SCORING_VERSION = 1
-ANALYSIS_VERSION = 2
+TRAINING_VERSION = 2
+SCORING_VERSION = 2
+ANALYSIS_VERSION = 3
 # Analyses of weights alone: they ask for no probe texts, and there is none of a base itself.
 OF_WEIGHTS = ("spectra", "subspaces")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ class Routing:
 
     Attributes:
         members: Indices of the adapters whose rows are in the batch, in the order of the rows.
-        num_rows: Rows of each of them.
+        num_rows: Rows of each of them; where texts stand one behind another in a single row, their positions.
         generators: By adapter, what its dropout draws from.
         is_training: Dropout is on.
     """
@@ -32,8 +33,9 @@ class Routing:
 class PackedLoraLinear(nn.Module):
     """A frozen layer `W0 x` plus `scaling * B A x`, with the `A` and `B` of the adapter that a row belongs to.
 
-    The arithmetic of one adapter is PEFT's `lora.Linear` operation by operation, so that a run alone, a run in a pack
-    and PEFT itself differ by rounding only.
+    It computes what PEFT's `lora.Linear` computes, so that a run alone, a run in a pack and PEFT itself differ by
+    rounding only. Over a plain linear layer it does so in one autograd function, which takes the scaling at the rank's
+    width and adds into the layer's output.
 
     Args:
         base_layer: The frozen layer: `nn.Linear`, or transformers' `Conv1D`.
@@ -50,6 +52,7 @@ class PackedLoraLinear(nn.Module):
         self.scaling: list[float] = []
         self.dropout: list[float] = []
         self._base_lengths: Tensor | None = None  # of the rows of W0, squared; DoRA's
+        self._W0: Tensor | None = None  # while an adapter is folded into the layer
 
     def add(
         self,
@@ -68,16 +71,52 @@ class PackedLoraLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows d_out"]:
         """The layer's output for rows sorted by adapter, as `routing` says."""
-        members, num_rows = self.routing.members, self.routing.num_rows
+        if self._W0 is not None:
+            return self.base_layer(x)
+        flat = x.reshape(-1, x.shape[-1])  # positions d_in
+        pieces = _pieces(self.routing, flat.shape[0])
+        output = self._fused if self._can_be_fused(x) else self._composed
+        return output(flat, pieces).reshape(*x.shape[:-1], -1)
+
+    def _can_be_fused(self, x: Tensor) -> bool:
+        """Whether nothing but products is asked for: a plain layer in one precision, no dropout, no DoRA."""
+        members = self.routing.members
+        has_dropout = self.routing.is_training and any(self.dropout[member] > 0.0 for member in members)
+        has_lengths = any(self.magnitude[member].numel() > 0 for member in members)
+        is_plain = type(self.base_layer) is nn.Linear and self.base_layer.weight.dtype == self.A[0].dtype == x.dtype
+        return is_plain and not has_dropout and not has_lengths and not torch.is_autocast_enabled(x.device.type)
+
+    def _fused(self, x: Float[Tensor, "positions d_in"], pieces: list[int]) -> Float[Tensor, "positions d_out"]:
+        members = self.routing.members
+        factors = [factor for member in members for factor in (self.A[member], self.B[member])]
+        scalings = [self.scaling[member] for member in members]
+        return _LoraLinear.apply(x, self.base_layer.weight, self.base_layer.bias, pieces, scalings, *factors)
+
+    def _composed(self, x: Float[Tensor, "positions d_in"], pieces: list[int]) -> Float[Tensor, "positions d_out"]:
+        """PEFT's own operations, one after another."""
         result = self.base_layer(x)
-        if len(members) == 1:
-            return result + self._update(x, result, members[0]).to(result.dtype)
-        # Some architectures flatten batch and position before a layer; rows of one adapter stay together all the same.
-        stretch = x.shape[0] // sum(num_rows)
-        rows = [number * stretch for number in num_rows]
-        pieces = zip(members, x.split(rows), result.split(rows), strict=True)
-        updates = [self._update(piece, base, member) for member, piece, base in pieces]
-        return result + torch.cat(updates).to(result.dtype)
+        parts = zip(self.routing.members, x.split(pieces), result.split(pieces), strict=True)
+        updates = [self._update(piece, base, member) for member, piece, base in parts]
+        return result + (updates[0] if len(updates) == 1 else torch.cat(updates)).to(result.dtype)
+
+    @torch.no_grad()
+    def fold(self, member: int) -> None:
+        """Put an adapter's update into the layer's own weight until `unfold`: scoring then costs what the base costs.
+
+        Where rounding could be felt (less than float32, quantised weights) and with DoRA nothing is done.
+        """
+        is_plain = type(self.base_layer) in (nn.Linear, Conv1D) and self.magnitude[member].numel() == 0
+        if not is_plain or self.base_layer.weight.dtype not in (torch.float32, torch.float64):
+            return
+        self._W0 = self.base_layer.weight.clone()
+        self._weight().addmm_(self.B[member], self.A[member], alpha=self.scaling[member])
+
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Give the layer its weight back, bit for bit."""
+        if self._W0 is not None:
+            self.base_layer.weight.copy_(self._W0)
+            self._W0 = None
 
     def _update(self, x: Tensor, base_result: Tensor, member: int) -> Tensor:
         """What an adapter adds to the frozen layer's output for its rows."""
@@ -114,6 +153,54 @@ class PackedLoraLinear(nn.Module):
     def _weight(self) -> Float[Tensor, "d_out d_in"]:
         weight = self.base_layer.weight
         return weight.T if isinstance(self.base_layer, Conv1D) else weight
+
+
+def _pieces(routing: Routing, num_positions: int) -> list[int]:
+    """How many of a layer's positions each adapter has; a lone one has all."""
+    if len(routing.members) == 1:
+        return [num_positions]
+    # Rows of one adapter lie together, whatever an architecture has flattened.
+    stretch, rest = divmod(num_positions, sum(routing.num_rows))
+    if rest:
+        raise ValueError(f"{num_positions} positions cannot be those of {sum(routing.num_rows)} rows")
+    return [rows * stretch for rows in routing.num_rows]
+
+
+class _LoraLinear(torch.autograd.Function):
+    """`x W0' + b`, and to each piece of the positions `scaling * (x A') B'` added in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, pieces: list[int], scalings: list[float], *factors: Tensor
+    ) -> Tensor:
+        result = functional.linear(x, W0, bias)
+        narrow = []  # each positions rank
+        for part, out, scaling, A, B in zip(
+            x.split(pieces), result.split(pieces), scalings, factors[::2], factors[1::2], strict=True
+        ):
+            narrow.append(functional.linear(part, A).mul_(scaling))
+            out.addmm_(narrow[-1], B.T)
+        ctx.save_for_backward(x, W0, *factors, *narrow)
+        ctx.pieces, ctx.scalings = pieces, scalings
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, W0, *saved = ctx.saved_tensors
+        number = len(ctx.pieces)
+        factors, narrow = saved[: 2 * number], saved[2 * number :]
+        grad_x = grad @ W0 if ctx.needs_input_grad[0] else None
+        grads_x = [None] * number if grad_x is None else grad_x.split(ctx.pieces)
+        grads: list[Tensor | None] = []
+        for index, (part, out, into) in enumerate(
+            zip(x.split(ctx.pieces), grad.split(ctx.pieces), grads_x, strict=True)
+        ):
+            A, B = factors[2 * index], factors[2 * index + 1]
+            through = (out @ B).mul_(ctx.scalings[index])  # positions rank
+            grads += [through.T @ part, out.T @ narrow[index]]
+            if into is not None:
+                into.addmm_(through, A)
+        return grad_x, None, None, None, None, *grads
 
 
 def _dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:

@@ -1,25 +1,30 @@
 """Log-likelihoods of tokens in rows: the one forward pass that options, texts and completions are scored with.
 
 A row is a sequence of token ids in which some positions predict a token that counts. Every such prediction belongs to
-a slot (an option, a text, a completion), and what comes back is one sum for each slot. Rows of similar length share a
-batch; padding stands behind what is scored, where a causal model cannot see it, so no attention mask is needed.
+a slot (an option, a text, a completion), and what comes back is one sum for each slot. Where a model can (see
+models/joined.py), rows stand one behind another without padding; else rows of similar length share a batch, and padding
+stands behind what is scored, where a causal model cannot see it, so no attention mask is needed.
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankscope.models.heads import scored_logits
+from rankscope.models.heads import scored_log_likelihoods
+from rankscope.models.joined import JoinedRow, JoinedText, can_join, joined_attention, joined_inputs
 from rankscope.models.masks import tree_mask
+from rankscope.models.memory import free_memory, is_out_of_memory
 
-# Logits that are held at once: 256 MiB in float32. One row is never split, so a single longer one may need more.
-_MAX_LOGITS = 2**26
 # A processor is fastest while a layer's activations stay in its caches; above this, batches only cost time
 # (3M parameters, one thread, 150 short items in trees: 0.79 s at 1,024 positions, 0.85 at 2,048, 1.13 at 8,192).
 _MAX_TOKENS_CPU = 1024
@@ -102,39 +107,63 @@ def slot_log_likelihoods(
     """
     max_tokens = min(max_tokens, _MAX_TOKENS_CPU) if model.device.type == "cpu" else max_tokens
     sums = torch.zeros(num_slots, dtype=torch.float64)
-    vocab = model.config.get_text_config().vocab_size
-    lengths = [len(row.input_ids) for row in rows]
-    logits = [len(set(row.predict_at)) * vocab for row in rows]
-    with torch.no_grad():
-        for indices in token_batches(lengths, max_tokens, logits):
-            batch = [rows[index] for index in indices]
-            values = _token_log_likelihoods(model, batch)
-            slots = torch.tensor([slot for row in batch for slot in row.slots])
+    is_joined = can_join(model)
+    batches = joined_batches if is_joined else token_batches
+    for indices in batches([len(row.input_ids) for row in rows], max_tokens):
+        for values, slots in _within_memory(model, [rows[index] for index in indices], is_joined):
             sums.index_add_(0, slots, values.double().cpu())
     return sums
 
 
-def token_batches(
-    lengths: Sequence[int], max_tokens: int, logits: Sequence[int] | None = None
-) -> Iterator[list[int]]:
+def _within_memory(
+    model: PreTrainedModel, batch: Sequence[ScoredRow], is_joined: bool
+) -> Iterator[tuple[Float[Tensor, " scored"], Int[Tensor, " scored"]]]:
+    """What `_token_log_likelihoods` gives of a batch, in halves where memory does not suffice for all of it."""
+    try:
+        with joined_attention(model, is_joined):
+            found = _token_log_likelihoods(model, batch, is_joined)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+        found = None
+    if found is not None:
+        yield found
+        return
+    # Outside of `except`, which holds on to the tensors of the failed forward.
+    free_memory(model.device)
+    logging.getLogger(__name__).warning("memory ran out with %d rows; they are scored in halves", len(batch))
+    for half in (batch[: len(batch) // 2], batch[len(batch) // 2 :]):
+        yield from _within_memory(model, half, is_joined)
+
+
+def joined_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Groups of indices whose rows fit a budget when they stand one behind another, longest first."""
+    group: list[int] = []
+    held = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if group and held + lengths[index] > max_tokens:
+            yield group
+            group, held = [], 0
+        group.append(index)
+        held += lengths[index]
+    if group:
+        yield group
+
+
+def token_batches(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
     """Groups of indices whose padded rows fit a budget, longest first, so that memory runs out early or never.
 
     Args:
         lengths: The length of each row.
         max_tokens: Padded positions in a group: its number of rows times its longest.
-        logits: How many logits each row needs, where they are many.
     """
     group: list[int] = []
-    held = 0
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        wanted = logits[index] if logits is not None else 0
         # The first of a group is its longest.
-        too_long = group and (len(group) + 1) * lengths[group[0]] > max_tokens
-        if too_long or (group and held + wanted > _MAX_LOGITS):
+        if group and (len(group) + 1) * lengths[group[0]] > max_tokens:
             yield group
-            group, held = [], 0
+            group = []
         group.append(index)
-        held += wanted
     if group:
         yield group
 
@@ -145,23 +174,50 @@ def padded(rows: Sequence[Sequence[int]], value: int) -> Int[Tensor, "batch pos"
     return torch.tensor([[*row, *(value,) * (longest - len(row))] for row in rows])
 
 
-def _token_log_likelihoods(model: PreTrainedModel, batch: Sequence[ScoredRow]) -> Float[Tensor, " scored"]:
-    """Log-probability of every target of a batch, row by row."""
+def _token_log_likelihoods(
+    model: PreTrainedModel, batch: Sequence[ScoredRow], is_joined: bool
+) -> tuple[Float[Tensor, " scored"], Int[Tensor, " scored"]]:
+    """Log-probability of every target of a batch, and its slot, in the order of their positions."""
     device = model.device
-    # What stands in the padding does not matter: nothing that is scored can see it.
-    input_ids = padded([row.input_ids for row in batch], 0).to(device)
-    length = input_ids.shape[1]
-    inputs = {}
-    if batch[0].segments is not None:
-        positions = padded([row.positions for row in batch], 0)
-        segments = padded([row.segments for row in batch], length)
-        inputs["position_ids"] = positions.to(device)
-        inputs["attention_mask"] = tree_mask(segments.to(device), model.dtype)
-    flat = torch.tensor([number * length + index for number, row in enumerate(batch) for index in row.predict_at])
+    inputs = _joined(batch, device) if is_joined else _padded(batch, model)
+    stride = max(len(row.input_ids) for row in batch)
+    lengths = (len(row.input_ids) if is_joined else stride for row in batch)
+    starts = itertools.accumulate(lengths, initial=0)
+    predictions = sorted(
+        (start + at, target, slot)
+        for row, start in zip(batch, starts, strict=False)
+        for at, target, slot in zip(row.predict_at, row.targets, row.slots, strict=True)
+    )
+    flat, targets, slots = torch.tensor(predictions).T
     # Options share the position before them: its logits are made once.
-    positions, which = torch.unique(flat, return_inverse=True)
-    targets = torch.tensor([target for row in batch for target in row.targets])
-    logits = scored_logits(model, positions.to(device), input_ids=input_ids, **inputs)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    which, targets = which.to(device), targets.to(device)
-    return wide[which, targets] - torch.logsumexp(wide, dim=-1)[which]
+    positions, which = torch.unique_consecutive(flat, return_inverse=True)
+    values = scored_log_likelihoods(model, positions.to(device), which.to(device), targets.to(device), **inputs)
+    return values, slots
+
+
+def _joined(batch: Sequence[ScoredRow], device: torch.device) -> dict[str, Any]:
+    """Rows one behind another, without padding."""
+    row = JoinedRow([_text(row) for row in batch])
+    return joined_inputs(row, [token for each in batch for token in each.input_ids], device)
+
+
+def _text(row: ScoredRow) -> JoinedText:
+    if row.segments is None:
+        return JoinedText(len(row.input_ids))
+    sizes = Counter(row.segments)
+    length = sizes.pop(0)
+    return JoinedText(length, tuple(sizes[segment] for segment in sorted(sizes)))
+
+
+def _padded(batch: Sequence[ScoredRow], model: PreTrainedModel) -> dict[str, Any]:
+    """Rows one below another, filled up on the right, where nothing that is scored can see it."""
+    input_ids = padded([row.input_ids for row in batch], 0).to(model.device)
+    if batch[0].segments is None:
+        return {"input_ids": input_ids}
+    segments = padded([row.segments for row in batch], input_ids.shape[1]).to(model.device)
+    positions = padded([row.positions for row in batch], 0).to(model.device)
+    return {
+        "input_ids": input_ids,
+        "position_ids": positions,
+        "attention_mask": tree_mask(segments, model.dtype),
+    }

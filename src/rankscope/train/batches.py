@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
+from rankscope.models.joined import JoinedRow, JoinedText, joined_inputs
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows for one forward, sorted by run.
+    """Examples for one forward, sorted by run.
 
-    Rows are padded on the right: under a causal mask no scored position can see the padding, so none is needed.
+    Where a model can (see models/joined.py) they stand one behind another in a single row without padding. Else each
+    has a row, padded on the right: under a causal mask no scored position can see the padding, so none is needed.
 
     Attributes:
         members: The runs whose rows these are; `num_rows` of each, in this order.
+        num_rows: Rows of each run; positions, where the examples are joined.
+        inputs: What the model's forward takes.
+        is_joined: The examples share a row: the forward needs `joined_attention`.
         positions: The scored positions, as indices into batch x length; their logits predict `targets`.
         members_of_positions: Each scored position's run, as an index into `members`.
     """
 
     members: tuple[int, ...]
     num_rows: tuple[int, ...]
-    input_ids: Int[Tensor, "batch pos"]
+    inputs: dict[str, Any]
+    is_joined: bool
     positions: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
     members_of_positions: Int[Tensor, " scored"]
@@ -37,46 +45,75 @@ def num_scored(example: TokenisedExample) -> int:
     return len(example.input_ids) - max(1, example.num_prompt_tokens)
 
 
-def iter_micro_batches(
-    batches: Sequence[tuple[int, Sequence[TokenisedExample]]], max_tokens: int, device: str | torch.device
-) -> Iterator[MicroBatch]:
-    """Split the batches of one step into micro-batches.
+Rows = list[tuple[int, TokenisedExample]]  # a run's index, and one of its examples
+
+
+def split_rows(
+    batches: Sequence[tuple[int, Sequence[TokenisedExample]]], max_tokens: int, *, is_joined: bool
+) -> list[Rows]:
+    """Divide the batches of one step into groups that go through the model together.
 
     Args:
         batches: For each run its index and its examples of this step.
-        max_tokens: The most positions (rows x longest row) in one; a single longer row makes one alone.
-        device: Where the tensors go.
+        max_tokens: The most positions in a group, padding included; a single longer example makes one alone.
+        is_joined: Examples share a row, so that there is no padding.
     """
     rows = [(member, example) for member, examples in batches for example in examples]
     # Rows of like length side by side waste the least padding; the sum over a step does not depend on the order.
     rows.sort(key=lambda row: len(row[1].input_ids))
-    chosen: list[tuple[int, TokenisedExample]] = []
+    groups: list[Rows] = [[]]
     for row in rows:
-        if chosen and (len(chosen) + 1) * len(row[1].input_ids) > max_tokens:
-            yield _micro_batch(chosen, device)
-            chosen = []
-        chosen.append(row)
-    yield _micro_batch(chosen, device)
+        if groups[-1] and num_positions([*groups[-1], row], is_joined=is_joined) > max_tokens:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
-def _micro_batch(rows: list[tuple[int, TokenisedExample]], device: str | torch.device) -> MicroBatch:
+def num_positions(rows: Rows, *, is_joined: bool) -> int:
+    """Positions that a group takes up, padding included."""
+    lengths = [len(example.input_ids) for _, example in rows]
+    return sum(lengths) if is_joined else len(rows) * max(lengths)
+
+
+def iter_micro_batches(
+    batches: Sequence[tuple[int, Sequence[TokenisedExample]]],
+    max_tokens: int,
+    device: torch.device,
+    *,
+    is_joined: bool,
+) -> Iterator[MicroBatch]:
+    """The groups of `split_rows` as tensors on a device."""
+    for rows in split_rows(batches, max_tokens, is_joined=is_joined):
+        yield _micro_batch(rows, device, is_joined)
+
+
+def _micro_batch(rows: Rows, device: torch.device, is_joined: bool) -> MicroBatch:
     rows = sorted(rows, key=lambda row: row[0])
     members = sorted({member for member, _ in rows})
-    length = max(len(example.input_ids) for _, example in rows)
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)  # the padding's value is never seen
+    lengths = [len(example.input_ids) for _, example in rows]
+    longest = max(lengths)
+    starts = list(itertools.accumulate(lengths, initial=0)) if is_joined else range(0, len(rows) * longest, longest)
     positions, targets, owners = [], [], []
-    for row, (member, example) in enumerate(rows):
-        ids = torch.tensor(example.input_ids)
-        input_ids[row, : len(ids)] = ids
-        start = max(1, example.num_prompt_tokens)
-        positions.append(torch.arange(start - 1, len(ids) - 1) + row * length)
-        targets.append(ids[start:])
-        owners.append(torch.full((len(ids) - start,), members.index(member)))
+    for (member, example), start in zip(rows, starts, strict=False):
+        first = max(1, example.num_prompt_tokens)
+        positions += range(start + first - 1, start + len(example.input_ids) - 1)
+        targets += example.input_ids[first:]
+        owners += [members.index(member)] * (len(example.input_ids) - first)
+    if is_joined:
+        row = JoinedRow([JoinedText(length) for length in lengths])
+        inputs = joined_inputs(row, [token for _, example in rows for token in example.input_ids], device)
+    else:  # the padding's value is never seen
+        padded = [[*example.input_ids, *[0] * (longest - len(example.input_ids))] for _, example in rows]
+        inputs = {"input_ids": torch.tensor(padded, device=device)}
+    sizes = lengths if is_joined else [1] * len(rows)
     return MicroBatch(
         members=tuple(members),
-        num_rows=tuple(sum(owner == member for owner, _ in rows) for member in members),
-        input_ids=input_ids.to(device),
-        positions=torch.cat(positions).to(device),
-        targets=torch.cat(targets).to(device),
-        members_of_positions=torch.cat(owners).to(device),
+        num_rows=tuple(
+            sum(size for (owner, _), size in zip(rows, sizes, strict=True) if owner == member) for member in members
+        ),
+        inputs=inputs,
+        is_joined=is_joined,
+        positions=torch.tensor(positions, device=device),
+        targets=torch.tensor(targets, device=device),
+        members_of_positions=torch.tensor(owners, device=device),
     )

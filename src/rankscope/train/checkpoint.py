@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rankscope.models.methods.pack import TrainablePack
-from rankscope.records import ValidationPoint
+from rankscope.records import MemoryShortage, ValidationPoint
 from rankscope.store import checksum, read_checked, write_checked
 from rankscope.train.loop import RunState, StepLog
 from rankscope.train.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -41,6 +41,7 @@ def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState, seconds
         "settings_hash": state.run.settings_hash,
         "logs": [asdict(log) for log in state.logs],
         "validations": [point.model_dump() for point in state.validations],
+        "shortages": [shortage.model_dump() for shortage in state.shortages],
         "files": {name: checksum(target / name) for name in _FILES},
     }
     write_checked(target / _STATE, document)
@@ -63,6 +64,7 @@ def read_checkpoint(folder: Path, pack: TrainablePack, state: RunState) -> bool:
         state.earlier_seconds = document["seconds"]
         state.logs = [StepLog(**log) for log in document["logs"]]
         state.validations = [ValidationPoint(**point) for point in document["validations"]]
+        state.shortages = [MemoryShortage(**shortage) for shortage in document["shortages"]]
         return True
     return False
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
-from rankscope.models.heads import negative_log_likelihoods, scored_logits
+from rankscope.models.heads import scored_losses
+from rankscope.models.joined import can_join, joined_attention
+from rankscope.models.memory import free_memory, is_out_of_memory
 from rankscope.models.methods.pack import TrainablePack
-from rankscope.records import Divergence, ValidationPoint
+from rankscope.records import Divergence, MemoryShortage, ValidationPoint
 from rankscope.runs import RunSettings
-from rankscope.train.batches import iter_micro_batches, num_scored
+from rankscope.train.batches import MicroBatch, iter_micro_batches, num_positions, num_scored, split_rows
 from rankscope.train.optimizer import make_optimizer, rate_factors
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class RunState:
         index: The run's index in the pack.
         order: The indices of the examples of each step.
         stop_at: The step after which the search pauses the run, or its last; the schedule is that of the whole run.
+        shortages: Where memory ran out, and what was done about it.
         earlier_seconds: What the run had taken at its checkpoint, in calls before this one.
     """
 
@@ -63,6 +69,7 @@ class RunState:
     validations: list[ValidationPoint] = field(default_factory=list)
     diverged_at_step: int | None = None
     divergence: Divergence | None = None
+    shortages: list[MemoryShortage] = field(default_factory=list)
     earlier_seconds: float = 0.0
 
     @property
@@ -109,6 +116,8 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
         observer: Told of every step.
     """
     bound = diverged_above(pack)
+    found = [shortage.max_tokens_per_batch for state in states for shortage in state.shortages]
+    budget = Budget(pack, min([max_tokens, *found]))  # a resumed run goes on with what sufficed
     while active := [state for state in states if not state.is_done]:
         if observer.wants_stop():
             return
@@ -117,7 +126,7 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
         for state in active:
             set_learning_rate(state)
             state.optimizer.zero_grad(set_to_none=True)
-        losses = accumulate_gradients(pack, batches, max_tokens)
+        losses = budget.spend(active, batches, partial(accumulate_gradients, pack, batches))
         shared_seconds = (time.perf_counter() - started) / len(active)
         for state in active:
             started = time.perf_counter()
@@ -135,9 +144,64 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
             seconds = shared_seconds + time.perf_counter() - started
             state.logs.append(StepLog(state.step, loss, rate, norm, tokens, seconds))
             if state.diverged_at_step is None and state.step in validation_steps(state.run):
-                value = mean_loss(pack, state.index, state.validation, max_tokens)
+                loss_of = partial(mean_loss, pack, state.index, state.validation)
+                value = budget.spend([state], {state.index: state.validation}, loss_of)
                 state.validations.append(ValidationPoint(step=state.step, loss_nats_per_token=value))
             observer.after_step(state)
+
+
+class Budget:
+    """The most positions in one forward of a pack: halved where memory runs out, so that the batch stays what it is.
+
+    Args:
+        pack: The model with its trainable parts.
+        max_tokens: What is tried first.
+    """
+
+    def __init__(self, pack: TrainablePack, max_tokens: int) -> None:
+        self._pack = pack
+        self.max_tokens = max_tokens
+
+    def spend(
+        self,
+        states: Sequence[RunState],
+        batches: Mapping[int, Sequence[TokenisedExample]],
+        work: Callable[[int], _Result],
+    ) -> _Result:
+        """Do work within the budget; where memory runs out, again from its beginning with half of it.
+
+        Args:
+            states: The runs that the work is for; each notes the shortage.
+            batches: By run, the examples that the work goes through.
+            work: Given the most positions in one forward.
+
+        Raises:
+            RuntimeError: Memory ran out with a single example at a time.
+        """
+        generators = [self._pack.generator(state.index) for state in states]
+        drawn = [generator.get_state() for generator in generators]
+        while True:
+            try:
+                return work(self.max_tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or not self._halve(batches):
+                    raise
+            # Outside of `except`, which holds on to the tensors of the failed forward.
+            free_memory(self._pack.model.device)
+            for state, generator, before in zip(states, generators, drawn, strict=True):
+                state.optimizer.zero_grad(set_to_none=True)
+                generator.set_state(before)
+                state.shortages.append(MemoryShortage(step=state.step + 1, max_tokens_per_batch=self.max_tokens))
+
+    def _halve(self, batches: Mapping[int, Sequence[TokenisedExample]]) -> bool:
+        """Halve the largest micro-batch of the work; whether there was more than one example in any."""
+        is_joined = can_join(self._pack.model)
+        groups = split_rows(list(batches.items()), self.max_tokens, is_joined=is_joined)
+        if all(len(rows) == 1 for rows in groups):
+            return False
+        largest = max(num_positions(rows, is_joined=is_joined) for rows in groups if len(rows) > 1)
+        self.max_tokens = largest // 2
+        return True
 
 
 def accumulate_gradients(
@@ -146,17 +210,12 @@ def accumulate_gradients(
     """Add each run's gradient of its mean loss over its scored tokens; returns the losses, in nats per token."""
     totals = {index: sum(num_scored(example) for example in examples) for index, examples in batches.items()}
     losses = dict.fromkeys(batches, 0.0)
-    for micro in iter_micro_batches(list(batches.items()), max_tokens, pack.model.device):
-        pack.route(micro.members, micro.num_rows, is_training=True)
-        nll = negative_log_likelihoods(
-            scored_logits(pack.model, micro.positions, input_ids=micro.input_ids), micro.targets
-        )
-        sums = _sums(nll, micro.members_of_positions, len(micro.members))
-        weights = torch.tensor([1.0 / totals[member] for member in micro.members], dtype=nll.dtype, device=nll.device)
-        shares = sums * weights
+    is_joined = can_join(pack.model)
+    for micro in iter_micro_batches(list(batches.items()), max_tokens, pack.model.device, is_joined=is_joined):
+        shares, loss = _micro_losses(pack, micro, [1.0 / totals[member] for member in micro.members], is_training=True)
         # Runs share no trainable tensor, so one backward of the sum gives each its own gradient.
-        shares.sum().backward()
-        for member, share in zip(micro.members, shares.tolist(), strict=True):
+        loss.backward()
+        for member, share in zip(micro.members, shares, strict=True):
             losses[member] += share
     for member in batches:
         # The losses that are reported stay those of the data.
@@ -169,11 +228,24 @@ def accumulate_gradients(
 def mean_loss(pack: TrainablePack, index: int, examples: Sequence[TokenisedExample], max_tokens: int) -> float:
     """A run's mean loss over the scored tokens of examples, dropout off, in nats per token."""
     total = 0.0
-    for micro in iter_micro_batches([(index, examples)], max_tokens, pack.model.device):
-        pack.route(micro.members, micro.num_rows, is_training=False)
-        logits = scored_logits(pack.model, micro.positions, input_ids=micro.input_ids)
-        total += negative_log_likelihoods(logits, micro.targets).sum().item()
+    is_joined = can_join(pack.model)
+    for micro in iter_micro_batches([(index, examples)], max_tokens, pack.model.device, is_joined=is_joined):
+        (share,), _ = _micro_losses(pack, micro, [1.0], is_training=False)
+        total += share
     return total / sum(num_scored(example) for example in examples)
+
+
+def _micro_losses(
+    pack: TrainablePack, micro: MicroBatch, weights: list[float], *, is_training: bool
+) -> tuple[list[float], Tensor]:
+    """Each run's weighted sum of losses over the micro-batch, and their sum, which has the gradient."""
+    pack.route(micro.members, micro.num_rows, is_training=is_training)
+    dtype = torch.float64 if pack.model.dtype == torch.float64 else torch.float32
+    wanted = torch.tensor(weights, dtype=dtype, device=pack.model.device)[micro.members_of_positions]
+    with joined_attention(pack.model, micro.is_joined):
+        loss, nll = scored_losses(pack.model, micro.positions, micro.targets, wanted, **micro.inputs)
+    sums = torch.zeros(len(weights), dtype=dtype, device=nll.device)
+    return sums.index_add_(0, micro.members_of_positions, nll * wanted).tolist(), loss
 
 
 def set_learning_rate(state: RunState) -> None:
@@ -213,8 +285,3 @@ def divergence(loss: float, grad_norm: float, bound: float) -> Divergence | None
     if loss > bound:
         return "loss_too_high"
     return None if math.isfinite(grad_norm) else "gradient_not_finite"
-
-
-def _sums(nll: Tensor, owners: Tensor, num_members: int) -> Tensor:
-    """Sums of nll by member, differentiable."""
-    return torch.zeros(num_members, dtype=nll.dtype, device=nll.device).index_add(0, owners, nll)

@@ -189,6 +189,7 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         validations=tuple(state.validations),
         diverged_at_step=state.diverged_at_step,
         divergence=state.divergence,
+        memory_shortages=tuple(state.shortages),
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rankscope.models.joined import JoinedText
 from rankscope.scoring import likelihoods, rows
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 
@@ -44,9 +45,11 @@ def test_options_equal_a_forward_pass_each(make_llama, trees, implementation):
     assert scores.num_truncated == 0
 
 
+@pytest.mark.parametrize("is_joined", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_scores_do_not_depend_on_the_batch(make_llama, dtype, tolerance):
+def test_scores_do_not_depend_on_the_batch(make_llama, monkeypatch, dtype, tolerance, is_joined):
     model = make_llama(dtype)
+    monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
     choices = random_choices(model.config.vocab_size, number=64)
     for trees in (TREES, ROWS):
         alone = option_log_likelihoods(model, choices, trees, 128, 1)
@@ -78,13 +81,13 @@ def test_options_with_the_same_tokens_share_one_likelihood(make_llama):
 def test_one_token_options_cost_one_row_and_one_row_of_logits(make_llama, monkeypatch):
     model = make_llama()
     seen = []
-    logits_of = rows.scored_logits
+    log_likelihoods_of = rows.scored_log_likelihoods
 
-    def spy(model, positions, **inputs):
+    def spy(model, positions, *targets, **inputs):
         seen.append((tuple(inputs["input_ids"].shape), len(positions), "attention_mask" in inputs))
-        return logits_of(model, positions, **inputs)
+        return log_likelihoods_of(model, positions, *targets, **inputs)
 
-    monkeypatch.setattr(rows, "scored_logits", spy)
+    monkeypatch.setattr(rows, "scored_log_likelihoods", spy)
     choice = Choice((5, 6, 7), ((8,), (9,), (10,)))
     scores = option_log_likelihoods(model, [choice], None, 128, 512)
     assert seen == [((1, 3), 1, False)]
@@ -102,9 +105,11 @@ def test_the_budget_counts_padded_positions():
     assert list(rows.token_batches([], 20)) == []
 
 
-def test_logits_are_bounded_where_the_vocabulary_is_large(monkeypatch):
-    monkeypatch.setattr(rows, "_MAX_LOGITS", 100)
-    assert list(rows.token_batches([5, 5, 5], 10**6, [60, 30, 30])) == [[0, 1], [2]]
+def test_joined_rows_count_no_padding():
+    lengths = [3, 9, 4, 1, 9, 2]
+    assert list(rows.joined_batches(lengths, 20)) == [[1, 4], [2, 0, 5, 3]]
+    assert list(rows.joined_batches([50, 50], 20)) == [[0], [1]]
+    assert list(rows.joined_batches([], 20)) == []
 
 
 @pytest.mark.parametrize("trees", [TREES, ROWS])
@@ -138,9 +143,11 @@ def test_an_option_longer_than_the_context_is_scored_in_windows(make_llama):
     assert row_values[0] == pytest.approx(expected, abs=1e-10)
 
 
-def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch):
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch, is_joined):
     model = make_llama(torch.float32)
     choices = random_choices(model.config.vocab_size)
+    monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
     assert checked_option_trees(model, choices, 128, 512) == TREES
     # A model that lets branches see each other: the mask is lost.
     causal = rows.tree_mask
@@ -148,7 +155,11 @@ def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch):
     def leaky(segments, dtype):
         return causal(torch.zeros_like(segments), dtype)
 
+    def leaking(row):
+        return JoinedText(len(row.input_ids))
+
     monkeypatch.setattr(rows, "tree_mask", leaky)
+    monkeypatch.setattr(rows, "_text", leaking)
     refusal = checked_option_trees(model, choices, 128, 512).refusal
     assert refusal.startswith("option trees differed from separate rows by ")
     scores = option_log_likelihoods(model, choices, OptionTrees(refusal), 128, 512)
@@ -175,3 +186,24 @@ def test_only_a_few_items_are_compared(make_llama, monkeypatch):
     )
     checked_option_trees(make_llama(), random_choices(300, number=50), 128, 512)
     assert counts == [4, 16]
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+def test_rows_are_scored_in_halves_where_memory_runs_out(make_llama, monkeypatch, is_joined):
+    model = make_llama()
+    monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
+    choices = random_choices(model.config.vocab_size)
+    expected = option_log_likelihoods(model, choices, TREES, 128, 4096)
+    scored, sizes = rows.scored_log_likelihoods, []
+
+    def limited(model, *arguments, **inputs):
+        sizes.append(inputs["input_ids"].numel())
+        if sizes[-1] > 120:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return scored(model, *arguments, **inputs)
+
+    monkeypatch.setattr(rows, "scored_log_likelihoods", limited)
+    found = option_log_likelihoods(model, choices, TREES, 128, 4096)
+    assert max(sizes) > 120
+    for a, b in zip(found.log_likelihoods, expected.log_likelihoods, strict=True):
+        assert a == pytest.approx(b, abs=1e-10)

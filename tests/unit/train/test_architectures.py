@@ -119,7 +119,7 @@ def test_an_adapter_is_read_back_by_peft_and_its_updates_are_what_it_merges(name
         pack.close()
         again = load_tuned(base, [run], [tmp_path])
         again.route((0,), (1,), is_training=False)
-        assert torch.equal(base(IDS).logits, mine)
+        torch.testing.assert_close(base(IDS).logits, mine, rtol=0, atol=1e-5)  # folded into the base
         again.close()
         assert (base(IDS).logits - mine).abs().max() > 1e-3
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")

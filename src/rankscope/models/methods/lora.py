@@ -97,8 +97,19 @@ class LoraPack:
             config = converted_config(config)
         return save_adapter(folder, tensors, config, self.runs[index].base.source)
 
+    def fold(self) -> None:
+        """Put the update of a lone run into the base's weights until `close`; its adapter cannot be trained then."""
+        if len(self.runs) > 1:
+            raise ValueError("the updates of several runs cannot all be in one base's weights")
+        shared = self.model.get_input_embeddings().weight  # a tied head's update is no update of the embeddings
+        for layer in self._layers.values():
+            if layer.base_layer.weight is not shared:
+                layer.fold(0)
+
     def close(self) -> None:
         """Take the adapters out of the base."""
+        for layer in self._layers.values():
+            layer.unfold()
         remove(self.model, self._layers)
 
 

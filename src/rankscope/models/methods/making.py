@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from rankscope.models.joined import can_join
 from rankscope.models.methods.bottleneck import BottleneckPack
 from rankscope.models.methods.folders import read_lora
 from rankscope.models.methods.full import FullPack
@@ -27,6 +28,7 @@ def make_trainable(
         runs: Several only where the method packs.
         calibration: The first batches of a run, for initialisations that look at examples.
     """
+    can_join(model)  # tried on the base: adapters may draw random numbers
     first = runs[0]
     if first.arm.method == "full":
         return FullPack(model, tuple(runs))
@@ -38,13 +40,14 @@ def make_trainable(
 
 
 def load_tuned(model: PreTrainedModel, runs: Sequence[RunSettings], folders: Sequence[Path]) -> TrainablePack:
-    """A base with trained weights in it.
+    """A base with trained weights in it, to be used and not trained on; the update of a lone LoRA run is folded in.
 
     Args:
         model: The base, as it was pretrained.
         runs: As for `make_trainable`.
         folders: Each run's training folder, with what `save` wrote.
     """
+    can_join(model)
     first = runs[0]
     if first.arm.method == "full":
         pack = FullPack(model, tuple(runs))
@@ -53,5 +56,8 @@ def load_tuned(model: PreTrainedModel, runs: Sequence[RunSettings], folders: Seq
     if first.arm.method == "bottleneck":
         return BottleneckPack.saved(model, tuple(runs), folders[0])
     if first.arm.capabilities.in_packed_layers:
-        return LoraPack(model, tuple(runs), [read_lora(folder) for folder in folders])
+        pack = LoraPack(model, tuple(runs), [read_lora(folder) for folder in folders])
+        if len(runs) == 1:
+            pack.fold()
+        return pack
     return PeftPack.saved(model, tuple(runs), folders[0])

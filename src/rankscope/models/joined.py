@@ -1,0 +1,231 @@
+"""Texts that stand one behind another in a single row, none of which sees another: no position is padding.
+
+Everything in a transformer but attention looks at one position at a time, so a row may hold many texts if positions
+restart and attention keeps them apart. Here attention goes text by text, which costs what the texts cost and no more; a
+text may end in branches (the options of an item), which see the text and not each other.
+
+On a GPU every text would be a launch of its own, so rows are joined on a processor only; elsewhere they are padded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+
+from rankscope.models.heads import is_plain
+
+# Tried with tests/unit/models/test_joined.py; a model that is not here, or fails the check, gets padded rows.
+# Not here: Falcon and BLOOM, whose attention cannot be exchanged, and all that mix positions elsewhere (convolutions,
+# linear attention).
+_KNOWN = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "mixtral"})
+_IMPLEMENTATION = "rankscope_joined"
+# Up to this length a text and its branches are one masked call: several calls cost more than what is masked away.
+_ONE_CALL = 192
+_CHECKED_LENGTHS = (7, 1, 12, 4)
+# A mask that does not hold changes logits by their own size. Some architectures route or normalise in float32 always.
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
+_TOLERANCE_HALF = 0.1
+
+
+@dataclass(frozen=True)
+class JoinedText:
+    """A text in a row, with the branches that follow it.
+
+    Attributes:
+        length: Positions of the text that all its branches see.
+        branches: Positions of each branch.
+    """
+
+    length: int
+    branches: tuple[int, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """Positions in the row."""
+        return self.length + sum(self.branches)
+
+    @property
+    def deepest(self) -> int:
+        """Positions from the text's beginning to the end of its longest branch."""
+        return self.length + max(self.branches, default=0)
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each token in its text; every branch goes on where the text ends."""
+        tails = (range(self.length, self.length + branch) for branch in self.branches)
+        return [*range(self.length), *itertools.chain(*tails)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Positions of a text whose attention is one call: which keys they see, and what of those they must not.
+
+    Attributes:
+        queries: Positions, from the text's beginning.
+        keys: The stretches of positions that are looked at, together in this order.
+        mask: Added to the scores; None where plain causality says it all.
+    """
+
+    queries: slice
+    keys: tuple[slice, ...]
+    mask: Float[Tensor, "query_pos key_pos"] | None
+
+
+class JoinedRow:
+    """The texts of a row, and how their attention is divided into calls, found once for all layers."""
+
+    def __init__(self, texts: Sequence[JoinedText]) -> None:
+        self.texts = tuple(texts)
+        self._parts: dict[int | None, list[list[_Part]]] = {}
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Positions of each text, branches included."""
+        return [text.total for text in self.texts]
+
+    def position_ids(self, device: torch.device) -> Int[Tensor, "1 pos"]:
+        """Positions that restart with every text."""
+        return torch.tensor([[position for text in self.texts for position in text.positions]], device=device)
+
+    def parts(self, window: int | None, like: Tensor) -> list[list[_Part]]:
+        """Each text's calls, for layers that see so many positions back (None: all)."""
+        if window not in self._parts:
+            self._parts[window] = [_parts(text, window, like) for text in self.texts]
+        return self._parts[window]
+
+
+def joined_inputs(row: JoinedRow, input_ids: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What a model's forward takes for a joined row, inside `joined_attention`."""
+    return {
+        "input_ids": torch.tensor([input_ids], device=device),
+        "position_ids": row.position_ids(device),
+        "joined": row,
+    }
+
+
+@contextlib.contextmanager
+def joined_attention(model: PreTrainedModel, is_joined: bool = True) -> Iterator[None]:
+    """Inside, the model's attention keeps the texts of a joined row apart; its forward must be given the row."""
+    if not is_joined:
+        yield
+        return
+    config = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = _IMPLEMENTATION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+_CHECKED: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+def can_join(model: PreTrainedModel) -> bool:
+    """Whether a model gives joined texts the numbers that it gives each of them alone; found out once, by trying.
+
+    Args:
+        model: A causal model; adapters inside it do not matter, as long as they serve all rows alike.
+    """
+    if model not in _CHECKED:
+        _CHECKED[model] = _is_candidate(model) and _joins_right(model)
+    return _CHECKED[model]
+
+
+def _is_candidate(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    is_exchangeable = config.model_type in _KNOWN and config._attn_implementation == "sdpa"
+    return is_plain(model) and is_exchangeable and model.device.type == "cpu"
+
+
+@torch.no_grad()
+def _joins_right(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    lengths = [min(length, getattr(config, "max_position_embeddings", length)) for length in _CHECKED_LENGTHS]
+    # Any tokens do: a step that fits all of a small vocabulary's and most of a large one's.
+    texts = [[(7 * number + 3 * index + 2) % config.vocab_size for index in range(length)] for number, length in
+             enumerate(lengths)]  # fmt: skip
+    apart = torch.cat([model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts])
+    row = JoinedRow([JoinedText(length) for length in lengths])
+    with joined_attention(model):
+        inputs = joined_inputs(row, [token for text in texts for token in text], model.device)
+        together = model(use_cache=False, **inputs).logits[0]
+    scale = float(apart.abs().max().clamp(min=1.0))
+    # A comparison with NaN is false, so what is not finite is refused too.
+    return bool(((together - apart).abs() <= _TOLERANCE.get(model.dtype, _TOLERANCE_HALF) * scale).all())
+
+
+def _attention(
+    _module: nn.Module,
+    query: Float[Tensor, "1 head pos d_head"],
+    key: Float[Tensor, "1 kv_head pos d_head"],
+    value: Float[Tensor, "1 kv_head pos d_head"],
+    _attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Float[Tensor, "1 pos head d_head"], None]:
+    """The attention of a joined row, as transformers calls it in every layer."""
+    joined: JoinedRow = options["joined"]
+    scaling, window = options.get("scaling"), options.get("sliding_window")  # not every architecture gives them
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    pieces = zip(*(tensor.split(joined.lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [
+        _attend(part, q, k, v, scaling).transpose(1, 2)
+        for parts, (q, k, v) in zip(joined.parts(window, query), pieces, strict=True)
+        for part in parts
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend(
+    part: _Part, q: Tensor, k: Tensor, v: Tensor, scaling: float | None
+) -> Float[Tensor, "1 head query_pos d_head"]:
+    """One call of attention, over the positions of one text."""
+    q, (k, v) = q[:, :, part.queries], (_taken(tensor, part.keys) for tensor in (k, v))
+    return scaled_dot_product_attention(q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=scaling)
+
+
+def _taken(tensor: Tensor, stretches: tuple[slice, ...]) -> Tensor:
+    taken = [tensor[:, :, stretch] for stretch in stretches]
+    return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+
+
+def _parts(text: JoinedText, window: int | None, like: Tensor) -> list[_Part]:
+    """The calls for a text: one where it is short, else one for the text and one for each branch."""
+    whole = slice(0, text.total)
+    is_windowed = window is not None and text.deepest > window
+    if not text.branches and not is_windowed:
+        return [_Part(whole, (whole,), None)]
+    segments = torch.tensor([0] * text.length + [n for n, b in enumerate(text.branches, 1) for _ in range(b)])
+    positions = torch.tensor(text.positions)
+    seen = ((segments == 0) | (segments == segments[:, None])) & (positions <= positions[:, None])
+    if is_windowed:
+        seen &= positions > positions[:, None] - window
+    mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf")).to(like.device)
+    if text.total <= _ONE_CALL:
+        return [_Part(whole, (whole,), mask)]
+    shared = slice(0, text.length)
+    parts = [_Part(shared, (shared,), mask[shared, shared] if is_windowed else None)] if text.length else []
+    start = text.length
+    for branch in text.branches:
+        own = slice(start, start + branch)
+        start += branch
+        if branch:
+            # Contiguous in memory: a kernel reads a mask with strides several times slower.
+            parts.append(_Part(own, (shared, own), torch.cat([mask[own, shared], mask[own, own]], dim=1)))
+    return parts
+
+
+AttentionInterface.register(_IMPLEMENTATION, _attention)

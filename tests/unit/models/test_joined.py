@@ -1,0 +1,119 @@
+"""Texts in one row get the numbers that each of them gets alone, and so do their branches."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from rankscope.models import joined
+from rankscope.models.joined import JoinedRow, JoinedText, can_join, joined_attention, joined_inputs
+
+_SHAPE = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "initializer_range": 0.3, "pad_token_id": 0,
+}  # fmt: skip
+ARCHITECTURES = {
+    "llama": ("llama", _SHAPE),
+    "qwen2": ("qwen2", _SHAPE),
+    "qwen3": ("qwen3", {**_SHAPE, "head_dim": 8}),
+    "mistral": ("mistral", {**_SHAPE, "sliding_window": None}),
+    "mixtral": ("mixtral", {**_SHAPE, "num_local_experts": 4, "sliding_window": None}),
+    "phi3": ("phi3", {**_SHAPE, "sliding_window": None}),
+    "gpt2": ("gpt2", {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}),
+    "gpt_neox": ("gpt_neox", _SHAPE),
+    "opt": ("opt", {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),
+    "mistral, window": ("mistral", {**_SHAPE, "sliding_window": 5}),
+    "qwen2, window": (
+        "qwen2", {**_SHAPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+}  # fmt: skip
+TEXTS = [JoinedText(9, (3, 2, 4)), JoinedText(1), JoinedText(14), JoinedText(6, (1, 5)), JoinedText(0, (3, 4))]
+
+
+def tiny(name: str) -> PreTrainedModel:
+    model_type, options = ARCHITECTURES[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(model_type, **options)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    # The experts' grouped product exists in float32 and below only.
+    return (model if name == "mixtral" else model.double()).eval()
+
+
+def tokens(number: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(2, 97, (number,), generator=generator).tolist()
+
+
+def apart(model: PreTrainedModel, text: JoinedText, ids: list[int]) -> torch.Tensor:
+    """Logits of a text, then of each branch behind it, a forward pass each by the model itself."""
+
+    def logits(read: list[int]) -> torch.Tensor:
+        return model(torch.tensor([read]), use_cache=False).logits[0]
+
+    begin = ids[: text.length]
+    parts = [logits(begin)] if begin else []
+    start = text.length
+    for branch in text.branches:
+        parts.append(logits(begin + ids[start : start + branch])[text.length :])
+        start += branch
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("one_call", [0, 10_000], ids=["branch by branch", "at once"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_joined_texts_equal_texts_alone(monkeypatch: pytest.MonkeyPatch, name: str, one_call: int) -> None:
+    monkeypatch.setattr(joined, "_ONE_CALL", one_call)
+    model = tiny(name)
+    ids = [tokens(text.total, seed) for seed, text in enumerate(TEXTS)]
+    expected = torch.cat([apart(model, text, own) for text, own in zip(TEXTS, ids, strict=True)])
+    row = JoinedRow(TEXTS)
+    with joined_attention(model):
+        found = model(use_cache=False, **joined_inputs(row, list(itertools.chain(*ids)), model.device)).logits[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if name == "mixtral" else 1e-10)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_known_architecture_joins(name: str) -> None:
+    assert can_join(tiny(name))
+
+
+def test_every_known_architecture_is_tried() -> None:
+    assert {model_type for model_type, _ in ARCHITECTURES.values()} == joined._KNOWN
+
+
+def test_gradients_are_those_of_texts_alone() -> None:
+    model = tiny("llama").requires_grad_(True)
+    ids = [tokens(number, number) for number in (5, 9, 2)]
+
+    def gradients(loss: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    alone = gradients(sum(model(torch.tensor([own])).logits.square().sum() for own in ids))
+    row = JoinedRow([JoinedText(len(own)) for own in ids])
+    with joined_attention(model):
+        inputs = joined_inputs(row, list(itertools.chain(*ids)), model.device)
+        together = gradients(model(use_cache=False, **inputs).logits.square().sum())
+    torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+def test_what_was_not_tried_is_padded() -> None:
+    options = {"vocab_size": 97, "hidden_size": 32, "n_layer": 1, "n_head": 4}
+    assert not can_join(AutoModelForCausalLM.from_config(AutoConfig.for_model("bloom", **options)))
+    eager = tiny("llama")
+    eager.set_attn_implementation("eager")
+    assert not can_join(eager)
+
+
+def test_a_model_that_mixes_texts_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention as it would be if the row were one long text."""
+    monkeypatch.setattr(JoinedRow, "lengths", property(lambda row: [sum(text.total for text in row.texts)]))
+    monkeypatch.setattr(JoinedRow, "texts", property(lambda _: (JoinedText(24),)), raising=False)
+    monkeypatch.setattr(JoinedRow, "__init__", lambda row, _: setattr(row, "_parts", {}))
+    monkeypatch.setattr(JoinedRow, "position_ids", lambda _, device: torch.arange(24, device=device)[None])
+    assert not can_join(tiny("llama"))
