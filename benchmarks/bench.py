@@ -101,18 +101,18 @@ def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
 
 def _ours(part: str, folder: Path) -> dict:
     if part != "study":
-        return _run([str(HERE / "ours.py"), part, str(folder)])
+        return run_process([str(HERE / "ours.py"), part, str(folder)])
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     arguments = ["-m", "rankscope", "run", str(folder / "study" / "study.yaml"), "--out", str(out)]
-    return _run(arguments, is_measured_whole=True, accepted=(0, 3))  # 3: done and undecided
+    return run_process(arguments, accepted=(0, 3))  # 3: done and undecided
 
 
 def _peer(part: str, folder: Path) -> dict:
-    return _run([str(HERE / "peer.py"), part, str(folder)], is_measured_whole=part == "study")
+    return run_process([str(HERE / "peer.py"), part, str(folder)])
 
 
-def _run(arguments: list[str], *, is_measured_whole: bool = False, accepted: tuple[int, ...] = (0,)) -> dict:
+def run_process(arguments: list[str], *, accepted: tuple[int, ...] = (0,)) -> dict:
     """Run a process and return what it says of itself, with the most memory that it and its children held."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
@@ -129,9 +129,10 @@ def _run(arguments: list[str], *, is_measured_whole: bool = False, accepted: tup
         if status not in accepted:
             raise SystemExit(f"{' '.join(command)} ended with status {status}\n{log.read_text()[-4000:]}")
         result = {} if not out.exists() else json.loads(out.read_text())
-    if is_measured_whole:
-        result |= {"seconds": seconds, "processor_seconds": _used_by_children() - used}
-    return result | {"peak_memory_bytes": peak[0]}
+    whole = {"seconds": seconds, "processor_seconds": _used_by_children() - used}
+    # A part is timed from where its libraries are imported; a study from the start of its process to its end.
+    found = result | whole if "study" in arguments else whole | result
+    return found | {"peak_memory_bytes": peak[0]}
 
 
 def _used_by_children() -> float:

@@ -19,7 +19,8 @@ from rankscope.spec import Study, Task
 from rankscope.store import Store, write_text
 from rankscope.study_file import dump_study
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
 SHARED = Path(os.environ.get("RANKSCOPE_SHARED", ROOT.parent / "shared")) / "data"
 LONG_CHARACTERS = 900  # of a legal excerpt, so that it fits the 512 positions of stories3M
 SHOTS = 8
@@ -108,12 +109,23 @@ def prepare(base: str, folder: Path) -> Work:
     return work
 
 
+def dump_study_file(path: Path, study: dict) -> Path:
+    """Write a study file, checked."""
+    write_text(path, dump_study(Study.model_validate(study)))
+    return path
+
+
+def few_shot_items(path: Path, num_items: int, num_shots: int) -> Path:
+    """Write items of the small world behind worked examples, which all of them share."""
+    items = _items("smallworld:base", "smallworld:general_recall", num_items + SHOTS)
+    shots = _shots(items[:num_shots])
+    _write_choices(path, [(shots + _question(i), i.options, i.target) for i in items[SHOTS:]])
+    return path
+
+
 def _smallworld(folder: Path) -> dict:
     model = "smallworld:base"
-    items = _items(model, "smallworld:general_recall", 150 + SHOTS)
-    _write_choices(
-        folder / "long.jsonl", [(_shots(items[:SHOTS]) + _question(i), i.options, i.target) for i in items[SHOTS:]]
-    )
+    few_shot_items(folder / "long.jsonl", 150, SHOTS)
     tasks = {
         "medical_recall": _source("smallworld:medical_recall", 150),
         "legal_recall": _source("smallworld:legal_recall", 150),

@@ -174,7 +174,7 @@ class _LoraLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, W0: Tensor, bias: Tensor | None, pieces: list[int], scalings: list[float], *factors: Tensor
     ) -> Tensor:
         result = functional.linear(x, W0, bias)
-        narrow = []  # each positions rank
+        narrow: list[Tensor] = []  # each positions rank
         for part, out, scaling, A, B in zip(
             x.split(pieces), result.split(pieces), scalings, factors[::2], factors[1::2], strict=True
         ):

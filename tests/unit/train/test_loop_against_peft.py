@@ -40,7 +40,7 @@ def ours(runs: list[RunSettings], dtype: torch.dtype, max_tokens: int) -> tuple[
     return losses, [{k: v.detach().clone() for k, v in pack.state(i).items()} for i in range(len(runs))]
 
 
-def reference(run: RunSettings, dtype: torch.dtype) -> tuple[list[float], dict]:
+def reference(run: RunSettings, dtype: torch.dtype, extra_padding: int = 0) -> tuple[list[float], dict]:
     """Plain PEFT and torch, one padded batch a step, logits at every position, labels masked with -100."""
     model = tiny_llama(dtype)
     if run.arm.method == "lora":
@@ -60,7 +60,7 @@ def reference(run: RunSettings, dtype: torch.dtype) -> tuple[list[float], dict]:
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, run.num_steps)
     losses = []
     for batch in batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed):
-        loss = reference_loss(model, [EXAMPLES[i] for i in batch])
+        loss = reference_loss(model, [EXAMPLES[i] for i in batch], extra_padding)
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], run.optimization.max_grad_norm)
         optimizer.step()
@@ -70,8 +70,8 @@ def reference(run: RunSettings, dtype: torch.dtype) -> tuple[list[float], dict]:
     return losses, {k.replace(".default", ""): v for k, v in model.named_parameters() if v.requires_grad}
 
 
-def reference_loss(model: torch.nn.Module, batch: list[TokenisedExample]) -> torch.Tensor:
-    length = max(len(example.input_ids) for example in batch)
+def reference_loss(model: torch.nn.Module, batch: list[TokenisedExample], extra_padding: int) -> torch.Tensor:
+    length = max(len(example.input_ids) for example in batch) + extra_padding
     ids = torch.zeros(len(batch), length, dtype=torch.long)
     labels = torch.full_like(ids, -100)
     mask = torch.zeros_like(ids)
@@ -116,6 +116,20 @@ def test_ten_steps_in_float32(run: RunSettings) -> None:
     (mine,), _ = ours([run], torch.float32, 60)
     expected, _ = reference(run, torch.float32)
     assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-5
+
+
+def test_longer_runs_in_float32_drift_no_more_than_peft_from_itself() -> None:
+    """Rounding grows from step to step: PEFT with other padding is no nearer to itself than ours is to it."""
+    run = lora_run(64, 1e-2, seed=0, num_steps=40)
+    (mine,), _ = ours([run], torch.float32, 10_000)
+    expected, _ = reference(run, torch.float32)
+    paddings = (3, 7, 17)
+    others = [reference(run, torch.float32, extra_padding=number)[0] for number in paddings]
+    own_drift = max(abs(a - b) for other in others for a, b in zip(other, expected, strict=True))
+    drift = max(abs(a - b) for a, b in zip(mine, expected, strict=True))
+    assert 0.0 < own_drift < 1e-2  # else nothing is compared
+    # The largest of some draws of the same rounding: a wrong gradient is off by orders of magnitude.
+    assert drift <= 5.0 * max(own_drift, 1e-6)
 
 
 def test_full_fine_tuning_in_float64() -> None:
