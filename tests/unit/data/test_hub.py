@@ -1,6 +1,7 @@
 import json
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 
 from model_folders import write_model
