@@ -17,19 +17,24 @@ from rich.text import Text
 from rankscope.data.summaries import summary_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.plan import Plan
-from rankscope.schedule import Board, Work, work_of
+from rankscope.schedule import Board, Work, pack_seconds, work_of, work_seconds
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _PLAIN_SECONDS = 10.0
+_UNTRIED = 0.5  # the relative error that a forecast is shown with before it has been tried
 
 
 class Clock:
-    """The time left, from how long each stage's pieces of work have taken in this call."""
+    """The time left: the plan's forecast of each piece of work, corrected by how long the pieces so far have taken.
 
-    def __init__(self, num_workers: int) -> None:
-        self._num_workers = num_workers
+    Args:
+        plan: The study's plan.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
         self._started: dict[Work, float] = {}
-        self._seconds: dict[str, list[float]] = {}
+        self._seen: dict[str, list[tuple[float, float]]] = {}  # by stage, of each pack its forecast and what it took
         self.start = time.monotonic()
 
     def note(self, events: Sequence[Event]) -> None:
@@ -41,20 +46,50 @@ class Clock:
                 self._started.setdefault(works[0], now)
             elif isinstance(event, Finished):
                 begun = self._started.pop(works[0], None)
-                if begun is not None:
-                    self._seconds.setdefault(event.pack.stage, []).extend([(now - begun) / len(works)] * len(works))
+                expected = pack_seconds(self._plan, event.pack)
+                if begun is not None and expected > 0:
+                    self._seen.setdefault(event.pack.stage, []).append((expected, now - begun))
 
-    def seconds_left(self, left: Sequence[Work]) -> tuple[float, float] | None:
-        """A forecast and its standard error, or None before two pieces of each stage that is left have been seen."""
+    def seconds_left(self, board: Board, needed: Sequence[Work]) -> tuple[float, float] | None:
+        """A forecast and its standard error, in seconds; None where nothing is left or the plan has no forecast."""
+        left = Counter[str]()
+        for work in needed:
+            if not board.has_ended(work):
+                left[work[0]] += work_seconds(self._plan, work)
+        if not any(left.values()):
+            return None
+        left["later"] = self._not_asked_yet(needed)
+        everything = [pair for pairs in self._seen.values() for pair in pairs]
         total = variance = 0.0
-        for stage, number in Counter(work[0] for work in left).items():
-            seen = self._seconds.get(stage, [])
-            if len(seen) < 2:
-                return None
-            total += number * fmean(seen)
-            # What is left varies by itself, and the mean that it is forecast from was taken of a few.
-            variance += stdev(seen) ** 2 * (number + number**2 / len(seen))
-        return total / self._num_workers, variance**0.5 / self._num_workers
+        for stage, expected in left.items():
+            seconds, error = _corrected(expected, self._seen.get(stage, everything))
+            total += seconds
+            variance += error**2
+        workers = self._plan.layout.num_workers
+        return total / workers, variance**0.5 / workers
+
+    def _not_asked_yet(self, needed: Sequence[Work]) -> float:
+        """What the plan expects beyond what is known to be needed: the later seeds of rates that are not chosen yet."""
+        arms = {(run.base.name, run.training_set.name, run.arm.label) for run in self._plan.runs}
+        tasks = self._plan.tasks
+        scored = [self._plan.run(run_id) for _, base, run_id, name in needed if run_id and name in tasks[base]]
+        if arms == {(run.base.name, run.training_set.name, run.arm.label) for run in scored}:
+            return 0.0
+        stages = ("train", "evaluate", "analyse")
+        planned = sum(self._plan.estimate.seconds_by_stage.get(stage, 0.0) for stage in stages)
+        return max(0.0, planned - sum(work_seconds(self._plan, work) for work in needed))
+
+
+def _corrected(expected: float, seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """A forecast in the light of pieces that had forecasts too, and its standard error."""
+    if len(seen) < 2:
+        return expected, _UNTRIED * expected
+    ratio = sum(took for _, took in seen) / sum(forecast for forecast, _ in seen)
+    # Of one piece, relative; what is left is as many pieces of the mean size as its forecast holds.
+    spread = stdev([took / forecast for forecast, took in seen]) / ratio
+    number = max(1.0, expected / fmean([forecast for forecast, _ in seen]))
+    seconds = ratio * expected
+    return seconds, seconds * spread * (1 / number + 1 / len(seen)) ** 0.5
 
 
 class PlainDisplay:
@@ -62,12 +97,12 @@ class PlainDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._clock = Clock(1)
+        self._clock: Clock  # from `planned` on, which comes first
         self._spoke = 0.0
 
     def planned(self, plan: Plan, remarks: list[str]) -> None:
         """Say what is about to happen."""
-        self._clock = Clock(plan.layout.num_workers)
+        self._clock = Clock(plan)
         _say_planned(self._console, plan, remarks)
 
     def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
@@ -98,13 +133,13 @@ class LiveDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._clock = Clock(1)
+        self._clock: Clock  # from `planned` on, which comes first
         self._losses: dict[str, list[float]] = {}
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def planned(self, plan: Plan, remarks: list[str]) -> None:
         """Say what is about to happen, then start the picture."""
-        self._clock = Clock(plan.layout.num_workers)
+        self._clock = Clock(plan)
         _say_planned(self._console, plan, remarks)
         self._live.start()
 
@@ -158,7 +193,6 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
 
 
 def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
-    left = [work for work in needed if not board.has_ended(work)]
     done = Counter(work[0] for work in needed if board.has_ended(work))
     total = Counter(work[0] for work in needed)
     parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in ("train", "evaluate", "analyse") if total[stage]]
@@ -166,8 +200,8 @@ def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
     if failed:
         parts.append(f"failed {failed}")
     parts.append(f"{duration(time.monotonic() - clock.start)} so far")
-    forecast = clock.seconds_left(left)
-    if forecast is not None and left:
+    forecast = clock.seconds_left(board, needed)
+    if forecast is not None:
         seconds, error = forecast
         parts.append(f"about {duration(seconds)} left (give or take {duration(error)})")
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from rich.console import Console
 from rankscope import display
 from rankscope.display import Clock, LiveDisplay, PlainDisplay, duration
 from rankscope.execute.events import Failed, Finished, Progress
-from rankscope.plan import Pack
+from rankscope.plan import Pack, Plan, piece_key
 from rankscope.records import Rates
 from rankscope.schedule import Board, needed_work
 from synthetic import write_study
@@ -24,20 +25,47 @@ def test_durations() -> None:
     ]  # fmt: skip
 
 
-def test_the_time_left_comes_with_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def forecast(plan: Plan, seconds: dict[str, float], by_stage: dict[str, float], num_workers: int = 2) -> Plan:
+    estimate = plan.estimate.model_copy(update={"seconds_by_piece": seconds, "seconds_by_stage": by_stage})
+    layout = plan.layout.model_copy(update={"num_workers": num_workers})
+    return plan.model_copy(update={"estimate": estimate, "layout": layout})
+
+
+def test_the_time_left_is_the_forecast_corrected_by_what_was_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [0.0]
     monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
-    clock = Clock(num_workers=2)
-    packs = [Pack("train", "b", (f"r{i}",)) for i in range(4)]
-    left = [("train", "b", "r2", ""), ("train", "b", "r3", "")]
-    assert clock.seconds_left(left) is None
-    for pack, seconds in zip(packs[:2], (10.0, 14.0), strict=True):
-        clock.note([Progress(pack, pack.run_ids[0], 1, 5, 1.0)])
-        now[0] += seconds
+    plan = write_study(tmp_path).plan
+    needed = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]]
+    pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in needed}
+    planned = 10.0 * len(needed) + 60.0  # later seeds, of rates that are not chosen yet
+    clock = Clock(forecast(plan, pieces, {"train": planned, "start": 99.0}))
+    # Untried, a forecast is half as wrong as it is large; its two parts err by themselves, on two workers.
+    errors = (10.0 * len(needed) / 2, 30.0)
+    left, error = clock.seconds_left(Board(), needed)
+    assert (left, error) == pytest.approx((planned / 2, math.hypot(*errors) / 2))
+    board = Board()
+    for work, took in zip(needed[:2], (15.0, 25.0), strict=True):
+        pack = Pack("train", work[1], (work[2],))
+        clock.note([Progress(pack, work[2], 1, 5, 1.0)])
+        now[0] += took
         clock.note([Finished(pack)])
-    # Mean 12, variance 8: two are left on two workers, and the mean is of two itself.
-    assert clock.seconds_left(left) == pytest.approx((12.0, (8.0 * (2 + 4 / 2)) ** 0.5 / 2))
-    assert clock.seconds_left([("evaluate", "b", "r2", "t")]) is None
+        board.status[work] = "complete"
+    # Twice as slow as forecast: ratios 1.5 and 2.5, mean 2, deviation sqrt(0.5), relative sqrt(0.5) / 2.
+    left, error = clock.seconds_left(board, needed)
+    rest, later = len(needed) - 2, 6
+    assert left == pytest.approx((20.0 * rest + 120.0) / 2)
+    errors = [20.0 * n * (0.5**0.5 / 2) * (1 / n + 1 / 2) ** 0.5 for n in (rest, later)]
+    assert error == pytest.approx(math.hypot(*errors) / 2)
+
+
+def test_nothing_left_and_no_forecast_have_no_time(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    needed = list(needed_work(plan, Rates()))
+    assert Clock(forecast(plan, {}, {})).seconds_left(Board(), needed) is None
+    done = Board({work: "complete" for work in needed})
+    assert Clock(forecast(plan, {}, {"train": 10.0})).seconds_left(done, needed) is None
 
 
 @pytest.mark.parametrize("kind", [PlainDisplay, LiveDisplay])
