@@ -39,9 +39,10 @@ _SECTIONS = {
         (queries, keys and values; gates and ups; experts) are taken apart first. In the summary of a run intruders are
         added up over the matrices of linear layers; the other measures are means over them.""",
     ),
-    "update_cosine": (
-        "Two updates of one matrix",
-        """Of two models tuned from one base (`audit --against`). Two random subspaces of k directions in a space of d
+    "loss_change_nats": (
+        "In an audit",
+        """The first on the texts given (`audit --texts`), the others of two models tuned from one base
+        (`audit --against`). Two random subspaces of k directions in a space of d
         have an overlap of about k / d.""",
     ),
     "attention_entropy": (

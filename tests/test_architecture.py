@@ -22,7 +22,7 @@ OPTIONS = {
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
     "report": {"DIR"},
-    "audit": {"BASE", "TUNED", "--intruders", "--layers", "--against", "--truncate", "--out", "--json"},
+    "audit": {"BASE", "TUNED", "--texts", "--intruders", "--layers", "--against", "--truncate", "--out", "--json"},
     "demo": {"--out"},
 }
 

@@ -123,6 +123,7 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("base", metavar="BASE", help="the base: a folder or hub id, with @revision where wanted")
     parser.add_argument("tuned", metavar="TUNED", help="the adapter or tuned model: a folder or hub id")
+    parser.add_argument("--texts", type=Path, metavar="FILE", help="run both models on these texts: loss, attention")
     text = "set the update against the base's own directions too; decomposes the base, says beforehand how long"
     parser.add_argument("--intruders", action="store_true", help=text)
     parser.add_argument("--layers", type=_layers, metavar="LIST", help="only these layers: 0-3,10")
@@ -268,6 +269,7 @@ def _audit(options: argparse.Namespace) -> int:
         tuned=options.tuned,
         out=options.out or _audit_folder(options.tuned),
         layers=options.layers,
+        texts=options.texts,
         intruders=options.intruders,
         against=options.against,
         truncate=options.truncate,

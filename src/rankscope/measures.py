@@ -136,6 +136,8 @@ _ALL = (
         ("||U0_k U0_k' dW||_F^2 / ||dW||_F^2, k = {k}", "||dW V0_k V0_k'||_F^2 / ||dW||_F^2, k = {k}"),
         "OPLoRA, arXiv 2510.13003",
     ),
+    Measure("loss_change_nats", "nats", "lower", "how much more surprised the tuned model is by the texts given",
+            "loss tuned - loss base, nats per token, same tokens"),
     # Two updates of one matrix
     Measure("update_cosine", "none", "neither", "how much alike two updates of a matrix are",
             "<dW_1, dW_2>_F / (||dW_1||_F ||dW_2||_F)"),

@@ -25,6 +25,7 @@ _BASE_MAPS = {
     "rho_16": "Update inside the base's top 16",
 }
 _AGAINST_MAPS = {"update_cosine": "Cosine of the two updates", "update_norm_ratio": "How far the other moved, relative"}
+_ATTENTION_MAPS = {"attention_divergence": "How far it moved", "attention_entropy": "How widely it looks"}
 # Scales that mean the same in every audit; the others end at the largest value.
 _SCALES = {"update_cosine": 1.0, "subspace_overlap_8": 1.0}
 # Curves are drawn at so many points at most.
@@ -33,7 +34,7 @@ _POINTS = 64
 
 def make_figures(audit: Audit) -> dict[str, Figure]:
     """All figures that the numbers allow, by key, in the page's order."""
-    made = (_where(audit), _spread(audit), _to_base(audit), _against(audit))
+    made = (_where(audit), _spread(audit), _to_base(audit), _attention(audit), _against(audit))
     return {figure.key: figure for figure in made if figure is not None}
 
 
@@ -96,6 +97,27 @@ def _to_base(audit: Audit) -> Figure | None:
         measures=keys,
         sources=(MATRICES,),
         columns=3,
+    )
+
+
+def _attention(audit: Audit) -> Figure | None:
+    if audit.on_texts is None or audit.on_texts.heads.is_empty():
+        return None
+    heads = audit.on_texts.heads.rename({"head": "module"}).with_columns(
+        ("head " + pl.col("module").cast(pl.String).str.zfill(2)).alias("module")
+    )
+    keys = [key for key in _ATTENTION_MAPS if _has(heads, key)]
+    return Figure(
+        key="attention",
+        title="Where heads look now",
+        shows="Attention on the texts given, by layer and head: how far each head moved from the base's, and how "
+        "widely the tuned model's heads look.",
+        reading="Divergence: 0 the same tokens, 0.693 other tokens altogether. Entropy: 0 one token, 1 all alike.",
+        caution="A head that moved is not by itself the reason for a change in what the model says.",
+        panels=[_map_panel(heads, key, title) for key, title in _ATTENTION_MAPS.items() if key in keys],
+        measures=keys,
+        sources=("tables/heads.csv",),
+        columns=2,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from rankscope.audit.result import Audit, Comparison, Truncation
+from rankscope.audit.result import Audit, Comparison, OnTexts, Truncation
 
 _SHARES = (
     (1.0, "whole"), (0.9, "nine tenths"), (0.75, "three quarters"), (2 / 3, "two thirds"), (0.5, "half"),
@@ -22,6 +22,8 @@ _MUCH = 1.5
 def findings(audit: Audit) -> list[str]:
     """A sentence or two for each thing that stands out, the most useful first."""
     found = [*_of_matrices(audit), *_of_others(audit)]
+    if audit.on_texts is not None:
+        found += _on_texts(audit.on_texts)
     if audit.against is not None:
         found += _of_comparison(audit.against)
     if audit.truncation is not None:
@@ -160,6 +162,25 @@ def _of_others(audit: Audit) -> Iterator[str]:
     tables = audit.others.filter((pl.col("kind") == "table") & (pl.col("update_norm") > 0.0))
     for row in tables.iter_rows(named=True):
         yield f"{row['name']} was trained too: the norm of its update is {row['update_norm']:.3g}."
+
+
+def _on_texts(found: OnTexts) -> Iterator[str]:
+    summary, losses = found.summary, found.losses
+    change = summary["loss_change_nats"]
+    moved = "stayed the same" if abs(change) < 5e-4 else f"{'rose' if change > 0 else 'fell'} by {abs(change):.3f}"
+    higher = int((losses["loss_nats_per_token"] > losses["loss_nats_per_token_base"]).sum())
+    lower = int((losses["loss_nats_per_token"] < losses["loss_nats_per_token_base"]).sum())
+    yield (
+        f"On the {losses.height} texts given the loss {moved} nats per token, from "
+        f"{summary['loss_nats_per_token_base']:.3f} to {summary['loss_nats_per_token']:.3f}: higher in {higher} of "
+        f"them, lower in {lower}."
+    )
+    if not found.heads.is_empty():
+        first = found.heads.sort("attention_divergence", descending=True).row(0, named=True)
+        yield (
+            f"Attention moved by {summary['attention_divergence']:.2g} nats on average (0.693: to other tokens "
+            f"altogether); head {first['head']} of layer {first['layer']} most ({first['attention_divergence']:.2g})."
+        )
 
 
 def _of_comparison(against: Comparison) -> Iterator[str]:

@@ -78,7 +78,7 @@ def _facts(audit: Audit) -> list[tuple[str, str]]:
     facts += [(key, _setting(value)) for key, value in audit.settings.items() if value not in (None, False, {}, [])]
     packages = audit.provenance.get("packages") or {}
     made = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
-    return [*facts, ("Made by", made)]
+    return [*facts, *(("Exactness", text) for text in audit.exactness), ("Made by", made)]
 
 
 def _others(others: pl.DataFrame) -> str:

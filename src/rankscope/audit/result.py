@@ -53,6 +53,23 @@ class Truncation:
 
 
 @dataclass(frozen=True)
+class OnTexts:
+    """What the change does on texts.
+
+    Attributes:
+        losses: One row a text: its scored tokens, and the loss of the tuned model and of the base.
+        heads: One row a head: attention measures of the tuned model, the base's in columns that end in `_base`.
+        summary: Over all tokens, and over all heads.
+        notes: What was left out.
+    """
+
+    losses: pl.DataFrame
+    heads: pl.DataFrame
+    summary: Mapping[str, float]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Audit:
     """What one tuned model changed of its base.
 
@@ -66,8 +83,10 @@ class Audit:
         singular_values: By matrix, largest first.
         summary: One number a measure, over all matrices.
         notes: What a reader of the numbers should know.
+        exactness: How exact they are, where they come from an iteration.
         against: Another tuned model of this base.
         truncation: A copy that was cut.
+        on_texts: What the change does on texts.
         provenance: Versions of what made it.
     """
 
@@ -80,8 +99,10 @@ class Audit:
     singular_values: Mapping[str, list[float]]
     summary: Mapping[str, float]
     notes: tuple[str, ...] = ()
+    exactness: tuple[str, ...] = ()
     against: Comparison | None = None
     truncation: Truncation | None = None
+    on_texts: OnTexts | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def tables(self) -> dict[str, pl.DataFrame]:
@@ -95,7 +116,11 @@ class Audit:
         found = {
             "matrices": self.matrices, "others": self.others, "singular_values": pl.DataFrame(rows, schema=schema),
         }  # fmt: skip
-        return found if self.against is None else {**found, "against": self.against.matrices}
+        if self.against is not None:
+            found["against"] = self.against.matrices
+        if self.on_texts is not None:
+            found |= {"texts": self.on_texts.losses, "heads": self.on_texts.heads}
+        return found
 
     def as_json(self, findings: list[str]) -> str:
         """The audit as a JSON document: a number that does not exist is absent, never a stand-in."""
@@ -109,6 +134,7 @@ class Audit:
             "summary": dict(self.summary),
             "findings": findings,
             "notes": list(self.notes),
+            "exactness": list(self.exactness),
             "provenance": dict(self.provenance),
         }
         if self.against is not None:
@@ -120,6 +146,13 @@ class Audit:
             }
         if self.truncation is not None:
             document["truncation"] = {**vars(self.truncation), "notes": list(self.truncation.notes)}
+        if self.on_texts is not None:
+            document["texts"] = {
+                "losses": _rows(self.on_texts.losses),
+                "heads": _rows(self.on_texts.heads),
+                "summary": dict(self.on_texts.summary),
+                "notes": list(self.on_texts.notes),
+            }
         return json.dumps(_finite(document), indent=1, allow_nan=False)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import polars as pl
+import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoConfig
 
 from rankscope.analyse.matrices import Spectra, spectra
@@ -22,14 +25,19 @@ from rankscope.audit.estimate import decomposition_estimate
 from rankscope.audit.figures import make_figures
 from rankscope.audit.findings import findings
 from rankscope.audit.page import render_page
-from rankscope.audit.result import Audit, Truncation
+from rankscope.audit.result import Audit, OnTexts, Truncation
+from rankscope.audit.texts import Texts, as_texts, look_at_base, look_at_tuned
 from rankscope.audit.truncation import Cut, cut_adapter
 from rankscope.data.hub import fingerprint, hub_commit, model_folder, named_commit, split_revision, tuned_folder
+from rankscope.data.readers import read_file
+from rankscope.data.tokens import Tokenizer
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
 from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
+from rankscope.models.loading import load_model
 from rankscope.models.lora_folder import read_lora_folder
+from rankscope.models.tuned_folder import load_tuned_folder
 from rankscope.models.updates import Update
 from rankscope.models.weights import Tuned, read_tuned
 from rankscope.provenance import provenance
@@ -61,6 +69,7 @@ class Request:
         tuned: Likewise, an adapter or a whole model.
         out: The folder that is written to.
         layers: The layers that are looked at; None: all, and what lies outside them.
+        texts: A file of texts on which both models are run.
         intruders: Whether the base's matrices are decomposed, and the update is set against their directions.
         against: Another tuned model of the same base.
         truncate: A share of the energy (a float), or a rank (an int), to which a copy of the adapter is cut.
@@ -70,6 +79,7 @@ class Request:
     tuned: str
     out: Path
     layers: frozenset[int] | None = None
+    texts: Path | None = None
     intruders: bool = False
     against: str | None = None
     truncate: float | int | None = None
@@ -103,12 +113,14 @@ def run(request: Request, watcher: Watcher) -> Outcome:
     updates = _chosen(tuned, request.layers)
     other = None if request.against is None else read_tuned(base, _tuned_folder(request.against))
     cut = None if request.truncate is None else cut_adapter(tuned, request.truncate)
+    texts = None if request.texts is None else _texts(request.texts, base)
     parts_of = _taken_apart(base)
     found, subspace, ranks = _measured(updates, base, parts_of, request, watcher)
     against = None
     if other is not None:
         pairs = _watched(updates, watcher, "compared")
         against = compare(request.against, pairs, _chosen(other, request.layers), parts_of)
+    on_texts = None if texts is None else _on_texts(texts, base, tuned.folder, watcher)
     audit = Audit(
         base=request.base,
         tuned=request.tuned,
@@ -122,9 +134,11 @@ def run(request: Request, watcher: Watcher) -> Outcome:
             **found.summary(),
             **({} if subspace is None else subspace.summary()),
         },
-        notes=(*notes, *tuned.notes, *found.notes(), *(() if subspace is None else subspace.notes())),
+        notes=(*notes, *tuned.notes, *found.notes()),
+        exactness=() if subspace is None else subspace.notes(),
         against=against,
         truncation=None if cut is None else _write_adapter(cut, request.out / TRUNCATED),
+        on_texts=on_texts,
         provenance=provenance(),
     )
     return _write(audit, request.out)
@@ -215,6 +229,30 @@ def _joined(matrices: pl.DataFrame, ranks: dict[str, int | None], found: Subspac
         return table
     measures = found.matrices.drop("layer", "module", "d_out", "d_in")
     return table.join(measures, on="name", how="left", maintain_order="left")
+
+
+def _texts(path: Path, base: Path) -> Texts:
+    if not path.is_file():
+        raise UserError("there is no such file", where=path, mend="name a file of texts")
+    return as_texts(read_file(path), Tokenizer.from_folder(base))
+
+
+def _on_texts(texts: Texts, base: Path, tuned: Path, watcher: Watcher) -> OnTexts:
+    """Both models on the texts, one after the other in memory; the base's patterns wait on disk."""
+    with tempfile.TemporaryDirectory(prefix="rankscope-") as scratch:
+        folder = Path(scratch)
+
+        def keep(batch: int, layer: int, packed: Tensor) -> None:
+            save_file({"pattern": packed.contiguous()}, folder / f"{batch}-{layer}.safetensors")
+
+        def kept(batch: int, layer: int) -> Tensor:
+            return load_file(folder / f"{batch}-{layer}.safetensors")["pattern"]
+
+        watcher.message(f"running the base on {len(texts.pairs)} texts")
+        model = load_model(base, torch.float32, "cpu")
+        before = look_at_base(model, texts, keep)
+        watcher.message(f"running the tuned model on {len(texts.pairs)} texts")
+        return look_at_tuned(load_tuned_folder(model, tuned), texts, before, kept)
 
 
 def _watched(updates: list[Update], watcher: Watcher, what: str) -> Iterator[Update]:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from analysed import EVERYTHING, PROBES, OwnModels, Watcher, analyse, analysed
-from rankscope.analyse import stage
+from rankscope.analyse import norms, stage
 from rankscope.internals import attention
 from rankscope.internals.patterns import batches, show_patterns
 from rankscope.plan import Pack
@@ -74,8 +74,8 @@ class TestSpectra:
     def test_norms_of_the_base_are_measured_once(self, study, monkeypatch):
         analysed(study, "lora-r2", "spectra")
         counted = []
-        original = stage.base_norms
-        monkeypatch.setattr(stage, "base_norms", lambda update: counted.append(update.name) or original(update))
+        original = norms.base_norms
+        monkeypatch.setattr(norms, "base_norms", lambda update: counted.append(update.name) or original(update))
         analysed(study, "lora-r3", "spectra")
         assert counted == []
         analysed(study, "full", "spectra")

@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from rankscope.audit.findings import findings, percent, place_in_words, share_in_words
-from rankscope.audit.result import Audit, Truncation
+from rankscope.audit.result import Audit, OnTexts, Truncation
 
 
 def audit(rows, **options):
@@ -68,6 +68,16 @@ def test_layers_that_moved_farther():
     table = [{"name": f"m.layers.{i}.q_proj", "layer": i, "update_norm_relative": 0.01 * (1 + i)} for i in range(6)]
     assert any("The last third of the layers moved 3.7 times as far as the first" in text
                for text in findings(audit(table)))  # fmt: skip
+
+
+def test_texts():
+    losses = pl.DataFrame({"loss_nats_per_token": [2.0, 1.0, 3.0], "loss_nats_per_token_base": [1.5, 1.2, 2.5]})
+    heads = pl.DataFrame({"layer": [0, 1], "head": [3, 2], "attention_divergence": [0.01, 0.2]})
+    summary = {"loss_nats_per_token": 2.0, "loss_nats_per_token_base": 1.75, "loss_change_nats": 0.25}
+    found = OnTexts(losses, heads, {**summary, "attention_divergence": 0.105})
+    *_, loss, attention = findings(audit([{"name": "m.layers.0.q_proj"}], on_texts=found))
+    assert "the loss rose by 0.250 nats per token, from 1.750 to 2.000: higher in 2 of them, lower in 1." in loss
+    assert "head 2 of layer 1 most (0.2)" in attention
 
 
 def test_tables_and_a_truncated_copy():

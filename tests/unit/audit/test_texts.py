@@ -1,0 +1,123 @@
+"""Both models on texts: losses against transformers' own, attention against the patterns that the models show."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from model_folders import write_tokenizer
+from planted import CONFIG, Quiet, plant
+from rankscope.audit.stage import Request, run
+from rankscope.data.tokens import Tokenizer
+from rankscope.errors import UserError
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
+TEXTS = ["The quick brown fox jumps.", "What does the farmer sell?", "Paris."]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base with a tokenizer, and an adapter of it."""
+    root = tmp_path_factory.mktemp("texts")
+    write_tokenizer(root / "base")
+    config = type(CONFIG)(**{**CONFIG.to_dict(), "vocab_size": 400, "max_position_embeddings": 64})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / "base")
+    plant(root / "base", root / "adapter", target_modules=["q_proj", "down_proj"])
+    (root / "texts.txt").write_text("\n\n".join(TEXTS))
+    return root
+
+
+def audit(folders, tuned, out, texts="texts.txt"):
+    request = Request(str(folders / "base"), str(tuned), out, layers=None, texts=folders / texts)
+    return run(request, Quiet())
+
+
+def own_loss(model, pair):
+    """Mean negative log-likelihood of the completion, from the logits of all positions."""
+    prompt, completion = pair
+    ids = torch.tensor([[*prompt, *completion]])
+    with torch.no_grad():
+        logits = model(ids).logits[0].log_softmax(-1)
+    places = range(len(prompt), len(prompt) + len(completion))
+    return -sum(float(logits[place - 1, ids[0, place]]) for place in places) / len(completion)
+
+
+def test_losses_are_those_of_transformers(folders, tmp_path):
+    found = audit(folders, folders / "adapter", tmp_path / "out").audit.on_texts
+    base = AutoModelForCausalLM.from_pretrained(folders / "base").eval()
+    pairs = Tokenizer.from_folder(folders / "base").encode_pairs([("", text) for text in TEXTS])
+    expected = [own_loss(base, pair) for pair in pairs]
+    tuned = PeftModel.from_pretrained(base, folders / "adapter").eval()
+    after = [own_loss(tuned, pair) for pair in pairs]
+    assert found.losses["loss_nats_per_token_base"].to_list() == pytest.approx(expected, abs=1e-5)
+    assert found.losses["loss_nats_per_token"].to_list() == pytest.approx(after, abs=1e-5)
+    sizes = [len(completion) for _, completion in pairs]
+    assert found.losses["num_scored_tokens"].to_list() == sizes
+    change = sum(size * (b - a) for size, a, b in zip(sizes, expected, after, strict=True)) / sum(sizes)
+    assert found.summary["loss_change_nats"] == pytest.approx(change, abs=1e-5)
+    assert abs(change) > 1e-4
+
+
+def test_an_untrained_adapter_changes_exactly_nothing(folders, tmp_path):
+    model = plant(folders / "base", tmp_path / "adapter", target_modules=["q_proj"])
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+    model.save_pretrained(tmp_path / "adapter")
+    outcome = audit(folders, tmp_path / "adapter", tmp_path / "out")
+    assert outcome.audit.on_texts.summary["loss_change_nats"] == 0.0
+    assert outcome.audit.on_texts.summary["attention_divergence"] == 0.0
+    assert any("the loss stayed the same" in text for text in outcome.findings)
+
+
+def test_a_whole_model_and_the_page(folders, tmp_path):
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folders / "base"), folders / "adapter")
+    tuned.merge_and_unload().save_pretrained(tmp_path / "merged")
+    one = audit(folders, folders / "adapter", tmp_path / "one")
+    outcome = audit(folders, tmp_path / "merged", tmp_path / "out")
+    found, expected = outcome.audit.on_texts, one.audit.on_texts
+    for key, value in expected.summary.items():
+        assert found.summary[key] == pytest.approx(value, abs=1e-5)
+    assert found.heads.height == 3 * 4 and found.heads["attention_divergence"].min() > 0
+    assert "Where heads look now" in outcome.page.read_text()
+    document = json.loads(outcome.document)
+    assert len(document["texts"]["losses"]) == 3 and len(document["texts"]["heads"]) == 12
+    assert (tmp_path / "out" / "tables" / "heads.csv").is_file()
+
+
+def test_prompts_are_not_scored(folders, tmp_path):
+    rows = [{"prompt": "What does the farmer sell?", "completion": " eggs"}]
+    (folders / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = audit(folders, folders / "adapter", tmp_path / "out", "rows.jsonl").audit.on_texts
+    (pair,) = Tokenizer.from_folder(folders / "base").encode_pairs([(rows[0]["prompt"], rows[0]["completion"])])
+    base = AutoModelForCausalLM.from_pretrained(folders / "base").eval()
+    assert found.losses["loss_nats_per_token_base"].item() == pytest.approx(own_loss(base, pair), abs=1e-5)
+
+
+class TestRefused:
+    @pytest.mark.parametrize(
+        ("content", "match"), [('{"question": "x"}', "is no text"), ('{"text": ""}', "no text in it")]
+    )
+    def test_rows_without_text(self, folders, tmp_path, content, match):
+        (folders / "bad.jsonl").write_text(content)
+        with pytest.raises(UserError, match=match):
+            audit(folders, folders / "adapter", tmp_path / "out", "bad.jsonl")
+
+    def test_no_such_file(self, folders, tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            audit(folders, folders / "adapter", tmp_path / "out", "none.txt")
+
+    def test_an_adapter_whose_names_peft_does_not_find(self, folders, tmp_path):
+        """Its weights can be read here, but PEFT would run the model without them."""
+        plant(folders / "base", tmp_path / "adapter", target_modules=["q_proj"])
+        path = tmp_path / "adapter" / "adapter_model.safetensors"
+        save_file({key.removeprefix("base_model.model."): value for key, value in load_file(path).items()}, path)
+        with pytest.raises(UserError, match="PEFT cannot load it") as caught:
+            audit(folders, tmp_path / "adapter", tmp_path / "out")
+        assert "save_pretrained" in caught.value.mend
