@@ -9,6 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen2Config
 
+from model_folders import write_tokenizer
 from rankscope.errors import UserError
 from rankscope.models.weights import read_tuned
 
@@ -410,3 +411,30 @@ class TestRefused:
         code = error.mend.partition('-c "')[2].rstrip('"')
         exec(code, {})  # the test made the pickle itself
         assert all(torch.equal(tensor, kept[key]) for key, tensor in load_file(path).items())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # TRL's trainer warns of its own defaults
+def test_an_adapter_that_trl_trained(tmp_path):
+    """TRL's trainer leaves its own files beside the adapter, and in folders of checkpoints."""
+    trl = pytest.importorskip("trl")
+    datasets = pytest.importorskip("datasets")
+    write_tokenizer(tmp_path / "base")
+    config = LlamaConfig(**{**SIZES, "vocab_size": 400})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    arguments = trl.SFTConfig(
+        output_dir=str(tmp_path / "out"), max_steps=2, per_device_train_batch_size=2, save_steps=1, report_to=[],
+        use_cpu=True, learning_rate=0.1, bf16=False, gradient_checkpointing=False,
+    )  # fmt: skip
+    trainer = trl.SFTTrainer(
+        model=str(tmp_path / "base"),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_dict({"text": ["What does the farmer sell? eggs", "The quick fox"] * 2}),
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.save_model()
+    assert (tmp_path / "out" / "training_args.bin").is_file()
+    for folder in (tmp_path / "out", tmp_path / "out" / "checkpoint-2"):
+        updates = check_against_peft(tmp_path / "base", folder)
+        assert len(updates) == 14
