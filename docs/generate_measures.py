@@ -51,6 +51,18 @@ _SECTIONS = {
         sliding windows and padding decide which). Base and tuned model see the same probe texts. An untrained adapter
         has a divergence of exactly 0. In the summary of a run each is the mean over layers and heads.""",
     ),
+    "cka": (
+        "Representations of a layer",
+        """The residual stream is what a decoder layer gives to the next one; `X` has the base's, `Y` the tuned model's, a
+        row for each position of a task's probe texts. An untrained adapter has a CKA and a cosine of exactly 1. In the
+        summary of a run each is the mean over layers and tasks.""",
+    ),
+    "neuron_mean": (
+        "Neurons",
+        """A neuron's activation is what a layer's MLP puts into its last matrix. Layers of experts have none here: their
+        neurons see some tokens only. In the summary of a run counts are over all layers; the others are means over
+        neurons and tasks, `neuron_selectivity` and `neuron_shift` of their size without sign.""",
+    ),
 }
 _INTRODUCTION = """Every number that rankscope reports, under the key that records, tables and the report use. This page
     is written by `docs/generate_measures.py` from `src/rankscope/measures.py`. Where a number does not exist (the rank

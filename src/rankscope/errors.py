@@ -26,6 +26,10 @@ class UserError(Exception):
         return f"{head}\n  mend: {self.mend}" if self.mend else head
 
 
+class NotAvailable(Exception):
+    """An analysis cannot say anything about this kind of model or method; that is a result, and no failure."""
+
+
 class MachineError(Exception):
     """Something outside stands in the way (a full disk, a changed model): what was computed stays and can go on."""
 

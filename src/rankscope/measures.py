@@ -168,6 +168,41 @@ _ALL = (
         "head_similarity", "none", "neither", "how alike the heads of a layer are",
         "mean over pairs of heads and rows of the cosine of their patterns",
     ),
+    # Representations, per layer and task, base against tuned on the same positions
+    Measure(
+        "cka", "fraction", "neither", "how alike the geometry of a layer's residual stream is before and after",
+        "||X'Y||_F^2 / (||X'X||_F ||Y'Y||_F), columns centred", "Kornblith et al., arXiv 1905.00414",
+    ),
+    Measure(
+        "residual_cosine", "none", "neither", "how like the base's direction a layer's residual stream is",
+        "mean over positions of the cosine between base and tuned",
+    ),
+    Measure(
+        "procrustes_residual", "fraction", "neither", "what no rotation, scale and shift of the base's stream explains",
+        "1 - (||X'Y||_* / (||X||_F ||Y||_F))^2, columns centred",
+    ),
+    # Neurons, per MLP neuron and task
+    Measure("neuron_mean", "none", "neither", "how strongly a neuron speaks", "mean activation over positions"),
+    Measure(
+        "neuron_active_fraction", "fraction", "neither", "how often a neuron speaks",
+        "share of positions with |a| above 0 (ReLU) or 0.1 of the root mean square of the base's layer",
+    ),
+    Measure(
+        "neuron_selectivity", "none", "neither", "how much more a neuron says on one task than on the others",
+        "(mean on the task - mean over the other tasks) / standard deviation within tasks",
+    ),
+    Measure(
+        "neuron_shift", "none", "neither", "how far a neuron's mean moved, in the base's standard deviations",
+        "(mean tuned - mean base) / standard deviation within tasks; in summaries the mean of its size",
+    ),
+    Measure(
+        "neurons_newly_dead", "count", "neither", "neurons that fell silent",
+        "active at 1% of positions or more before, at none after",
+    ),
+    Measure(
+        "neurons_newly_active", "count", "neither", "neurons that began to speak",
+        "active at no position before, at 1% or more after",
+    ),
 )
 
 SUBSPACES = tuple(

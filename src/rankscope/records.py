@@ -11,7 +11,7 @@ from rankscope.runs import DataOrigin, RunSettings
 
 FORMAT_VERSION = 1
 
-Analysis = Literal["spectra", "subspaces", "attention"]
+Analysis = Literal["spectra", "subspaces", "attention", "representations", "neurons"]
 # `paused`: trained as far as the search has asked, scored there, and gone on with from its checkpoint if it is kept.
 Status = Literal["complete", "failed", "interrupted", "diverged", "paused"]
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.

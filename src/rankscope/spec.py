@@ -302,6 +302,8 @@ class Analyse(Section):
     spectra: bool = Field(True, description="norms and ranks of every update")
     subspaces: bool = Field(True, description="singular vectors against the base's; decomposes each matrix once")
     attention: bool = Field(True, description="entropy per head, and divergence from the base")
+    representations: bool = Field(True, description="each layer's residual stream against the base's")
+    neurons: bool = Field(True, description="activity and selectivity of MLP neurons, and which changed most")
     num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
 
 

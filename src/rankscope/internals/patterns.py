@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
+from rankscope.errors import NotAvailable
 from rankscope.models.heads import scored_logits
 
 # What transformers calls the attention module of a decoder layer, over all architectures.
@@ -90,17 +91,23 @@ def show_patterns(model: PreTrainedModel, batch: Batch, on_layer: Callable[[Laye
         on_layer: Takes each layer's pattern; it is freed when the function lets go of it.
 
     Raises:
-        NotImplementedError: The architecture's modules do not show their pattern.
+        NotAvailable: The architecture's modules do not show their pattern.
     """
     is_token = batch.is_token.to(model.device)
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         stack.enter_context(_eager(model))
-        for layer, module in _attention_modules(model):
-            handle = module.register_forward_hook(_hook(layer, is_token, on_layer), with_kwargs=True)
+        for layer, name in attention_modules(model):
+            handle = model.get_submodule(name).register_forward_hook(_hook(layer, is_token, on_layer), with_kwargs=True)
             stack.callback(handle.remove)
-        # Nobody looks at the logits: the head is run on a single position.
-        first = torch.zeros(1, dtype=torch.int64, device=model.device)
+        run_model(model, batch)
+
+
+def run_model(model: PreTrainedModel, batch: Batch) -> None:
+    """Run a model over a batch, for what its hooks see on the way."""
+    # Nobody looks at the logits: the head is run on a single position.
+    first = torch.zeros(1, dtype=torch.int64, device=model.device)
+    is_token = batch.is_token.to(model.device)
+    with torch.no_grad():
         scored_logits(model, first, input_ids=batch.input_ids.to(model.device), attention_mask=is_token.long())
 
 
@@ -128,8 +135,12 @@ def _eager(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _attention_modules(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
-    """The layers' attention modules with the index of the layer, in order."""
+def attention_modules(model: PreTrainedModel) -> list[tuple[int, str]]:
+    """The names of the layers' attention modules with the index of the layer, in order.
+
+    Raises:
+        NotAvailable: None are known.
+    """
     names = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in _NAMES]
     # GPT-Neo wraps its attention in another one: the inner one shows the pattern.
     inner = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
@@ -137,9 +148,9 @@ def _attention_modules(model: PreTrainedModel) -> list[tuple[int, nn.Module]]:
     for name in inner:
         layer = next((int(part) for part in name.split(".") if part.isdigit()), None)
         if layer is not None:
-            found.append((layer, model.get_submodule(name)))
+            found.append((layer, name))
     if not found:
-        raise NotImplementedError(f"no attention modules are known in {type(model).__name__}")
+        raise NotAvailable(f"no attention modules are known in {type(model).__name__}")
     return found
 
 
@@ -148,7 +159,7 @@ def _hook(
 ) -> Callable[..., Any]:
     def hand_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: tuple[Any, ...]) -> Any:
         if not isinstance(output, tuple) or len(output) < 2 or not isinstance(output[1], Tensor):
-            raise NotImplementedError(f"{type(module).__name__} does not show its attention pattern")
+            raise NotAvailable(f"{type(module).__name__} does not show its attention pattern")
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         mask = arguments.get("attention_mask", arguments.get("kwargs", {}).get("attention_mask"))
         on_layer(LayerPattern(layer, output[1], _visible(module, mask, is_token)))
