@@ -53,15 +53,15 @@ _SECTIONS = {
     ),
     "cka": (
         "Representations of a layer",
-        """The residual stream is what a decoder layer gives to the next one; `X` has the base's, `Y` the tuned model's, a
-        row for each position of a task's probe texts. An untrained adapter has a CKA and a cosine of exactly 1. In the
-        summary of a run each is the mean over layers and tasks.""",
+        """The residual stream is what a decoder layer gives to the next one; `X` has the base's, `Y` the tuned model's,
+        a row for each position of a task's probe texts. An untrained adapter has a CKA and a cosine of exactly 1. In
+        the summary of a run each is the mean over layers and tasks.""",
     ),
     "neuron_mean": (
         "Neurons",
-        """A neuron's activation is what a layer's MLP puts into its last matrix. Layers of experts have none here: their
-        neurons see some tokens only. In the summary of a run counts are over all layers; the others are means over
-        neurons and tasks, `neuron_selectivity` and `neuron_shift` of their size without sign.""",
+        """A neuron's activation is what a layer's MLP puts into its last matrix. Layers of experts have none here:
+        their neurons see some tokens only. In the summary of a run counts are over all layers; the others are means
+        over neurons and tasks, `neuron_selectivity` and `neuron_shift` of their size without sign.""",
     ),
 }
 _INTRODUCTION = """Every number that rankscope reports, under the key that records, tables and the report use. This page

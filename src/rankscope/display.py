@@ -195,7 +195,8 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
 def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
     done = Counter(work[0] for work in needed if board.has_ended(work))
     total = Counter(work[0] for work in needed)
-    parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in ("train", "evaluate", "analyse") if total[stage]]
+    stages = ("train", "evaluate", "analyse", "derive")
+    parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in stages if total[stage]]
     failed = len(board.failed())
     if failed:
         parts.append(f"failed {failed}")

@@ -27,23 +27,27 @@ from rankscope.planning import Inputs, make_plan, write_inputs
 from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, Rates
 from rankscope.report import stage as report
+from rankscope.runs import RunSettings
 from rankscope.schedule import (
     Board,
     Work,
+    arm_of,
     chosen_run_ids,
     expected_hash,
     possible_work,
     read_board,
     read_record,
     ready_packs,
+    settled_arms,
     status_of,
     work_of,
 )
 from rankscope.spec import Study
-from rankscope.store import CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
+from rankscope.store import CACHES, CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import changed_settings, dump_study, load_study
 
 _SHARE_SECONDS = 1.0
+ADAPTER = "adapter"  # the folder of an adapter, also of a derived one
 _MOST_CHANGES = 8  # more than a person would read
 
 
@@ -108,11 +112,13 @@ def run_study(
         display.planned(plan, [*_changes(earlier.study, study), *damage, *remarks])
         _Work(study, plan, store, board, leases).carry_out(display)
         _wait_for_turn(leases, "decide")
+        _remove_caches(store, plan)
         display.message("deciding")
         record = decide.run(store, study, plan)
         if study.keep == "records":
             for settings in plan.runs:
                 _delete_weights(store, board, settings.run_id)
+                _delete_derived(store, plan, settings)
         display.message("writing the report")
         page = report.run(store)
         leases.release("decide")
@@ -239,15 +245,15 @@ def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates
     """
     if study.keep == "all":
         return
-    chosen = chosen_run_ids(plan, rates)
-    settled = {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
+    chosen, settled = chosen_run_ids(plan, rates), settled_arms(rates)
+    # With `search.evaluate: all` they are scored first.
+    wanted = {work[2] for work in possible_work(plan, board, rates) if not board.has_ended(work)}
     for run in plan.runs:
-        is_settled = (run.base.name, run.training_set.name, run.arm.label) in settled
-        if is_settled and run.run_id not in chosen:
-            if run.arm.capabilities.saves == "model":
-                _delete_weights(store, board, run.run_id)
-            elif plan.round_steps(run):
-                shutil.rmtree(store.train(run.run_id) / CHECKPOINT, ignore_errors=True)
+        is_over = arm_of(run) in settled and run.run_id not in chosen | wanted
+        if is_over and run.arm.capabilities.saves == "model":
+            _delete_weights(store, board, run.run_id)
+        elif is_over and plan.round_steps(run):
+            shutil.rmtree(store.train(run.run_id) / CHECKPOINT, ignore_errors=True)
 
 
 def _delete_weights(store: Store, board: Board, run_id: str) -> None:
@@ -262,6 +268,16 @@ def _delete_weights(store: Store, board: Board, run_id: str) -> None:
     board.without_weights.add(run_id)
 
 
+def _delete_derived(store: Store, plan: Plan, settings: RunSettings) -> None:
+    """Delete the adapters of a run's derived models; their scores stay."""
+    for point in plan.derived.get(settings.arm.label, ()):
+        folder = store.derived(settings.run_id, point.name)
+        record = store.read_derive(folder)
+        if record is not None and any(name.startswith(f"{ADAPTER}/") for name in record.files):
+            write_record(folder, record, [name for name in record.files if not name.startswith(f"{ADAPTER}/")])
+            shutil.rmtree(folder / ADAPTER, ignore_errors=True)
+
+
 def _remove_rubbish(store: Store, board: Board) -> None:
     """Remove what a process left that was killed between a record and the deletion that it announces."""
     for stage, _, run_id, name in [work for work in board.status if board.has_ended(work)]:
@@ -270,6 +286,13 @@ def _remove_rubbish(store: Store, board: Board) -> None:
         shutil.rmtree(store.train(run_id) / CHECKPOINT, ignore_errors=True)
         if run_id in board.without_weights:
             _remove_folders(store.train(run_id))
+
+
+def _remove_caches(store: Store, plan: Plan) -> None:
+    """Remove what was kept of bases for their runs to be compared with; a later run makes it again."""
+    for base in plan.bases:
+        for analysis in CACHES:
+            shutil.rmtree(store.base_cache(base, analysis), ignore_errors=True)  # others may be at it too
 
 
 def _remove_folders(folder: Path) -> None:

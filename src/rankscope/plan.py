@@ -13,7 +13,15 @@ from pydantic import Field
 from rankscope.data.contamination import Overlap
 from rankscope.data.summaries import DataSummary
 from rankscope.records import FORMAT_VERSION, Analysis, Frozen, Subject
-from rankscope.runs import BaseSettings, RunSettings, TaskSettings, analysis_hash, evaluation_hash
+from rankscope.runs import (
+    BaseSettings,
+    DerivedPoint,
+    RunSettings,
+    TaskSettings,
+    analysis_hash,
+    derive_hash,
+    evaluation_hash,
+)
 
 UNREAD = "unread"  # in the place of a hash of what is not on this machine
 MIN_HALVED = 3  # rates; halving two would save a quarter and decide on half the training
@@ -135,6 +143,8 @@ class Plan(Frozen):
         is_halving: Grids of three or more rates are searched in rounds.
         data: What was understood of every training set and task.
         overlaps: How much of every task is in every training set.
+        derived: By arm, the derived models of each of its runs at the chosen rate.
+        scores_all_candidates: Candidates that were not chosen are scored and analysed too, after the choice.
         probes_fingerprint: By base, a hash of the probe texts' tokens.
         today: The date that chat templates write, fixed once for the study; None: none was fixed.
     """
@@ -157,6 +167,8 @@ class Plan(Frozen):
     probes_fingerprint: dict[str, str]
     analyses: tuple[Analysis, ...]
     estimate: Estimate
+    derived: dict[str, tuple[DerivedPoint, ...]] = Field(default_factory=dict)
+    scores_all_candidates: bool = False
     data: tuple[DataSummary, ...] = ()
     overlaps: tuple[Overlap, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -196,6 +208,26 @@ class Plan(Frozen):
         """What an analysis of a run (None: of the base) depends on."""
         return analysis_hash(analysis, self.probes_fingerprint[base], self._model_hash(base, run_id))
 
+    def derive_tasks(self, run_id: str) -> list[str]:
+        """What a run's derived models are scored on: its training set's domain, and what the base could do before."""
+        run = self.run(run_id)
+        relations = self.relations[run.training_set.name]
+        return [name for name in self.tasks[run.base.name] if relations[name] in {"in_domain", "retention"}]
+
+    def derived_point(self, run_id: str, name: str) -> DerivedPoint:
+        """How a run's derived model of that name is made.
+
+        Raises:
+            KeyError: The plan has none of that name.
+        """
+        return {point.name: point for point in self.derived[self.run(run_id).arm.label]}[name]
+
+    def derive_hash(self, run_id: str, name: str) -> str:
+        """What a derived model's scores depend on."""
+        run = self.run(run_id)
+        tasks = [self.evaluation_hash(run.base.name, run_id, task) for task in self.derive_tasks(run_id)]
+        return derive_hash(self.derived_point(run_id, name), run.settings_hash, tasks)
+
     def task(self, base: str, run_id: str | None, name: str) -> TaskSettings:
         """The settings of a task, or of the validation items that a run (or the base) is scored on.
 
@@ -234,7 +266,7 @@ class Pack:
         names: The tasks to score, or the analyses to make; when training, the step to train to, or empty for all.
     """
 
-    stage: Literal["train", "evaluate", "analyse"]
+    stage: Literal["train", "evaluate", "analyse", "derive"]
     base: str
     run_ids: tuple[str, ...]
     names: tuple[str, ...] = ()

@@ -34,6 +34,7 @@ from rankscope.runs import (
     BaseSettings,
     RunSettings,
     TrainingData,
+    derived_points,
     expand_arms,
     expand_runs,
     settings_hash,
@@ -93,6 +94,7 @@ def make_plan(
     tensors = {name: dict(base.shape.tensors) for name, base in prepared.items()}
     types = {name: base.model_type for name, base in prepared.items()}
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
+    all_arms = list({run.arm.label: run.arm for run in runs}.values())
     scored = next(iter(prepared.values())).tasks
     smallest = smallest_differences(
         study, {name: (task.settings.scoring, len(task.items)) for name, task in scored.items()}
@@ -123,6 +125,8 @@ def make_plan(
         probes_fingerprint={
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
         },
+        derived={arm.label: derived_points(study, arm, all_arms) for arm in all_arms},
+        scores_all_candidates=study.search.evaluate == "all",
         analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
         estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),

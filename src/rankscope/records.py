@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from rankscope.measures import declared
-from rankscope.runs import DataOrigin, RunSettings
+from rankscope.runs import DataOrigin, DerivedPoint, RunSettings
 
 FORMAT_VERSION = 1
 
@@ -180,6 +180,27 @@ class Search(Frozen):
     asked: tuple[Asked, ...]
     rounds: tuple[Round, ...] = ()
     run_ids: tuple[str, ...] = ()
+
+class DeriveRecord(Record):
+    """What a model that was made of a trained one scored; its items lie beside it, a folder for each task.
+
+    Attributes:
+        point: How it was made.
+        scores: By task, its measures.
+        rank: Of the derived adapter; None for a whole model, which is not kept.
+        added_rank: By how much that is more than the run's own, as mending intruders needs.
+        num_intruders: Intruder dimensions that were scaled, over all matrices.
+    """
+
+    kind: Literal["derive"] = "derive"
+    subject: Subject
+    point: DerivedPoint
+    scores: dict[str, Values] = Field(default_factory=dict)
+    summary: Values = Field(default_factory=dict)
+    rank: int | None = None
+    added_rank: int | None = None
+    num_intruders: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 class RateChoice(Frozen):

@@ -21,6 +21,10 @@ from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring,
 TRAINING_VERSION = 2
 SCORING_VERSION = 2
 ANALYSIS_VERSION = 3
+DERIVE_VERSION = 1
+# Shares of the update, or of its intruders, at which derived models are scored; 0 and 1 of the update are the base and
+# the run themselves.
+REWIND_SHARES, INTRUDER_SHARES = (0.25, 0.5, 0.75, 1.25), (0.0, 0.25, 0.5, 0.75)
 # Analyses of weights alone: they ask for no probe texts, and there is none of a base itself.
 OF_WEIGHTS = ("spectra", "subspaces")
 
@@ -154,6 +158,23 @@ class ArmSettings(Resolved):
         return capabilities(self.method, self.options)
 
 
+class DerivedPoint(Resolved):
+    """One way to make a model of a trained one.
+
+    Attributes:
+        kind: `rewind`: the update times `amount`; `truncate`: the update of rank `amount` that is closest; `intruders`:
+            the tuned matrices' intruder dimensions times `amount`.
+    """
+
+    kind: Literal["rewind", "truncate", "intruders"]
+    amount: float
+
+    @property
+    def name(self) -> str:
+        """Its folder within a run's `derive`: `rewind/0.5`, `truncate/16`."""
+        return f"{self.kind}/{self.amount:g}"
+
+
 class RunSettings(Resolved):
     """One training run, fully resolved: what run.json holds and everything downstream reads."""
 
@@ -219,6 +240,28 @@ def _scored_by(task: TaskSettings) -> dict[str, Any]:
 def analysis_hash(analysis: str, probes_fingerprint: str, model_hash: str) -> str:
     """What an analysis of a model depends on; the probe texts count for those that run the model on them."""
     return settings_hash([ANALYSIS_VERSION, analysis, "" if analysis in OF_WEIGHTS else probes_fingerprint, model_hash])
+
+
+def derive_hash(point: DerivedPoint, run_hash: str, tasks: list[str]) -> str:
+    """What a derived model's scores depend on.
+
+    Args:
+        point: How it is made.
+        run_hash: The run's settings hash.
+        tasks: The hashes of the run's own scores on the same tasks.
+    """
+    return settings_hash([DERIVE_VERSION, point.model_dump(mode="json"), run_hash, tasks])
+
+
+def derived_points(study: Study, arm: ArmSettings, arms: list[ArmSettings]) -> tuple[DerivedPoint, ...]:
+    """The derived models of each of an arm's runs: none of a method whose updates cannot be taken apart."""
+    is_full = arm.capabilities.saves == "model"
+    if not (is_full or arm.capabilities.has_factors):
+        return ()
+    lower = sorted({other.rank for other in arms if other.rank is not None and (is_full or other.rank < arm.rank)})
+    amounts = {"rewind": REWIND_SHARES, "truncate": lower, "intruders": INTRUDER_SHARES}
+    wanted = study.derive.model_dump()
+    return tuple(DerivedPoint(kind=k, amount=a) for k, shares in amounts.items() if wanted[k] for a in shares)
 
 
 def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:

@@ -74,6 +74,8 @@ def all_work(plan: Plan) -> Iterator[Work]:
             yield "evaluate", run.base.name, run.run_id, name
         for analysis in plan.analyses:
             yield "analyse", run.base.name, run.run_id, analysis
+        for point in plan.derived.get(run.arm.label, ()):
+            yield "derive", run.base.name, run.run_id, point.name
 
 
 def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
@@ -83,7 +85,7 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
             yield "evaluate", base, None, name
         for analysis in _base_analyses(plan):
             yield "analyse", base, None, analysis
-    chosen = chosen_run_ids(plan, rates)
+    chosen, settled = chosen_run_ids(plan, rates), settled_arms(rates)
     for run in plan.runs:
         base, run_id = run.base.name, run.run_id
         step = asked_step(plan, rates, run)
@@ -93,9 +95,13 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
             yield "train", base, run_id, ""
             if run.seed in plan.search_seeds:
                 yield "evaluate", base, run_id, VALIDATION
-        if run_id in chosen:
+        # No test item is scored before the arm's rate is chosen; a rate that halving stopped is not trained to its end.
+        is_searched = step == run.num_steps and arm_of(run) in settled
+        if run_id in chosen or (plan.scores_all_candidates and is_searched):
             yield from (("evaluate", base, run_id, name) for name in plan.tasks[base])
             yield from (("analyse", base, run_id, analysis) for analysis in plan.analyses)
+        if run_id in chosen:
+            yield from (("derive", base, run_id, point.name) for point in plan.derived.get(run.arm.label, ()))
 
 
 def asked_step(plan: Plan, rates: Rates, run: RunSettings) -> int | None:
@@ -192,6 +198,16 @@ def chosen_run_ids(plan: Plan, rates: Rates) -> set[str]:
     }
 
 
+def settled_arms(rates: Rates) -> set[tuple[str, str, str]]:
+    """The base, training set and label of every arm whose rate was chosen, or found to be none."""
+    return {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
+
+
+def arm_of(run: RunSettings) -> tuple[str, str, str]:
+    """The base, training set and label of a run's arm."""
+    return run.base.name, run.training_set.name, run.arm.label
+
+
 def base_tasks(plan: Plan, base: str) -> list[str]:
     """What the base itself is scored on: every task, and the validation items of every training set."""
     return [*plan.tasks[base], *(validation_task(name) for name in plan.validation[base])]
@@ -213,7 +229,8 @@ def read_record(store: Store, work: Work) -> Record | None:
     folder = folder_of(store, work)
     if stage == "train":
         return store.read_train(run_id or "")
-    return store.read_evaluate(folder) if stage == "evaluate" else store.read_analyse(folder)
+    read = {"evaluate": store.read_evaluate, "analyse": store.read_analyse, "derive": store.read_derive}
+    return read[stage](folder)
 
 
 def folder_of(store: Store, work: Work) -> Path:
@@ -221,6 +238,8 @@ def folder_of(store: Store, work: Work) -> Path:
     stage, base, run_id, name = work
     if stage == "train":
         return store.train(run_id or "")
+    if stage == "derive":
+        return store.derived(run_id or "", name)
     if stage == "evaluate":
         return store.base_task(base, name) if run_id is None else store.task(run_id, name)
     return store.base_analysis(base, name) if run_id is None else store.analysis(run_id, name)
@@ -231,6 +250,8 @@ def expected_hash(plan: Plan, work: Work) -> str:
     stage, base, run_id, name = work
     if stage == "train":
         return plan.run(run_id or "").settings_hash
+    if stage == "derive":
+        return plan.derive_hash(run_id or "", name)
     if stage == "evaluate":
         return plan.evaluation_hash(base, run_id, name)
     return plan.analysis_hash(base, run_id, name)
@@ -284,7 +305,7 @@ def _is_damaged(store: Store, work: Work) -> bool:
 def _kept(board: Board) -> list[str]:
     """How much of an earlier call stays."""
     counts = Counter(work[0] for work, status in board.status.items() if status != "failed")
-    names = {"train": "trained runs", "evaluate": "scores", "analyse": "analyses"}
+    names = {"train": "trained runs", "evaluate": "scores", "analyse": "analyses", "derive": "derived models"}
     parts = [f"{counts[stage]} {name}" for stage, name in names.items() if counts[stage]]
     parts += [f"{len(board.failed())} failures (--retry-failed tries them again)"] if board.failed() else []
     return [f"kept from before: {', '.join(parts)}"] if parts else []
@@ -325,4 +346,5 @@ def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> int:
         return 1 if run.seed in plan.search_seeds else 2
     if name.startswith(VALIDATION):
         return 3 if run is None else 0
-    return 3 if run is None else 4 if stage == "evaluate" else 5
+    last = {"evaluate": 4, "analyse": 5, "derive": 6}
+    return 3 if run is None else last[stage]

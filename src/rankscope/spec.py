@@ -307,12 +307,23 @@ class Analyse(Section):
     num_probe_texts: Positive = Field(32, description="texts on which attention is measured, drawn from all tasks")
 
 
+class Derive(Section):
+    """Models made of trained ones without training, each scored in domain and on retention; LoRA and full only."""
+
+    rewind: bool = Field(False, description="the update times 0.25, 0.5, 0.75 and 1.25")
+    truncate: bool = Field(False, description="the update cut to every lower rank of the study's arms")
+    intruders: bool = Field(False, description="intruder dimensions scaled by 0, 0.25, 0.5 and 0.75")
+
+
 class Search(Section):
     """How each arm's learning rate is chosen."""
 
     seeds: Positive = Field(1, description="rates are chosen on the first so many seeds")
     halving: bool = Field(False, description="of three or more rates the better half goes on, from round to round")
     extend: bool = Field(False, description="a best rate at the edge of the grid adds the next one beyond it")
+    evaluate: Literal["chosen", "all"] = Field(
+        "chosen", description="all: candidates not chosen are scored and looked into too, after the choice"
+    )
 
 
 class Decide(Section):
@@ -351,6 +362,7 @@ class Study(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, description="one run each")
     evaluate: dict[Name, Task] = Field(min_length=1, description="the tasks")
     analyse: Analyse = Field(default_factory=Analyse, description="what is looked at inside")
+    derive: Derive = Field(default_factory=Derive, description="what becomes of trained models that are changed")
     search: Search = Field(default_factory=Search, description="how rates are chosen")
     decide: Decide = Field(default_factory=Decide, description="the rule's numbers")
     execute: Execute = Field(default_factory=Execute, description="where work runs")

@@ -25,7 +25,7 @@ from rankscope.schedule import (
 )
 from rankscope.store import Store, read_model
 
-_STAGES = ("train", "evaluate", "analyse")
+_STAGES = ("train", "evaluate", "analyse", "derive")
 
 
 def study_status(store: Store) -> dict[str, Any]:
@@ -114,7 +114,14 @@ def _works(plan: Plan, run: RunSettings) -> list[Work]:
     base, run_id = run.base.name, run.run_id
     scores: list[Work] = [("evaluate", base, run_id, name) for name in (VALIDATION, *plan.tasks[base])]
     rounds = [work for step in plan.round_steps(run) for work in round_work(run, step)]
-    return [("train", base, run_id, ""), *rounds, *scores, *(("analyse", base, run_id, name) for name in plan.analyses)]
+    points = plan.derived.get(run.arm.label, ())
+    return [
+        ("train", base, run_id, ""),
+        *rounds,
+        *scores,
+        *(("analyse", base, run_id, name) for name in plan.analyses),
+        *(("derive", base, run_id, point.name) for point in points),
+    ]
 
 
 def _board(plan: Plan, store: Store) -> Board:

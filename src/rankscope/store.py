@@ -13,11 +13,22 @@ import polars as pl
 from pydantic import BaseModel, ValidationError
 
 from rankscope.errors import DamagedFile, UserError
-from rankscope.records import FORMAT_VERSION, AnalyseRecord, DecideRecord, EvaluateRecord, Rates, Record, TrainRecord
+from rankscope.records import (
+    FORMAT_VERSION,
+    AnalyseRecord,
+    DecideRecord,
+    DeriveRecord,
+    EvaluateRecord,
+    Rates,
+    Record,
+    TrainRecord,
+)
 from rankscope.runs import settings_hash
 
 RECORD = "record.json"
 CHECKPOINT = "checkpoint"  # a run in the middle of training, in its training folder
+# By analysis, what is kept of the base while its runs are compared with it.
+CACHES = {"attention": "patterns", "representations": "streams"}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -55,6 +66,10 @@ class Store:
         """An analysis of the base itself."""
         return self.base(base) / "analyse" / analysis
 
+    def base_cache(self, base: str, analysis: str) -> Path:
+        """What a base showed, for its runs to be compared with; no result, and deleted when all is done."""
+        return self.base_analysis(base, analysis) / CACHES[analysis]
+
     def run(self, run_id: str) -> Path:
         """A run's folder."""
         return self.root / "runs" / run_id
@@ -70,6 +85,10 @@ class Store:
     def analysis(self, run_id: str, analysis: str) -> Path:
         """An analysis of a run."""
         return self.run(run_id) / "analyse" / analysis
+
+    def derived(self, run_id: str, name: str) -> Path:
+        """A model that was made of a run's: its scores, and of an adapter the adapter."""
+        return self.run(run_id) / "derive" / name
 
     @property
     def decide(self) -> Path:
@@ -99,6 +118,10 @@ class Store:
     def read_analyse(self, folder: Path) -> AnalyseRecord | None:
         """The record of an analysis in the folder that `analysis` or `base_analysis` names."""
         return read_model(folder / RECORD, AnalyseRecord)
+
+    def read_derive(self, folder: Path) -> DeriveRecord | None:
+        """The record of a derived model in the folder that `derived` names."""
+        return read_model(folder / RECORD, DeriveRecord)
 
     def read_rates(self) -> Rates:
         """The learning rates chosen so far."""

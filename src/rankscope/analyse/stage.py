@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -12,15 +11,20 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import polars as pl
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
 from rankscope.analyse.matrices import spectra
+from rankscope.analyse.neurons import Activity, change_frame, most_changed, neuron_frame, neuron_summary
 from rankscope.analyse.norms import NormCache
+from rankscope.analyse.probes import TaskBatch, task_batches
 from rankscope.analyse.subspaces import subspaces
+from rankscope.errors import NotAvailable
 from rankscope.internals.attention import attention_divergence, pattern_measures
+from rankscope.internals.neurons import ACTIVE_SHARE
 from rankscope.internals.patterns import (
     Batch,
     LayerPattern,
@@ -29,20 +33,27 @@ from rankscope.internals.patterns import (
     show_patterns,
     unpacked_pattern,
 )
+from rankscope.internals.representations import StreamSums, stream_measures, stream_sums
+from rankscope.internals.streams import is_relu, show_neurons, show_streams
 from rankscope.models.decompositions import Decompositions, default_cache
 from rankscope.models.fused import Part, iter_parts
+from rankscope.models.layer_cache import LayerCache, write_tensors
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import AnalyseRecord
 from rankscope.runs import OF_WEIGHTS, BaseSettings, RunSettings
-from rankscope.store import Store, checksum, read_checked, write_checked, write_parquet, write_record
+from rankscope.store import Store, write_parquet, write_record
 
 MATRICES, OTHERS, SINGULAR_VALUES = "matrices.parquet", "other_tensors.parquet", "singular_values.safetensors"
 SUBSPACES, HEADS = "subspaces.parquet", "heads.parquet"
-# The base's patterns on the probe texts: no result but a store of what every run is compared with. They are on no
-# record (their checksums are in `done`), may be deleted, and are made again when a run needs them.
-PATTERNS, PATTERNS_DONE = "patterns", "done"
+REPRESENTATIONS, STREAMS = "representations.parquet", "streams"
+NEURONS, CHANGES, MOST_CHANGED = "neurons.parquet", "changes.parquet", "most_changed.parquet"
+ACTIVITY = "activity.safetensors"
+_REPRESENTATIONS = {
+    "layer": pl.Int32, "task": pl.String, "num_positions": pl.Int64, "cka": pl.Float64, "residual_cosine": pl.Float64,
+    "procrustes_residual": pl.Float64,
+}  # fmt: skip
 # A layer's pattern of one batch has at most heads x longest text x this many numbers.
 _TOKENS_PER_BATCH = 2048
 
@@ -104,7 +115,10 @@ class _Stage:
         if run_id is None and name in OF_WEIGHTS:
             raise ValueError(f"{name} are of updates, and a base has none")
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
-        found = self._base_attention(base, folder) if run_id is None else self._of_run(run_id, name, folder)
+        try:
+            found = self._of_base(base, name, folder) if run_id is None else self._of_run(run_id, name, folder)
+        except NotAvailable as why:
+            found = _Found({}, (), (f"not available: {why}",))
         record = AnalyseRecord(
             status="complete",
             settings_hash=expected,
@@ -119,9 +133,25 @@ class _Stage:
         )
         write_record(folder, record, found.files)
 
+    def _of_base(self, base: str, name: str, folder: Path) -> _Found:
+        of = {
+            "attention": self._base_attention,
+            "representations": self._base_representations,
+            "neurons": self._base_neurons,
+        }
+        return of[name](base, folder)
+
     def _of_run(self, run_id: str, name: str, folder: Path) -> _Found:
         settings = self.plan.run(run_id)
-        of = {"spectra": self._spectra, "subspaces": self._subspaces, "attention": self._attention}
+        if why := settings.arm.capabilities.not_available.get(name):
+            raise NotAvailable(why)
+        of = {
+            "spectra": self._spectra,
+            "subspaces": self._subspaces,
+            "attention": self._attention,
+            "representations": self._representations,
+            "neurons": self._neurons,
+        }
         return of[name](settings, folder)
 
     # Weights ---------------------------------------------------------------------------------------------------------
@@ -134,7 +164,7 @@ class _Stage:
         norms.write()
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
-        _write_tensors(folder / SINGULAR_VALUES, found.singular_values)
+        write_tensors(folder / SINGULAR_VALUES, found.singular_values)
         return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
@@ -147,6 +177,9 @@ class _Stage:
         """What a run changed, tensor by tensor, with fused matrices taken apart."""
         base_folder = self.models.base_folder(settings.base)
         config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
+        can = settings.arm.capabilities
+        if can.saves == "adapter" and settings.arm.method != "lora":
+            raise NotAvailable(f"what an adapter of {settings.arm.method} does to the weights is not read")
         updates = iter_updates(base_folder, trained_folder(self.store.train(settings.run_id)))
         return iter_parts(updates, config)
 
@@ -154,22 +187,18 @@ class _Stage:
 
     def _base_attention(self, base: str, folder: Path) -> _Found:
         """The base's heads on the probe texts; its patterns are kept for the runs' divergence."""
-        patterns = folder / PATTERNS
-        (patterns / PATTERNS_DONE).unlink(missing_ok=True)
-        patterns.mkdir(parents=True, exist_ok=True)
+        cache = self._cache(base, "attention")
+        cache.start()
         model = self.models.base(self.plan.bases[base])
         table = HeadTable()
         for index, batch in enumerate(self._probes(base)):
 
             def keep(layer: LayerPattern, index: int = index) -> None:
                 table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-                packed = packed_pattern(layer).cpu().contiguous()
-                _write_tensors(patterns / _pattern_file(index, layer.layer), {"pattern": packed})
+                cache.write(index, layer.layer, packed_pattern(layer))
 
             show_patterns(model, batch, keep)
-        files = {path.name: checksum(path) for path in patterns.glob("batch*.safetensors")}
-        made_of = self.plan.analysis_hash(base, None, "attention")
-        write_checked(patterns / PATTERNS_DONE, {"of": made_of, "files": files})
+        cache.finish()
         heads = table.frame()
         write_parquet(folder / HEADS, heads)
         return _Found(head_means(heads), (HEADS,))
@@ -180,8 +209,8 @@ class _Stage:
         The summary has the tuned model's measures and the divergence, each the mean over layers and heads.
         """
         base = settings.base.name
-        base_folder = self.store.base_analysis(base, "attention")
-        if not self._has_patterns(base, base_folder):
+        base_folder, cache = self.store.base_analysis(base, "attention"), self._cache(base, "attention")
+        if not cache.is_whole():
             # Before the tuned model is asked for: it may be made of the base.
             self._base_attention(base, base_folder)
         table = HeadTable()
@@ -189,8 +218,8 @@ class _Stage:
             for index, batch in enumerate(self._probes(base)):
 
                 def compare(layer: LayerPattern, index: int = index) -> None:
-                    packed = load_file(base_folder / PATTERNS / _pattern_file(index, layer.layer))["pattern"]
-                    before = unpacked_pattern(packed.to(layer.pattern.device), layer.visible)
+                    packed = cache.read(index, layer.layer).to(layer.pattern.device)
+                    before = unpacked_pattern(packed, layer.visible)
                     divergence = attention_divergence(before, layer.pattern, layer.visible)
                     measures = pattern_measures(layer.pattern, layer.visible)
                     table.add(layer.layer, {**measures, "attention_divergence": divergence})
@@ -202,28 +231,129 @@ class _Stage:
         write_parquet(folder / HEADS, both)
         return _Found(head_means(heads), (HEADS,))
 
-    def _has_patterns(self, base: str, folder: Path) -> bool:
-        """Whether the base's patterns are there, of these probe texts, and as they were written."""
-        patterns = folder / PATTERNS
-        done = read_checked(patterns / PATTERNS_DONE)
-        if done is None or done["of"] != self.plan.analysis_hash(base, None, "attention"):
-            return False
-        files = {patterns / name: expected for name, expected in done["files"].items()}
-        return all(path.is_file() and checksum(path) == expected for path, expected in files.items())
+    # Representations -------------------------------------------------------------------------------------------------
+
+    def _base_representations(self, base: str, _folder: Path) -> _Found:
+        """The base's residual streams are kept for the runs; of the base alone there is nothing to say."""
+        cache = self._cache(base, "representations")
+        cache.start()
+        self._keep_streams(cache, base, self.models.base(self.plan.bases[base]))
+        cache.finish()
+        return _Found({}, ())
+
+    def _representations(self, settings: RunSettings, folder: Path) -> _Found:
+        """Each layer's residual stream against the base's, task by task.
+
+        The tuned model's streams are kept on disk as well, so that the sums of one layer are in memory at a time.
+        """
+        base = settings.base.name
+        before, after = self._cache(base, "representations"), LayerCache(folder / STREAMS, settings.run_id)
+        if not before.is_whole():
+            self._base_representations(base, self.store.base_analysis(base, "representations"))
+        after.start()
+        with self.models.tuned(settings) as model:
+            layers = self._keep_streams(after, base, model)
+        rows = []
+        for layer in layers:
+            sums: dict[str, StreamSums] = {}
+            for index, probe in enumerate(self._task_probes(base)):
+                new = stream_sums(before.read(index, layer), after.read(index, layer))
+                sums[probe.task] = sums[probe.task] + new if probe.task in sums else new
+            rows += [
+                {"layer": layer, "task": task, "num_positions": one.num_positions, **stream_measures(one)}
+                for task, one in sums.items()
+            ]
+        after.remove()
+        frame = pl.DataFrame(rows, schema=_REPRESENTATIONS)
+        write_parquet(folder / REPRESENTATIONS, frame)
+        means = frame.drop("layer", "task", "num_positions").mean().row(0, named=True)
+        return _Found({key: float(value) for key, value in means.items() if value is not None}, (REPRESENTATIONS,))
+
+    def _keep_streams(self, cache: LayerCache, base: str, model: PreTrainedModel) -> list[int]:
+        """Keep a model's residual streams where a token is; returns the layers."""
+        layers: set[int] = set()
+        for index, probe in enumerate(self._task_probes(base)):
+
+            def keep(layer: int, stream: Tensor, index: int = index, probe: TaskBatch = probe) -> None:
+                layers.add(layer)
+                cache.write(index, layer, stream[probe.batch.is_token.to(stream.device)])
+
+            show_streams(model, probe.batch, keep)
+        return sorted(layers)
+
+    # Neurons ---------------------------------------------------------------------------------------------------------
+
+    def _base_neurons(self, base: str, folder: Path) -> _Found:
+        """What the base's neurons do, and from which activation on each layer's count as active."""
+        model = self.models.base(self.plan.bases[base])
+        thresholds = self._thresholds(base, model)
+        activity = self._activity(base, model, thresholds)
+        values = {f"{layer}/threshold": torch.tensor([value]) for layer, value in thresholds.items()}
+        write_tensors(folder / ACTIVITY, {**activity.tensors(), **values})
+        frame = neuron_frame(activity)
+        write_parquet(folder / NEURONS, frame)
+        return _Found(neuron_summary(frame, None), (NEURONS, ACTIVITY))
+
+    def _neurons(self, settings: RunSettings, folder: Path) -> _Found:
+        """What the tuned model's neurons do beside the base's, and which changed most."""
+        base = settings.base.name
+        base_folder = self.store.base_analysis(base, "neurons")
+        if not (base_folder / ACTIVITY).is_file():
+            self._base_neurons(base, base_folder)
+        tensors = load_file(base_folder / ACTIVITY)
+        thresholds = {int(key.split("/")[0]): float(tensors[key]) for key in tensors if key.endswith("/threshold")}
+        before = Activity.from_tensors(tensors, [name for probe in self._task_probes(base) for name in probe.probe_ids])
+        with self.models.tuned(settings) as model:
+            after = self._activity(base, model, thresholds)
+        keys = ["layer", "neuron", "task"]
+        frame = neuron_frame(after).join(
+            neuron_frame(before), on=keys, how="left", suffix="_base", maintain_order="left"
+        )
+        changes = change_frame(before, after)
+        write_parquet(folder / NEURONS, frame)
+        write_parquet(folder / CHANGES, changes)
+        write_parquet(folder / MOST_CHANGED, most_changed(changes, before, after))
+        return _Found(neuron_summary(frame, changes), (NEURONS, CHANGES, MOST_CHANGED))
+
+    def _thresholds(self, base: str, model: PreTrainedModel) -> dict[int, float]:
+        """By layer, what an active neuron's activation exceeds: a share of the layer's scale, or 0 for ReLU."""
+        squares: dict[int, float] = {}
+        counts: dict[int, int] = {}
+        for probe in self._task_probes(base):
+
+            def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
+                kept = activations[probe.batch.is_token.to(activations.device)].double()
+                squares[layer] = squares.get(layer, 0.0) + float(kept.square().sum())
+                counts[layer] = counts.get(layer, 0) + kept.numel()
+
+            show_neurons(model, probe.batch, add)
+        share = 0.0 if is_relu(model) else ACTIVE_SHARE
+        return {layer: share * (squares[layer] / counts[layer]) ** 0.5 for layer in squares}
+
+    def _activity(self, base: str, model: PreTrainedModel, thresholds: dict[int, float]) -> Activity:
+        found = Activity()
+        for probe in self._task_probes(base):
+
+            def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
+                found.add(layer, probe, activations, thresholds[layer])
+
+            show_neurons(model, probe.batch, add)
+            found.texts += probe.probe_ids
+        return found
+
+    # Probe texts -----------------------------------------------------------------------------------------------------
+
+    def _cache(self, base: str, analysis: str) -> LayerCache:
+        """What the base showed, for its runs."""
+        return LayerCache(self.store.base_cache(base, analysis), self.plan.analysis_hash(base, None, analysis))
 
     def _probes(self, base: str) -> list[Batch]:
         """The probe texts in batches that are the same for every model of the base, so that rounding is too."""
-        frame = pl.read_parquet(self.store.base(base) / "probes.parquet")
-        return batches(frame["input_ids"].to_list(), _TOKENS_PER_BATCH)
+        return batches(self._texts(base)["input_ids"].to_list(), _TOKENS_PER_BATCH)
 
+    def _task_probes(self, base: str) -> list[TaskBatch]:
+        """The same, each batch of one task."""
+        return task_batches(self._texts(base), _TOKENS_PER_BATCH)
 
-def _pattern_file(batch: int, layer: int) -> str:
-    return f"batch{batch:04d}-layer{layer:03d}.safetensors"
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors under a temporary name and rename the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    def _texts(self, base: str) -> pl.DataFrame:
+        return pl.read_parquet(self.store.base(base) / "probes.parquet")

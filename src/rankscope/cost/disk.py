@@ -49,17 +49,19 @@ def disk_bytes(
         "weights": kept,
         "unchosen": unchosen,
         "checkpoints": checkpoints,
-        "caches": sum(_patterns(study, loads[name], shape) for name, shape in shapes.items()),
+        "caches": sum(_caches(study, loads[name], shape) for name, shape in shapes.items()),
         "records": _records(study, len(candidates), len(later), loads),
     }
 
 
-def _patterns(study: Study, loads: Loads, shape: ModelShape) -> int:
-    """The base's attention patterns on the probe texts, kept for the runs' divergence."""
-    if not study.analyse.attention:
-        return 0
+def _caches(study: Study, loads: Loads, shape: ModelShape) -> int:
+    """What is kept of the base for its runs to be compared with, and its decompositions, shared by studies."""
     visible = sum(length * (length + 1) // 2 for length in loads.probe_lengths)
-    return 4 * visible * shape.num_heads * shape.num_layers
+    patterns = 4 * visible * shape.num_heads * shape.num_layers
+    streams = 4 * sum(loads.probe_lengths) * shape.d_model * shape.num_layers
+    decompositions = sum(4 * min(pair) * sum(pair) for pair in shape.matrices)
+    analyse = study.analyse
+    return analyse.attention * patterns + 2 * analyse.representations * streams + analyse.subspaces * decompositions
 
 
 def _records(study: Study, num_candidates: int, num_later: int, loads: dict[str, Loads]) -> int:

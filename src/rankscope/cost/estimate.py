@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,18 @@ from rankscope.cost.disk import disk_bytes
 from rankscope.cost.loads import Loads
 from rankscope.cost.memory import scoring_bytes, training_bytes
 from rankscope.cost.model_shapes import ModelShape
-from rankscope.cost.pieces import Piece, adapted, analyse_piece, evaluate_piece, shape_seconds, train_piece
+from rankscope.cost.pieces import (
+    Piece,
+    adapted,
+    analyse_piece,
+    decomposition_seconds,
+    evaluate_piece,
+    shape_seconds,
+    train_piece,
+)
 from rankscope.plan import VALIDATION, Estimate, Layout, halved_search, piece_key, validation_task
 from rankscope.records import Analysis
-from rankscope.runs import RunSettings, expand_arms
+from rankscope.runs import OF_WEIGHTS, DerivedPoint, RunSettings, derived_points, expand_arms
 from rankscope.spec import Study
 
 # Seconds of a processor: Python with torch and its like once a worker, the data once, verdicts, the report and its
@@ -83,7 +92,7 @@ def estimate(outline: Outline, device: Device, factors: Mapping[str, float] | No
     waves = [_search_keys(outline, candidates), Counter(_later_keys(outline, candidates, later))]
     totals = _totals(pieces, waves[0] + waves[1])
     workers = outline.layout.num_workers
-    fixed = _fixed_seconds(outline)
+    fixed = _fixed_seconds(outline, device)
     seconds = sum(_makespan(pieces, wave, workers) for wave in waves) + sum(fixed.values())
     disk = disk_bytes(
         outline.study, candidates, later, dict(outline.loads), dict(outline.shapes), workers
@@ -128,15 +137,20 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
             pieces[piece_key("analyse", base, run, name)] = analyse_piece(
                 name, loads.probe_lengths, shape, device, part
             )
+        for point in _points(outline, run):
+            scored = (evaluate_piece(loads.tasks[name], shape, device, max_tokens, part)
+                      for name in _derive_tasks(outline.study, training_set))
+            whole = functools.reduce(Piece.__add__, scored).longer_by(2 * opened * len(loads.tasks))
+            pieces[piece_key("derive", base, run, point.name)] = whole
     for base, loads in outline.loads.items():
         validation = {validation_task(name): task for name, task in loads.validation.items()}
         for name, task in (loads.tasks | validation).items():
             pieces[piece_key("evaluate", base, None, name)] = evaluate_piece(
                 task, outline.shapes[base], device, max_tokens
             )
-        if outline.study.analyse.attention:
-            piece = analyse_piece("attention", loads.probe_lengths, outline.shapes[base], device, None)
-            pieces[piece_key("analyse", base, None, "attention")] = piece
+        for name in _base_analyses(outline.study):
+            piece = analyse_piece(name, loads.probe_lengths, outline.shapes[base], device, None)
+            pieces[piece_key("analyse", base, None, name)] = piece
     return pieces
 
 
@@ -166,7 +180,7 @@ def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> Counter
     for base, loads in outline.loads.items():
         names = [*loads.tasks, *(validation_task(name) for name in loads.validation)]
         keys += [piece_key("evaluate", base, None, name) for name in names]
-        keys += [piece_key("analyse", base, None, "attention")] if outline.study.analyse.attention else []
+        keys += [piece_key("analyse", base, None, name) for name in _base_analyses(outline.study)]
     return counts + Counter(keys)
 
 
@@ -175,6 +189,9 @@ def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequ
     keys = [piece_key("train", run.base.name, run, "") for run in later]
     chosen = {(run.base.name, run.training_set.name, run.arm.label, run.seed): run for run in (*candidates, *later)}
     for run in chosen.values():
+        keys += [piece_key("derive", run.base.name, run, point.name) for point in _points(outline, run)]
+    is_all = outline.study.search.evaluate == "all"
+    for run in (*candidates, *later) if is_all else chosen.values():
         base = run.base.name
         keys += [piece_key("evaluate", base, run, name) for name in outline.loads[base].tasks]
         keys += [piece_key("analyse", base, run, name) for name in _analyses(outline.study)]
@@ -182,12 +199,26 @@ def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequ
 
 
 def _analyses(study: Study) -> list[str]:
-    return [name for name in get_args(Analysis) if getattr(study.analyse, name)]
+    return [name for name in get_args(Analysis) if getattr(study.analyse, name)]  # keys are named like analyses
+
+
+def _points(outline: Outline, run: RunSettings) -> tuple[DerivedPoint, ...]:
+    arms = list({other.arm.label: other.arm for other in outline.runs}.values())
+    return derived_points(outline.study, run.arm, arms)
+
+
+def _derive_tasks(study: Study, training_set: str) -> list[str]:
+    """What derived models are scored on, as `Plan.derive_tasks` has it."""
+    return [name for name, task in study.evaluate.items() if task.role or training_set in task.in_domain_for]
+
+
+def _base_analyses(study: Study) -> list[str]:
+    return [name for name in _analyses(study) if name not in OF_WEIGHTS]
 
 
 def _totals(pieces: Mapping[str, Piece], keys: Mapping[str, int]) -> dict[str, Piece]:
     totals = {}
-    for stage in ("train", "evaluate", "analyse"):
+    for stage in ("train", "evaluate", "analyse", "derive"):
         chosen = [(pieces[key], number) for key, number in keys.items() if key.startswith(f"{stage}/")]
         totals[stage] = Piece(
             sum(piece.tokens * number for piece, number in chosen),
@@ -205,11 +236,15 @@ def _makespan(pieces: Mapping[str, Piece], keys: Mapping[str, int], num_workers:
     return even if num_workers == 1 else max(longest, even + longest * (num_workers - 1) / (2 * num_workers))
 
 
-def _fixed_seconds(outline: Outline) -> dict[str, float]:
+def _fixed_seconds(outline: Outline, device: Device) -> dict[str, float]:
     """What is there once, whatever the study."""
     arms = len({run.arm.label for run in outline.runs}) * len(outline.study.train) * len(outline.shapes)
     largest = max((shape_seconds(shape) for shape in outline.shapes.values()), default=0.0)
+    decompositions = {
+        "decompositions": sum(decomposition_seconds(shape, device) for shape in outline.shapes.values())
+    }
     return {
+        **(decompositions if outline.study.analyse.subspaces else {}),
         "start": START_SECONDS + PLAN_SECONDS + largest,
         "decide": DECIDE_SECONDS,
         "report": REPORT_SECONDS + REPORT_SECONDS_PER_ARM * arms,

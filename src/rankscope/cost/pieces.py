@@ -22,8 +22,8 @@ _READ_BYTES_PER_SECOND = 1.0e9
 _WRITE_BYTES_PER_SECOND = 0.4e9
 # Singular values of a full update: a decomposition of each matrix takes about so many times d_out * d_in * min of both.
 _DECOMPOSITION = 12.0
-# Products with a tuned matrix until its largest triplets stand still.
-_ITERATIONS = 6
+# In float64, at half the rate, and decompositions reach a fraction of a product's.
+_FLOAT64 = 8
 # Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
 _GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
 
@@ -41,6 +41,10 @@ class Piece:
     tokens: float
     arithmetic: float
     seconds: float
+
+    def __add__(self, other: Piece) -> Piece:
+        """Both, one after the other."""
+        return Piece(self.tokens + other.tokens, self.arithmetic + other.arithmetic, self.seconds + other.seconds)
 
     def longer_by(self, seconds: float) -> Piece:
         """The same with time for what comes before or after it."""
@@ -105,10 +109,18 @@ def analyse_piece(
     if name == "spectra":
         return _spectra(shape, device, part)
     if name == "subspaces":
-        return _subspaces(shape, device)
+        return _subspaces(shape, device, part)
     tokens = sum(probe_lengths)
     length = max(probe_lengths, default=0)
     work = forward(shape, tokens, length, 1, part)
+    if name == "representations":
+        # Streams are written and read, and three products of them are summed in float64.
+        moved = 16.0 * tokens * shape.d_model * shape.num_layers
+        work += Work(2 * 6.0 * tokens * shape.d_model**2 * shape.num_layers, moved, 60.0 * shape.num_layers)
+        return Piece(tokens, work.arithmetic, device.seconds(work) + ANALYSE_SECONDS)
+    if name == "neurons":
+        work += Work(0.0, 60.0 * tokens * shape.d_mlp * shape.num_layers, 60.0 * shape.num_layers)
+        return Piece(tokens, work.arithmetic, device.seconds(work) + ANALYSE_SECONDS)
     # Patterns of all heads are made, measured in a few passes, and compared with the base's.
     patterns = sum(number**2 for number in probe_lengths) * shape.num_heads * shape.num_layers
     work += Work(0.0, 30.0 * patterns, 60.0 * shape.num_layers * max(1, tokens // 2048))
@@ -141,6 +153,24 @@ def _generation(load: TaskLoad, shape: ModelShape, max_tokens: int, part: Adapte
     return (prompt + step.times(steps)).times(batches)
 
 
+def decomposition_seconds(shape: ModelShape, device: Device) -> float:
+    """The decompositions of a base's matrices, which are made once for all studies."""
+    arithmetic = sum(2 * _DECOMPOSITION * d_out * d_in * min(d_out, d_in) for d_out, d_in in shape.matrices)
+    return _FLOAT64 * device.seconds(Work(arithmetic))
+
+
+def _subspaces(shape: ModelShape, device: Device, part: Adapted | None) -> Piece:
+    if part is None:
+        return Piece(0, 0.0, 0.0)
+    if part.is_full:
+        arithmetic = sum(_DECOMPOSITION * d_out * d_in * min(d_out, d_in) for d_out, d_in in shape.matrices)
+    else:
+        # The largest triplets from a small problem, about a third as wide as the matrix.
+        arithmetic = sum(_DECOMPOSITION * (min(pair) / 3) ** 3 + 600 * min(pair) ** 2 for pair in shape.matrices)
+    seconds = 8 * shape.num_parameters / _READ_BYTES_PER_SECOND
+    return Piece(0, arithmetic, _FLOAT64 * device.seconds(Work(arithmetic)) + seconds + ANALYSE_SECONDS)
+
+
 def _spectra(shape: ModelShape, device: Device, part: Adapted | None) -> Piece:
     if part is None:
         return Piece(0, 0.0, 0.0)
@@ -151,12 +181,4 @@ def _spectra(shape: ModelShape, device: Device, part: Adapted | None) -> Piece:
         rank = part.num_multiplied / max(1, sum(d_out + d_in for d_out, d_in in shape.matrices))
         arithmetic = sum(4 * (d_out + d_in) * rank**2 for d_out, d_in in shape.matrices)
         seconds = 8 * part.num_trainable / _READ_BYTES_PER_SECOND + 1e-3 * part.num_matrices
-    # In float64, at half the rate, and decompositions reach a fraction of a product's.
-    return Piece(0, arithmetic, 8 * device.seconds(Work(arithmetic)) + seconds + ANALYSE_SECONDS)
-
-
-def _subspaces(shape: ModelShape, device: Device) -> Piece:
-    """The tuned matrices' largest triplets, by iteration; the base's own vectors are found once for all runs."""
-    kept = 500
-    arithmetic = sum(_ITERATIONS * 4 * d_out * d_in * min(kept, d_out, d_in) for d_out, d_in in shape.matrices)
-    return Piece(0, arithmetic, 4 * device.seconds(Work(arithmetic)) + ANALYSE_SECONDS)
+    return Piece(0, arithmetic, _FLOAT64 * device.seconds(Work(arithmetic)) + seconds + ANALYSE_SECONDS)

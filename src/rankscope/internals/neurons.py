@@ -37,7 +37,8 @@ class NeuronSums:
 
     def __add__(self, other: NeuronSums) -> NeuronSums:
         """The sums over the positions of both."""
-        return NeuronSums(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return NeuronSums(*(mine + theirs for mine, theirs in pairs))
 
 
 def neuron_sums(activations: Float[Tensor, "positions d_mlp"], threshold: float) -> NeuronSums:

@@ -34,7 +34,8 @@ class StreamSums:
 
     def __add__(self, other: StreamSums) -> StreamSums:
         """The sums over the positions of both."""
-        return StreamSums(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return StreamSums(*(mine + theirs for mine, theirs in pairs))
 
 
 def stream_sums(base: Float[Tensor, "positions d_model"], tuned: Float[Tensor, "positions d_model"]) -> StreamSums:
@@ -65,8 +66,8 @@ def residual_cosine(sums: StreamSums) -> float:
 def procrustes_residual(sums: StreamSums) -> float | None:
     """What is left of the difference after the best rotation, scale and shift, as a share of the tuned stream's energy.
 
-    0: nothing, the tuned stream is the base's turned; 1: all. With columns centred, `1 - (||X'Y||_* / ||X||_F ||Y||_F)^2`,
-    the nuclear norm above. None where a stream does not vary.
+    0: nothing, the tuned stream is the base's turned; 1: all. With columns centred and `||.||_*` the nuclear norm,
+    `1 - (||X'Y||_* / (||X||_F ||Y||_F))^2`. None where a stream does not vary.
     """
     XX, YY, XY = _centred(sums)
     energy = float(XX.trace() * YY.trace())
@@ -77,7 +78,11 @@ def procrustes_residual(sums: StreamSums) -> float | None:
 
 def stream_measures(sums: StreamSums) -> dict[str, float]:
     """Every measure of a layer by key; one that does not exist is absent."""
-    found = {"cka": cka(sums), "residual_cosine": residual_cosine(sums), "procrustes_residual": procrustes_residual(sums)}
+    found = {
+        "cka": cka(sums),
+        "residual_cosine": residual_cosine(sums),
+        "procrustes_residual": procrustes_residual(sums),
+    }
     return {key: value for key, value in found.items() if value is not None}
 
 

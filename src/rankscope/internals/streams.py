@@ -70,6 +70,14 @@ def show_neurons(model: PreTrainedModel, batch: Batch, on_layer: OnLayer) -> Non
         run_model(model, batch)
 
 
+def is_relu(model: PreTrainedModel) -> bool:
+    """Whether neurons are exactly 0 where they are silent."""
+    config = model.config.get_text_config()
+    # Architectures name the key differently, and each has one of them.
+    names = ("hidden_act", "activation_function", "hidden_activation", "activation")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), None) == "relu"
+
+
 def _layers(model: PreTrainedModel) -> dict[int, str]:
     """The decoder layers' names by their index: of each attention module, the part up to the layer's number."""
     found = {}

@@ -72,14 +72,17 @@ class Method:
 
 def _prompt(name: str, summary: str) -> Method:
     rows = f"{name} puts virtual tokens before every row"
-    refusals = {"spectra": _VIRTUAL, "attention": f"{_VIRTUAL}; its patterns have other keys than the base's"}
+    weights, positions = dict.fromkeys(("spectra", "subspaces"), _VIRTUAL), ("representations", "neurons")
+    refusals = {**weights, "attention": f"{_VIRTUAL}; its patterns have other keys than the base's"}
+    refusals |= dict.fromkeys(positions, f"{_VIRTUAL}; its positions are others than the base's")
     can = Capabilities("adapter", own_rows=rows, merges=False, not_available=refusals)
     return Method(name, summary, can, example={"num_virtual_tokens": 20})
 
 
 _ADAPTER = Capabilities("adapter")
+_BESIDE = "the adapter is a function beside the base, whose weights stay"
 _BOTTLENECK = Capabilities(
-    "adapter", merges=False, not_available={"spectra": "the adapter is a function beside the base, whose weights stay"}
+    "adapter", merges=False, not_available=dict.fromkeys(("spectra", "subspaces"), _BESIDE)
 )
 NAMED: tuple[Method, ...] = (
     Method("full", "all parameters of the base, or those of some layers (`layers`, `freeze_embeddings`)",

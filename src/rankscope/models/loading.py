@@ -97,10 +97,10 @@ class Models:
         return [padded_batch([examples[i] for i in batch], self.device) for batch in order[:_FIRST_STEPS]]
 
     @contextmanager
-    def tuned(self, run: RunSettings) -> Iterator[PreTrainedModel]:
-        """A trained run's model."""
+    def tuned(self, run: RunSettings, folder: Path | None = None) -> Iterator[PreTrainedModel]:
+        """A trained run's model, or the run's with the adapter or weights of another folder."""
         with self._whole_base():
-            pack = load_tuned(self.base(run.base), (run,), (self.store.train(run.run_id),))
+            pack = load_tuned(self.base(run.base), (run,), (folder or self.store.train(run.run_id),))
             yield pack.model
             self._give_back(pack)
 
