@@ -18,6 +18,10 @@ Status = Literal["complete", "failed", "interrupted", "diverged", "paused"]
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
 
 
+# How the one note of an analysis begins that can say nothing of a method; the record has no numbers and no files.
+NOT_AVAILABLE = "not available: "
+
+
 def _only_declared(values: dict[str, Any]) -> dict[str, Any]:
     for key in values:
         declared(key)

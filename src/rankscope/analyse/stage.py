@@ -38,10 +38,11 @@ from rankscope.internals.streams import is_relu, show_neurons, show_streams
 from rankscope.models.decompositions import Decompositions, default_cache
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.layer_cache import LayerCache, write_tensors
+from rankscope.models.merged import CannotMerge
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
-from rankscope.records import AnalyseRecord
+from rankscope.records import NOT_AVAILABLE, AnalyseRecord
 from rankscope.runs import OF_WEIGHTS, BaseSettings, RunSettings
 from rankscope.store import Store, write_parquet, write_record
 
@@ -117,8 +118,8 @@ class _Stage:
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
         try:
             found = self._of_base(base, name, folder) if run_id is None else self._of_run(run_id, name, folder)
-        except NotAvailable as why:
-            found = _Found({}, (), (f"not available: {why}",))
+        except (NotAvailable, CannotMerge) as why:
+            found = _Found({}, (), (NOT_AVAILABLE + str(why),))
         record = AnalyseRecord(
             status="complete",
             settings_hash=expected,
@@ -165,7 +166,8 @@ class _Stage:
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
         write_tensors(folder / SINGULAR_VALUES, found.singular_values)
-        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), found.notes())
+        notes = (*found.notes(), *_conversion(settings))
+        return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), notes)
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
         """How each tuned matrix's singular vectors lie to the base's."""
@@ -177,9 +179,6 @@ class _Stage:
         """What a run changed, tensor by tensor, with fused matrices taken apart."""
         base_folder = self.models.base_folder(settings.base)
         config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
-        can = settings.arm.capabilities
-        if can.saves == "adapter" and settings.arm.method != "lora":
-            raise NotAvailable(f"what an adapter of {settings.arm.method} does to the weights is not read")
         updates = iter_updates(base_folder, trained_folder(self.store.train(settings.run_id)))
         return iter_parts(updates, config)
 
@@ -357,3 +356,13 @@ class _Stage:
 
     def _texts(self, base: str) -> pl.DataFrame:
         return pl.read_parquet(self.store.base(base) / "probes.parquet")
+
+
+def _conversion(settings: RunSettings) -> list[str]:
+    """What a reader of ranks should know of an initialisation that altered the base."""
+    arm = settings.arm
+    if not arm.capabilities.alters_base or arm.rank is None:
+        return []
+    start = arm.options["init_lora_weights"]
+    text = f"{start} took a part out of the base; PEFT's conversion adds its opposite, which doubles the rank"
+    return [f"{text}: {arm.rank} was trained, and the update beside the true base may have {2 * arm.rank}"]

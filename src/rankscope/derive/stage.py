@@ -24,7 +24,7 @@ from rankscope.models.updates import Update
 from rankscope.models.weights import iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
-from rankscope.records import DeriveRecord
+from rankscope.records import NOT_AVAILABLE, DeriveRecord
 from rankscope.runs import BaseSettings, DerivedPoint, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
 from rankscope.scoring.tasks import score_task
@@ -91,7 +91,7 @@ class _Stage:
                     scores[task] = self._score(model, settings, task, folder)
                     files.append(f"{task}/{ITEMS}")
         except NotAvailable as why:
-            scores, files, notes = {}, [], (f"not available: {why}",)
+            scores, files, notes = {}, [], (NOT_AVAILABLE + str(why),)
         record = DeriveRecord(
             status="complete",
             settings_hash=self.plan.derive_hash(settings.run_id, point.name),

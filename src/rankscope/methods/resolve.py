@@ -51,9 +51,9 @@ def _defaults(method: str, rank: int | None, given: Mapping[str, Any]) -> dict[s
     found = {name: option.default for name, option in known.items() if option.default not in (None, {}, [])}
     if "target_modules" in known and method not in PEFT_TARGETS:
         found["target_modules"] = ALL_LINEAR
-    if method == "oft" and rank is not None:
-        found.pop("oft_block_size")  # r x oft_block_size is the width of the matrix: PEFT takes one of the two
-        found["oft_block_size"] = 0
+    if method == "oft":
+        # r x oft_block_size is the width of a matrix: PEFT takes one of the two.
+        found |= {"oft_block_size": 0} if rank is not None else {"r": 0}
     return found
 
 

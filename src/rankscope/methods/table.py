@@ -72,17 +72,20 @@ class Method:
 
 def _prompt(name: str, summary: str) -> Method:
     rows = f"{name} puts virtual tokens before every row"
-    weights, positions = dict.fromkeys(("spectra", "subspaces"), _VIRTUAL), ("representations", "neurons")
-    refusals = {**weights, "attention": f"{_VIRTUAL}; its patterns have other keys than the base's"}
-    refusals |= dict.fromkeys(positions, f"{_VIRTUAL}; its positions are others than the base's")
+    refusals = {
+        **dict.fromkeys(("spectra", "subspaces"), _VIRTUAL),
+        "attention": "its patterns have keys that the base's have not, those of the virtual tokens",
+        **dict.fromkeys(("representations", "neurons"), "its texts have positions that the base's have not"),
+    }
     can = Capabilities("adapter", own_rows=rows, merges=False, not_available=refusals)
     return Method(name, summary, can, example={"num_virtual_tokens": 20})
 
 
 _ADAPTER = Capabilities("adapter")
-_BESIDE = "the adapter is a function beside the base, whose weights stay"
 _BOTTLENECK = Capabilities(
-    "adapter", merges=False, not_available=dict.fromkeys(("spectra", "subspaces"), _BESIDE)
+    "adapter",
+    merges=False,
+    not_available=dict.fromkeys(("spectra", "subspaces"), "it is a function beside the base, whose weights stay"),
 )
 NAMED: tuple[Method, ...] = (
     Method("full", "all parameters of the base, or those of some layers (`layers`, `freeze_embeddings`)",

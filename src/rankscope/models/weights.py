@@ -6,16 +6,19 @@ asked for, matrix by matrix. Adapters and whole models of this package and of ot
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft.utils import CONFIG_NAME
+from peft.utils import CONFIG_NAME, PeftType
 
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.lora_folder import LoraFolder, read_lora_folder
 from rankscope.models.lora_tensors import LoraTensors
+from rankscope.models.merged import CannotMerge, MergedTensors
+from rankscope.models.methods.bottleneck import CONFIG as BOTTLENECK_CONFIG
 from rankscope.models.methods.pack import ADAPTER, MODEL
 from rankscope.models.tensor_files import TensorFiles
 from rankscope.models.updates import Update, in_order
@@ -56,10 +59,11 @@ def iter_updates(base_folder: Path, trained_folder: Path) -> Iterator[Update]:
 
     Args:
         base_folder: The base, a Hugging Face folder with safetensors.
-        trained_folder: A PEFT folder (LoRA), or a Hugging Face folder of the whole tuned model.
+        trained_folder: A PEFT folder, or a Hugging Face folder of the whole tuned model.
 
     Raises:
         UserError: A folder is not of that form, or the tuned weights do not belong to this base.
+        CannotMerge: An adapter is no change of the base's weights.
     """
     yield from read_tuned(base_folder, trained_folder).updates
 
@@ -73,9 +77,14 @@ def read_tuned(base_folder: Path, trained_folder: Path) -> Tuned:
 
     Raises:
         UserError: As for `iter_updates`.
+        CannotMerge: An adapter is no change of the base's weights.
     """
     base = BaseTensors(base_folder)
-    if (trained_folder / CONFIG_NAME).is_file():
+    if (kind := _adapter_kind(trained_folder)) is not None and kind != "LORA":
+        merged = MergedTensors(base, trained_folder)
+        note = f"updates of {merged.method} are its layers merged by PEFT less the base's"
+        return Tuned(trained_folder, tuple(merged.updates()), None, (note,))
+    if kind is not None:
         lora = read_lora_folder(trained_folder)
         updates = LoraTensors(base, lora).updates()
         return Tuned(trained_folder, tuple(updates), lora, (*lora.notes, *resized(updates)))
@@ -85,6 +94,26 @@ def read_tuned(base_folder: Path, trained_folder: Path) -> Tuned:
     wanted = {name: keys[name] for name in sorted(keys, key=in_order) if not base.is_optional(name)}
     updates = WholeTensors(base, files).updates(wanted)
     return Tuned(trained_folder, tuple(updates), None, tuple(resized(updates)))
+
+
+def _adapter_kind(folder: Path) -> str | None:
+    """PEFT's type of an adapter's folder; None for a whole model.
+
+    Raises:
+        CannotMerge: It holds bottleneck adapters.
+    """
+    if (folder / BOTTLENECK_CONFIG).is_file():
+        raise CannotMerge("bottleneck adapters are functions beside the base, and no weight of the base changes")
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"is no JSON ({error})", where=path) from None
+    # Anything else is for the reader of LoRA folders to refuse.
+    kind = stored.get("peft_type") if isinstance(stored, dict) else None
+    return kind if kind in {member.value for member in PeftType} else "LORA"
 
 
 def _check_names(base: BaseTensors, keys: Iterable[str], folder: Path) -> None:

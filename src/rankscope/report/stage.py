@@ -226,7 +226,8 @@ def _folders(
 def _read_analysis(reader: _Reader, analysed: list[Analysed], analysis: str, file: str) -> pl.DataFrame:
     frames = []
     for one in analysed:
-        if one.record.analysis != analysis or one.record.status != "complete":
+        # What can say nothing of a method has no table.
+        if one.record.analysis != analysis or one.record.status != "complete" or file not in one.record.files:
             continue
         frame = reader.table(reader.store.root / Path(one.source).parent / file, pl.read_parquet)
         if frame is not None:
