@@ -62,6 +62,7 @@ class Bench:
         folder = self.store.run(pack.run_ids[0]) if pack.run_ids else self.store.base(pack.base)
         redirect_output(folder / LOG)
         from rankscope.analyse import stage as analyse
+        from rankscope.derive import stage as derive
         from rankscope.evaluate import stage as evaluate
         from rankscope.train import stage as train
 
@@ -70,7 +71,7 @@ class Bench:
         watcher = _Watcher(pack, self._tell, self._stop)
         # Said at once: how long a piece of work takes is counted from here.
         watcher.progress((*pack.run_ids, pack.base)[0], 0, max(1, len(pack.names)), None)
-        stage = {"train": train, "evaluate": evaluate, "analyse": analyse}[pack.stage]
+        stage = {"train": train, "evaluate": evaluate, "analyse": analyse, "derive": derive}[pack.stage]
         stage.run(pack, self.plan, self.store, self.models, watcher)
 
 

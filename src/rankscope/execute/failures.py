@@ -11,7 +11,7 @@ from typing import Any
 
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
-from rankscope.records import AnalyseRecord, EvaluateRecord, Failure, TrainRecord
+from rankscope.records import AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, TrainRecord
 from rankscope.schedule import folder_of
 from rankscope.store import Store, write_record
 
@@ -57,6 +57,11 @@ def _write_if_first(
         found = store.read_evaluate(folder)
         scoring = plan.task(pack.base, run_id, name).scoring
         record = EvaluateRecord(subject=subject, task=name, scoring=scoring, settings_hash=expected, **common)
+    elif pack.stage == "derive":
+        expected = plan.derive_hash(run_id or "", name)
+        found = store.read_derive(folder)
+        point = plan.derived_point(run_id or "", name)
+        record = DeriveRecord(subject=subject, point=point, settings_hash=expected, **common)
     else:
         expected = plan.analysis_hash(pack.base, run_id, name)
         found = store.read_analyse(folder)

@@ -51,6 +51,7 @@ class Contents:
         answers: Per run at a chosen rate, task and item: is_correct and prediction.
         matrices: Per run and matrix: layer, module and the spectral measures.
         subspaces: Per run and matrix: the measures of singular subspaces.
+        derived: Per derived model, task and item: its value, the run's and the base's.
         heads: Per run (null: the base), layer and head: the attention measures.
         missing: What could not be read.
     """
@@ -68,6 +69,7 @@ class Contents:
     matrices: pl.DataFrame
     heads: pl.DataFrame
     subspaces: pl.DataFrame = field(default_factory=pl.DataFrame)
+    derived: pl.DataFrame = field(default_factory=pl.DataFrame)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
 

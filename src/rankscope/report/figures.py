@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from rankscope.report.causes_figures import derived_figure, explanation_figure
 from rankscope.report.contents import Contents
+from rankscope.report.derived import sentences
 from rankscope.report.figure import Figure
 from rankscope.report.inside_figures import attention_figure, module_figure, spectra_figure
 from rankscope.report.marks import Style
@@ -21,6 +23,7 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
     style = Style(looks(contents.plan))
     names = group_names(contents)
     grouped = {name: _with_group(table, names) for name, table in tables.items()}
+    cuts = sentences(tables["derived"])
     made = (
         tradeoff_figure(grouped["arms"], contents.settings, style),
         rank_figure(grouped["arms"], contents.settings, style),
@@ -31,6 +34,8 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
         module_figure(grouped["spectra_by_module"], style),
         spectra_figure(grouped["spectra_by_arm"], style),
         attention_figure(grouped["attention_by_layer"], style),
+        derived_figure(grouped["derived"], style, {names[pair]: said for pair, said in cuts.items()}),
+        explanation_figure(grouped["explanations"]),
         cost_figure(grouped["runs"], style),
         loss_figure(grouped["losses"], grouped["validations"], style),
     )

@@ -14,10 +14,12 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
 from rankscope.records import Analysis, Rates, Status
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
+from rankscope.report.derived_items import derived_items
 from rankscope.report.figures import group_names, make_figures
 from rankscope.report.page import render_page
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import make_tables
+from rankscope.runs import RunSettings
 from rankscope.spec import Decide
 from rankscope.store import RECORD, Store, checksum, read_model, write_text
 from rankscope.study_file import load_study
@@ -85,6 +87,7 @@ def read_contents(store: Store) -> Contents:
         matrices=_read_analysis(reader, analysed, "spectra", "matrices.parquet"),
         subspaces=_read_analysis(reader, analysed, "subspaces", "subspaces.parquet"),
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
+        derived=_read_derived(reader, plan, at_chosen),
         provenance=_read_provenance(reader),
         missing=tuple(reader.missing),
     )
@@ -237,6 +240,27 @@ def _read_analysis(reader: _Reader, analysed: list[Analysed], analysis: str, fil
                     pl.lit(subject.base).alias("base"), pl.lit(subject.run_id, dtype=pl.String).alias("run_id")
                 )
             )
+    return _concat(frames)
+
+
+def _read_derived(reader: _Reader, plan: Plan, runs: Iterable[RunSettings]) -> pl.DataFrame:
+    store, frames = reader.store, []
+
+    def items_of(run: RunSettings, run_id: str | None, point: str | None, task: str) -> pl.DataFrame | None:
+        folder = store.base_task(run.base.name, task) if run_id is None else store.task(run_id, task)
+        if point is not None:
+            folder = store.derived(run.run_id, point) / task
+        path = folder / "items.parquet"
+        return reader.table(path, pl.read_parquet) if path.is_file() else None
+
+    for run in runs:
+        records = []
+        for point in plan.derived.get(run.arm.label, ()):
+            folder = store.derived(run.run_id, point.name)
+            record = reader.model(folder / RECORD, lambda folder=folder: store.read_derive(folder))
+            if record is not None and record.status == "complete" and record.scores:
+                records.append(record)
+        frames += derived_items(plan, run, records, items_of)
     return _concat(frames)
 
 

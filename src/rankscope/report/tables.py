@@ -9,6 +9,8 @@ import polars as pl
 from rankscope.plan import VALIDATION
 from rankscope.records import ArmResult, Interval
 from rankscope.report.contents import Contents
+from rankscope.report.derived import derived_models
+from rankscope.report.explained import explaining_runs, explanations
 from rankscope.report.inside import attention_by_layer, spectra_by_arm, spectra_by_module
 from rankscope.report.items import flipped_items
 from rankscope.report.runs import run_losses, run_states, run_validations, troubles
@@ -30,6 +32,9 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "spectra_by_arm": spectra_by_arm(contents),
         "spectra_by_module": spectra_by_module(contents),
         "attention_by_layer": attention_by_layer(contents),
+        "derived": derived_models(contents),
+        "explaining_runs": explaining_runs(contents),
+        "explanations": explanations(contents),
         "runs": run_states(contents),
         "losses": run_losses(contents),
         "validations": run_validations(contents),

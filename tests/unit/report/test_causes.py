@@ -1,0 +1,115 @@
+"""Derived models and explanations in the report, from records whose numbers a reader can work out."""
+
+import numpy as np
+import polars as pl
+import pytest
+
+from rankscope.decide.rates import update_rates
+from rankscope.records import AnalyseRecord, DeriveRecord, Subject
+from rankscope.report.derived import derived_models, sentences
+from rankscope.report.explained import explaining_runs, explanations
+from rankscope.report.figures import make_figures
+from rankscope.report.stage import read_contents
+from rankscope.report.tables import make_tables
+from rankscope.runs import DerivedPoint
+from rankscope.store import write_parquet, write_record, write_text
+from synthetic import Arm, write_study
+
+COMMON = {"status": "complete", "provenance": {}, "started_at": "2026-01-01T00:00:00+00:00", "seconds": 1.0}
+POINTS = tuple(DerivedPoint(kind=kind, amount=amount) for kind, amount in (("truncate", 2), ("rewind", 0.5)))
+
+
+@pytest.fixture(scope="module")
+def contents(tmp_path_factory):
+    """Two arms of rank 8 and 4; cut to rank 2 the first three items of retention are right again, and nothing else."""
+    arms = [Arm("lora", rank, (1e-3,), best=0) for rank in (8, 4)]
+    study = write_study(tmp_path_factory.mktemp("study"), arms=arms, seeds=(0, 1))
+    plan = study.plan.model_copy(update={"derived": dict.fromkeys(study.plan.arms, POINTS)})
+    write_text(study.store.plan_file, plan.model_dump_json())
+    update_rates(study.store, plan)
+    for run in plan.runs:
+        subject = Subject(
+            base="small", training_set=run.training_set.name, arm=run.arm.label, learning_rate=run.learning_rate,
+            seed=run.seed, run_id=run.run_id,
+        )  # fmt: skip
+        for point in POINTS:
+            folder = study.store.derived(run.run_id, point.name)
+            files = []
+            for task in plan.derive_tasks(run.run_id):
+                own = pl.read_parquet(study.store.task(run.run_id, task) / "items.parquet")
+                base = pl.read_parquet(study.store.base_task("small", task) / "items.parquet")
+                if point.kind == "truncate" and task == "general":
+                    mended = [*base["is_correct"][:3], *own["is_correct"][3:]]
+                    own = own.with_columns(pl.Series("is_correct", mended))
+                write_parquet(folder / task / "items.parquet", own)
+                files.append(f"{task}/items.parquet")
+            scores = {task: {"accuracy": 0.5} for task in plan.derive_tasks(run.run_id)}
+            record = DeriveRecord(**COMMON, settings_hash="0" * 64, subject=subject, point=point, scores=scores, rank=2)
+            write_record(folder, record, files)
+        summary = {"update_norm": float(run.arm.rank), "cka": 0.9, "intruder_dimensions": float(run.seed)}
+        record = AnalyseRecord(**COMMON, settings_hash="0" * 64, subject=subject, analysis="spectra", summary=summary)
+        write_record(study.store.analysis(run.run_id, "spectra"), record)
+    return study, read_contents(study.store)
+
+
+def means(study, arm, task, count=None):
+    """The mean of base less tuned over items, each seed's."""
+    base = np.array(pl.read_parquet(study.store.base_task("small", task) / "items.parquet")["is_correct"], dtype=float)
+    found = []
+    for run in study.runs(arm):
+        items = pl.read_parquet(study.store.task(run.run_id, task) / "items.parquet")
+        own = items["is_correct"].to_numpy().astype(float)
+        if count:
+            own = np.concatenate([base[:count], own[count:]])
+        found.append((base - own).mean())
+    return np.mean(found)
+
+
+def test_derived_models_are_compared_with_base_and_run_on_the_same_items(contents):
+    study, read = contents
+    table = derived_models(read)
+    for arm, rank in (("lora-r8", 8), ("lora-r4", 4)):
+        of_arm = table.filter((pl.col("arm") == arm) & (pl.col("measure") == "forgetting"))
+        mine = of_arm.filter(pl.col("kind") == "truncate")
+        assert mine["amount"].to_list() == [2.0, rank]
+        cut, own = mine.iter_rows(named=True)
+        assert own["value"] == pytest.approx(means(study, arm, "general"))
+        assert own["change"] == 0.0
+        assert cut["value"] == pytest.approx(means(study, arm, "general", 3))
+        assert cut["change"] == pytest.approx(cut["value"] - own["value"])
+        assert cut["low"] < cut["value"] < cut["high"] and cut["num_seeds"] == 2
+        gain = table.filter((pl.col("arm") == arm) & (pl.col("measure") == "gain") & (pl.col("amount") == 2.0))
+        assert gain["value"][0] == pytest.approx(-means(study, arm, "taught"))
+        assert gain["change"][0] == 0.0
+    nats = table.filter((pl.col("measure") == "forgetting_nats") & (pl.col("kind") == "rewind"))
+    assert set(nats["change"]) == {0.0} and nats["amount"].to_list() == [0.5, 1.0] * 2
+
+
+def test_what_cutting_did_is_said_in_words(contents):
+    _, read = contents
+    said = sentences(derived_models(read))[("small", "new")]
+    assert [line.split(":")[0] for line in said] == ["lora-r8 cut to rank 2", "lora-r4 cut to rank 2"]
+    assert all("gain" in line and "forgetting" in line and "points" in line for line in said)
+
+
+def test_runs_are_explained_by_what_they_forgot(contents):
+    study, read = contents
+    runs = explaining_runs(read)
+    assert runs.height == 4
+    for row in runs.iter_rows(named=True):
+        [run] = [one for one in study.plan.runs if one.run_id == row["run_id"]]
+        assert (row["rank"], row["update_norm"], row["cka"]) == (run.arm.rank, run.arm.rank, 0.9)
+        base = pl.read_parquet(study.store.base_task("small", "general") / "items.parquet")["is_correct"].mean()
+        own = pl.read_parquet(study.store.task(run.run_id, "general") / "items.parquet")["is_correct"].mean()
+        assert row["forgetting"] == pytest.approx(base - own, abs=1e-9)
+    # Two candidates are too few for any correlation.
+    assert explanations(read).is_empty()
+
+
+def test_figures_are_drawn_where_there_is_something(contents):
+    _, read = contents
+    figures = make_figures(make_tables(read), read)
+    assert "derived" in figures and "explanations" not in figures
+    assert [panel.title for panel in figures["derived"].panels] == ["Rewound towards the base", "Cut to a lower rank"]
+    [notes] = figures["derived"].notes.values()
+    assert "cut to rank 2" in notes[0]
