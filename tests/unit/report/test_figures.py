@@ -29,7 +29,7 @@ def rows_of(panel):
 def test_all_figures_are_there_in_the_reports_order(figures):
     assert list(figures) == [
         "learned_forgotten", "rank_curves", "learning_rates", "train_test", "one_task", "task_differences",
-        "module_map", "spectra", "attention", "cost", "losses",
+        "module_map", "spectra", "attention", "explanations", "cost", "losses",
     ]  # fmt: skip
 
 
