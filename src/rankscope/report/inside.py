@@ -5,6 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from rankscope.measures import MEASURES, SUBSPACES
+from rankscope.records import NOT_AVAILABLE
 from rankscope.report.contents import Contents
 
 SPECTRA = (
@@ -78,6 +79,19 @@ def _matrices(contents: Contents) -> pl.DataFrame:
     found = [_long(contents, contents.matrices, SPECTRA, place), _long(contents, contents.subspaces, SUBSPACES, place)]
     found = [frame for frame in found if not frame.is_empty()]
     return pl.concat(found, how="diagonal_relaxed") if found else pl.DataFrame()
+
+
+def not_available(contents: Contents) -> pl.DataFrame:
+    """What an analysis can say nothing of: an arm, the analysis, and why."""
+    rows = {}
+    for one in contents.analysed:
+        subject = one.record.subject
+        for note in one.record.notes:
+            if note.startswith(NOT_AVAILABLE):
+                key = (subject.base, subject.training_set, subject.arm, one.record.analysis)
+                rows.setdefault(key, (*key, note.removeprefix(NOT_AVAILABLE), one.source))
+    names = ("base", "training_set", "arm", "analysis", "reason", "source")
+    return pl.DataFrame(list(rows.values()), schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def _long(contents: Contents, wide: pl.DataFrame, measures: tuple[str, ...], keys: list[str]) -> pl.DataFrame:

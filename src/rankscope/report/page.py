@@ -55,6 +55,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         measures=MEASURES,
         runs=tables["runs"].to_dicts(),
         troubles=tables["troubles"].to_dicts(),
+        not_available=tables["not_available"].to_dicts(),
         data=tables["data"].to_dicts(),
         contamination=tables["contamination"].to_dicts(),
         settings_table=_settings_table(tables["settings"]),

@@ -11,7 +11,7 @@ from rankscope.records import ArmResult, Interval
 from rankscope.report.contents import Contents
 from rankscope.report.derived import derived_models
 from rankscope.report.explained import explaining_runs, explanations
-from rankscope.report.inside import attention_by_layer, spectra_by_arm, spectra_by_module
+from rankscope.report.inside import attention_by_layer, not_available, spectra_by_arm, spectra_by_module
 from rankscope.report.items import flipped_items
 from rankscope.report.runs import run_losses, run_states, run_validations, troubles
 
@@ -35,6 +35,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "derived": derived_models(contents),
         "explaining_runs": explaining_runs(contents),
         "explanations": explanations(contents),
+        "not_available": not_available(contents),
         "runs": run_states(contents),
         "losses": run_losses(contents),
         "validations": run_validations(contents),
