@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -32,6 +33,9 @@ class MergedTensors:
     Args:
         base: The base's tensors.
         folder: A PEFT folder.
+
+    Raises:
+        UserError: PEFT cannot read it with this base.
     """
 
     def __init__(self, base: BaseTensors, folder: Path) -> None:
@@ -39,7 +43,13 @@ class MergedTensors:
         model = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
         )
-        self._peft = PeftModel.from_pretrained(model, str(folder)).eval()
+        try:
+            self._peft = PeftModel.from_pretrained(model, str(folder)).eval()
+        except (ValueError, TypeError, KeyError, OSError, RuntimeError) as error:
+            kind = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"]
+            first = str(error).partition("\n")[0]
+            mend = "give the base that it was tuned from, and the whole folder as PEFT saved it"
+            raise UserError(f"PEFT cannot read this {kind} adapter ({first})", where=folder, mend=mend) from error
         self.method = str(self._peft.active_peft_config.peft_type.value).lower()
 
     def updates(self) -> list[Update]:
