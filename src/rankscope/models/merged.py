@@ -16,13 +16,14 @@ from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
+from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
-from rankscope.models.updates import Update, check_name, finite, in_order, make_update
+from rankscope.models.updates import Rows, Update, check_name, finite, in_order, make_update
 
 _PREFIXES = ("base_model.model.", "base_model.")
 
 
-class CannotMerge(Exception):
+class CannotMerge(UserError):
     """PEFT cannot write a method's trained model as weights of the base, so there is no update to look at."""
 
 
@@ -82,7 +83,7 @@ class MergedTensors:
                 prefix = next(prefix for prefix in _PREFIXES if path.startswith(prefix))
                 yield path.removeprefix(prefix), module
 
-    def _rows(self, layer: nn.Module, part: str, name: str):  # noqa: ANN202 - a closure, typed by Update.read_rows
+    def _rows(self, layer: nn.Module, part: str, name: str) -> Rows:
         source = self._base.source(name)
 
         def rows(start: int, stop: int) -> Tensor:
