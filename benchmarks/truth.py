@@ -79,7 +79,6 @@ def collect(out: Path, records: Path) -> None:
     first = {run.arm.label: run for run in reversed(plan.runs)}
     about = {
         "base": plan.bases[base].model_dump(mode="json"),
-        "seeds": list(study.seeds),
         "decide": study.decide.model_dump(mode="json"),
         "arms": [
             {
@@ -126,7 +125,9 @@ def read_records(records: Path) -> Records:
         tokens = values.get(("num_tokens", None))
         tasks.append(TaskScores(name, relation, unit, values[None, None], tuned, tokens))
     arms = [Standing(**arm) for arm in about["arms"]]
-    return Records(tasks, arms, about["seeds"], Decide(**about["decide"]))
+    # A study that is not finished yet has some of its seeds; those that every arm has can be drawn from.
+    seeds = set.intersection(*(set(each) for task in tasks for each in task.tuned.values()))
+    return Records(tasks, arms, sorted(seeds), Decide(**about["decide"]))
 
 
 # Drawn studies -------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ MAX_MODULE, MAX_FUNCTION, MAX_LOOP = 500, 60, 100
 
 OPTIONS = {
     "init": {"--model", "--train", "--columns", "--out"},
-    "plan": {"STUDY", "--set", "--json", "--device", "--measure", "--fit"},
+    "plan": {"STUDY", "--set", "--json", "--device", "--measure", "--fit", "--forecast"},
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
-    "report": {"DIR"},
+    "report": {"DIR", "--out"},
     "audit": {"BASE", "TUNED", "--texts", "--intruders", "--layers", "--against", "--truncate", "--out", "--json"},
     "demo": {"--out"},
 }

@@ -31,7 +31,7 @@ def demo_grid(halving: bool) -> Study:
             f"arms=[{{method: full, learning_rate: {rates}}}, {{method: lora, rank: [4, 64], learning_rate: {rates}}}]",
             f"train={{facts: {demo.train['facts'].model_dump_json(exclude_none=True)}}}",
             "evaluate={facts: {source: smallworld:medical_new, split: test, max_examples: 20, in_domain_for: [facts]}}",
-            "analyse={spectra: false, attention: false}",
+            "analyse={spectra: false, subspaces: false, attention: false}",
             f"search={{halving: {str(halving).lower()}}}",
             "seeds=[0]",
         ],

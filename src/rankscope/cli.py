@@ -8,9 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rankscope.errors import DamagedFile, MachineError, UserError
 from rankscope.spec import Study
+
+if TYPE_CHECKING:
+    from rankscope.records import ForecastRecord
 
 DONE, SOME_FAILED, USER_ERROR, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -77,15 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--columns", nargs="+", default=[], metavar="ROLE=COLUMN", help=text)
     init.add_argument("--out", default="study.yaml", type=Path, help="the study file to write (default: %(default)s)")
 
-    plan = add("plan", _plan, "say what a study will do and cost, without loading a model")
-    _add_study(plan)
-    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
-    text = "forecast for a GPU of the table, for example a100-80gb, or for several: 8xa100-80gb"
-    plan.add_argument("--device", metavar="NAME", help=text)
-    text = "make twenty training steps of each method here, and forecast from them; loads the model"
-    plan.add_argument("--measure", action="store_true", help=text)
-    text = "say what to leave out so that the study takes no longer, for example 8h, 90min or 2d"
-    plan.add_argument("--fit", metavar="TIME", help=text)
+    _add_plan(add("plan", _plan, "say what a study will do and cost, without loading a model"))
 
     run = add("run", _run, "run a study, or finish one that was stopped", _EPILOG)
     _add_study(run)
@@ -99,8 +95,10 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="print the status as JSON")
     status.add_argument("--watch", action="store_true", help="print it again every two seconds")
 
-    report = add("report", _report, "rebuild the report from the records")
-    report.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+    report = add("report", _report, "rebuild the report from the records, or compare several studies")
+    report.add_argument("directories", type=Path, metavar="DIR", nargs="+", help="study directories")
+    text = "where the page over several studies goes (default: results/across)"
+    report.add_argument("--out", type=Path, help=text)
 
     _add_audit(add("audit", _audit, "say what an adapter or a tuned model changed, without training", _AUDIT_EPILOG))
 
@@ -108,6 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_out(demo)
     demo.set_defaults(retry_failed=False, share=False)
     return parser
+
+
+def _add_plan(plan: argparse.ArgumentParser) -> None:
+    _add_study(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    text = "forecast for a GPU of the table, for example a100-80gb, or for several: 8xa100-80gb"
+    plan.add_argument("--device", metavar="NAME", help=text)
+    text = "make twenty training steps of each method here, and forecast from them; loads the model"
+    plan.add_argument("--measure", action="store_true", help=text)
+    text = "say which ranks are worth trying, from one pass of gradients; loads the model, records it in the directory"
+    plan.add_argument("--forecast", action="store_true", help=text)
+    text = "say what to leave out so that the study takes no longer, for example 8h, 90min or 2d"
+    plan.add_argument("--fit", metavar="TIME", help=text)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
@@ -185,15 +196,26 @@ def _plan(options: argparse.Namespace) -> int:
     study = load_study(options.study, options.set)  # before what takes longer to import than a mistake to find
 
     from rankscope.forecast import Wish, forecast
-    from rankscope.terminal import fitted_lines, plan_lines
+    from rankscope.terminal import fitted_lines, forecast_lines, plan_lines
 
     found = forecast(study, Wish(options.device, options.fit, is_measured=options.measure))
+    out = Path("results") / study.study
+    ranks = _forecast_ranks(study, out) if options.forecast else []
     if options.json:
-        print(json.dumps(found.document(), indent=1))
+        document = found.document() | ({"forecast": [r.model_dump(mode="json") for r in ranks]} if ranks else {})
+        print(json.dumps(document, indent=1))
         return DONE
     for line in [*plan_lines(study, found.plan), *fitted_lines(options.fit, found.fitted)]:
         print(line)
+    for line in forecast_lines(ranks, out) if ranks else ():
+        print(line)
     return DONE
+
+
+def _forecast_ranks(study: Study, out: Path) -> list[ForecastRecord]:
+    from rankscope.pipeline import forecast_study
+
+    return forecast_study(study, out)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -256,7 +278,14 @@ def _report(options: argparse.Namespace) -> int:
     from rankscope.report import stage
     from rankscope.store import Store
 
-    print(f"report: {stage.run(Store(options.directory))}")
+    stores = [Store(directory) for directory in options.directories]
+    if len(stores) > 1:
+        print(f"report: {stage.run_across(stores, options.out or Path('results') / 'across')}")
+        return DONE
+    if options.out is not None:
+        mend = "leave it out; a study's report lies in its directory"
+        raise UserError("is for several studies", where="--out", mend=mend)
+    print(f"report: {stage.run(stores[0])}")
     return DONE
 
 

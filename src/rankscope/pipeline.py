@@ -25,7 +25,7 @@ from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
 from rankscope.provenance import provenance
-from rankscope.records import DecideRecord, Rates
+from rankscope.records import DecideRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
 from rankscope.runs import RunSettings
 from rankscope.schedule import (
@@ -123,6 +123,28 @@ def run_study(
         page = report.run(store)
         leases.release("decide")
     return Outcome(record, page, len(board.failed()))
+
+
+def forecast_study(study: Study, out: Path) -> list[ForecastRecord]:
+    """Make the forecast of a study before it is run, and record it where the study will look for it.
+
+    Args:
+        study: The study.
+        out: The study directory; made if it does not exist.
+
+    Raises:
+        UserError: The data or the directory is wrong.
+    """
+    from rankscope.analyse import forecast
+    from rankscope.models.loading import Models
+
+    store = Store(out)
+    earlier, _ = _earlier(store)
+    _check_directory(store, study, earlier)
+    plan, inputs = make_plan(study, earlier.plan)
+    with _naming_a_full_disk(store), occupy(store, share=False):
+        _write_start(store, study, plan, inputs)
+        return forecast.run(plan, store, Models(store, plan.dtype, plan.layout.device))
 
 
 @dataclass

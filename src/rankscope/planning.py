@@ -95,10 +95,8 @@ def make_plan(
     types = {name: base.model_type for name, base in prepared.items()}
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
     all_arms = list({run.arm.label: run.arm for run in runs}.values())
-    scored = next(iter(prepared.values())).tasks
-    smallest = smallest_differences(
-        study, {name: (task.settings.scoring, len(task.items)) for name, task in scored.items()}
-    )
+    scored = {n: (task.settings.scoring, len(task.items)) for n, task in next(iter(prepared.values())).tasks.items()}
+    smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
     layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))

@@ -149,6 +149,36 @@ class AnalyseRecord(Record):
     notes: tuple[str, ...] = ()
 
 
+class ForecastRecord(Record):
+    """What the gradients of the untrained base and the number of tokens let one expect; one for each training set.
+
+    Attributes:
+        num_examples: Of the sample whose gradients were taken, in two halves.
+        loss_nats_per_token: Of the untrained base on the sample.
+        bits_to_store: Of all completions, as surprising as the sample is to the base; repetitions count each time.
+        bits_per_rank: What the parameters of one rank on all linear layers hold.
+        capacity_rank: The least rank that holds `bits_to_store`.
+        signal_rank_median: Directions of the gradient above its own noise, in the median matrix.
+        signal_rank_high: In the matrix that has more of them than nine in ten.
+        energy_rank_90_median: Directions that hold 90% of the gradient's energy, in the median matrix.
+        ranks_to_try: Powers of two between what these ask for.
+    """
+
+    kind: Literal["forecast"] = "forecast"
+    base: str
+    training_set: str
+    num_examples: int
+    num_scored_tokens: int
+    loss_nats_per_token: float
+    bits_to_store: float
+    bits_per_rank: float
+    capacity_rank: int
+    signal_rank_median: int
+    signal_rank_high: int
+    energy_rank_90_median: int
+    ranks_to_try: tuple[int, ...]
+
+
 class Round(Frozen):
     """One round of a search by halving: how the rates stood after some steps, and which went on.
 
@@ -307,7 +337,11 @@ class ArmResult(Frozen):
 
 
 class Verdict(Frozen):
-    """The decision for one base and training set, with the rule in words and its numbers filled in."""
+    """The decision for one base and training set, with the rule in words and its numbers filled in.
+
+    Attributes:
+        defaults: Files beside the record that hold the recommended arm as other programs read it.
+    """
 
     base: str
     training_set: str
@@ -323,6 +357,7 @@ class Verdict(Frozen):
     needed: str | None
     warnings: tuple[str, ...] = ()
     arms: tuple[ArmResult, ...] = ()
+    defaults: tuple[str, ...] = ()
 
 
 class DecideRecord(Record):

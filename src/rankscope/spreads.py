@@ -19,6 +19,8 @@ OUTLIER_LEVEL = 0.01
 LEAN = 3.0
 # Below this p-value of Bartlett's test the arms are taken to spread unlike each other, and each is given its own share.
 UNLIKE_LEVEL = 0.05
+# The least share of a seed's effect that all arms are taken to have in common, whatever their few seeds say.
+SHARED = 0.4
 _LARGE_DF = 1e6  # as good as a common variance
 
 
@@ -177,10 +179,10 @@ def spread_unlike(arms: Sequence[Spread]) -> bool:
     own = [item for arm in arms if (item := own_seed_variance(arm)) is not None]
     if len(own) < 2 or not any(item.between for item in own):
         return False
-    logs = [math.log(value) for value in _positive(arms)]
-    total = sum(item.df for item in own)
-    statistic = total * math.log(_pool(own).between) - sum(item.df * log for item, log in zip(own, logs, strict=True))
-    correction = 1.0 + (sum(1.0 / item.df for item in own) - 1.0 / total) / (3.0 * (len(own) - 1))
+    values, dfs = np.array(_positive(arms)), np.array([item.df for item in own])
+    total = float(dfs.sum())
+    statistic = total * math.log(float(dfs @ values) / total) - float(dfs @ np.log(values))
+    correction = 1.0 + (float((1.0 / dfs).sum()) - 1.0 / total) / (3.0 * (len(own) - 1))
     return bool(chdtrc(len(own) - 1, max(0.0, statistic) / correction) < UNLIKE_LEVEL)
 
 
@@ -237,28 +239,35 @@ def _inverse_trigamma(value: float) -> float:
 
 
 def _positive(arms: Sequence[Spread]) -> list[float]:
-    """The arms' variances over seeds, none of them zero: equal counts of right answers are equal within rounding."""
-    found = [(arm, item.between) for arm in arms if (item := own_seed_variance(arm)) is not None]
-    middle = float(np.median([value for _, value in found]))
-    largest = max(value for _, value in found)
-    return [max(value, (arm.flip or 0.0) ** 2 / 12, 1e-5 * middle, 1e-12 * largest) for arm, value in found]
+    """The arms' variances over seeds, none below what item noise alone makes them on average.
+
+    Two seeds are often equal by chance, and the logarithm of their variance must not run away: less than the item
+    noise, which is known well, says nothing more of an arm; nor do equal counts of right answers.
+    """
+    found = [(arm, item) for arm in arms if (item := own_seed_variance(arm)) is not None]
+    middle = float(np.median([item.between for _, item in found]))
+    largest = max(item.between for _, item in found)
+    return [
+        max(item.between, item.residual, (arm.flip or 0.0) ** 2 / 12, 1e-5 * middle, 1e-12 * largest)
+        for arm, item in found
+    ]
 
 
 def _effective_df(pool: Sequence[Spread], shared: SeedVariance) -> float:
     """Degrees of freedom of a pooled variance whose arms move together, since one seed gives all the same examples.
 
     `between` is MS_seeds / K + MS_interaction (K - 1) / K of the table arms x seeds; the first part has S - 1 degrees
-    of freedom only, however many arms there are.
+    of freedom only, however many arms there are. Two or three seeds say little of how large it is: where they lie close
+    by chance all arms look quiet and independent at once. So it is taken to be no less than goes with `SHARED`.
     """
     num_arms, counts = len(pool), {item.num_seeds for item in pool}
-    if num_arms < 2 or len(counts) > 1:
+    if num_arms < 2 or len(counts) > 1 or shared.between == 0.0:
         return shared.df
     means = np.array([item.seed_means for item in pool])  # arm seed
-    together = float(np.var(means.mean(axis=0), ddof=1))
-    apart = shared.between - together
-    df = counts.pop() - 1
-    squares = together**2 / df + apart**2 / ((num_arms - 1) * df)
-    return min(shared.df, shared.between**2 / squares) if squares > 0.0 else shared.df
+    together = float(np.var(means.mean(axis=0), ddof=1)) / shared.between
+    df, least = counts.pop() - 1, SHARED + (1.0 - SHARED) / num_arms
+    squares = [part**2 / df + (1.0 - part) ** 2 / ((num_arms - 1) * df) for part in (together, max(together, least))]
+    return min(shared.df, 1.0 / max(squares))
 
 
 def leaned(shared: SeedVariance, own: SeedVariance) -> SeedVariance:

@@ -19,6 +19,7 @@ from rankscope.records import (
     DecideRecord,
     DeriveRecord,
     EvaluateRecord,
+    ForecastRecord,
     Rates,
     Record,
     TrainRecord,
@@ -69,6 +70,10 @@ class Store:
     def base_cache(self, base: str, analysis: str) -> Path:
         """What a base showed, for its runs to be compared with; no result, and deleted when all is done."""
         return self.base_analysis(base, analysis) / CACHES[analysis]
+
+    def forecast(self, base: str, training_set: str) -> Path:
+        """What was expected of a training set before anything was trained."""
+        return self.base(base) / "forecast" / training_set
 
     def run(self, run_id: str) -> Path:
         """A run's folder."""
@@ -122,6 +127,10 @@ class Store:
     def read_derive(self, folder: Path) -> DeriveRecord | None:
         """The record of a derived model in the folder that `derived` names."""
         return read_model(folder / RECORD, DeriveRecord)
+
+    def read_forecast(self, base: str, training_set: str) -> ForecastRecord | None:
+        """The forecast of a training set, or None where none was made."""
+        return read_model(self.forecast(base, training_set) / RECORD, ForecastRecord)
 
     def read_rates(self) -> Rates:
         """The learning rates chosen so far."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -11,7 +13,7 @@ from rankscope.cost.fit import Fitted
 from rankscope.data.summaries import summary_lines
 from rankscope.display import duration
 from rankscope.plan import UNREAD, Plan
-from rankscope.records import ArmResult, DecideRecord, Interval, Verdict
+from rankscope.records import ArmResult, DecideRecord, ForecastRecord, Interval, Verdict
 from rankscope.runs import expand_arms
 from rankscope.spec import OptimizationFields, Study
 
@@ -35,6 +37,24 @@ def plan_lines(study: Study, plan: Plan) -> list[str]:
         *_cost_lines(study, plan),
         *(f"warning: {text}" for text in plan.warnings),
     ]
+
+
+def forecast_lines(records: Sequence[ForecastRecord], out: Path) -> list[str]:
+    """What the gradients before training let one expect, named a forecast."""
+    lines = []
+    for record in records:
+        where = f"{record.training_set}, base {record.base}"
+        ranks = ", ".join(map(str, record.ranks_to_try))
+        lines += [
+            f"FORECAST for {where}, from {record.num_examples} examples before any training (nothing was measured):",
+            f"  ranks worth trying: {ranks}",
+            f"  to store: at most {record.bits_to_store:,.0f} bits in {record.num_scored_tokens:,} trained tokens; "
+            f"a rank on all linear layers holds about {record.bits_per_rank:,.0f}, so rank {record.capacity_rank} or "
+            "more holds them",
+            f"  the gradient stands out of its noise in {record.signal_rank_median} directions of the median matrix, "
+            f"{record.signal_rank_high} in one of ten; 90% of its energy lies in {record.energy_rank_90_median}",
+        ]
+    return [*lines, f"recorded in {out}; after the study its report holds the forecast against what was measured"]
 
 
 def status_lines(state: dict[str, Any]) -> list[str]:

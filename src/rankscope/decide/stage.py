@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 import polars as pl
 
 from rankscope.decide.comparison import compare_tasks
+from rankscope.decide.defaults import default_files
 from rankscope.decide.differences import TaskScores
 from rankscope.decide.estimates import by_measure, measure
 from rankscope.decide.measured import Measured, read_measured
@@ -19,9 +21,10 @@ from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, TaskComparison, Verdict
 from rankscope.runs import RunSettings, settings_hash
 from rankscope.spec import Study
-from rankscope.store import Store, write_parquet, write_record
+from rankscope.store import Store, write_parquet, write_record, write_text
 
 COMPARISONS = "comparisons.parquet"
+DEFAULTS = "defaults"
 
 
 def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
@@ -44,6 +47,8 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
             tables.append(table)
             sums |= measured.sums
     write_parquet(store.decide / COMPARISONS, pl.concat(tables))
+    shutil.rmtree(store.decide / DEFAULTS, ignore_errors=True)  # those of an earlier verdict
+    verdicts = [_with_defaults(store, plan, verdict) for verdict in verdicts]
     record = DecideRecord(
         status="complete",
         settings_hash=settings_hash({"decide": study.decide.model_dump(mode="json"), "files": sums}),
@@ -53,7 +58,7 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
         verdicts=tuple(verdicts),
         comparisons=tuple(comparisons),
     )
-    write_record(store.decide, record, [COMPARISONS])
+    write_record(store.decide, record, [COMPARISONS, *(name for verdict in verdicts for name in verdict.defaults)])
     written = store.read_decide()
     assert written is not None, "the record was just written"
     return written
@@ -106,6 +111,22 @@ def _overlap_warnings(measured: Measured, plan: Plan) -> list[str]:
         for overlap in plan.overlaps
         if (overlap.base, overlap.training_set) == mine and overlap.warning is not None
     ]
+
+
+def _with_defaults(store: Store, plan: Plan, verdict: Verdict) -> Verdict:
+    """A verdict with the files that others start from, written; without any where no arm is recommended."""
+    runs = (
+        run
+        for run in plan.runs
+        if (run.base.name, run.training_set.name) == (verdict.base, verdict.training_set)
+        and (run.arm.label, run.learning_rate) == (verdict.arm, verdict.learning_rate)
+    )
+    run = next(runs, None)
+    names = []
+    for name, text in default_files(run).items() if run is not None else ():
+        names.append(f"{DEFAULTS}/{verdict.base}/{verdict.training_set}/{name}")
+        write_text(store.decide / names[-1], text)
+    return verdict.model_copy(update={"defaults": tuple(names)})
 
 
 def _planned(plan: Plan, measured: Measured, key: str) -> list[str]:

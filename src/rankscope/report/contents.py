@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from rankscope.plan import Plan
-from rankscope.records import AnalyseRecord, DecideRecord, EvaluateRecord, Rates, TrainRecord
+from rankscope.records import AnalyseRecord, DecideRecord, EvaluateRecord, ForecastRecord, Rates, TrainRecord
 from rankscope.spec import Decide
 
 
@@ -54,6 +54,7 @@ class Contents:
         derived: Per derived model, task and item: its value, the run's and the base's.
         heads: Per run (null: the base), layer and head: the attention measures.
         missing: What could not be read.
+        forecasts: What was expected of each base and training set before anything was trained, where it was asked.
     """
 
     plan: Plan
@@ -72,6 +73,7 @@ class Contents:
     derived: pl.DataFrame = field(default_factory=pl.DataFrame)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
+    forecasts: tuple[ForecastRecord, ...] = ()
 
     def chosen_rate(self, base: str, training_set: str, arm: str) -> float | None:
         """The learning rate chosen for an arm, or None where none is (yet)."""

@@ -58,6 +58,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         not_available=tables["not_available"].to_dicts(),
         data=tables["data"].to_dicts(),
         contamination=tables["contamination"].to_dicts(),
+        forecasts=tables["forecast"].to_dicts(),
         settings_table=_settings_table(tables["settings"]),
         provenance=_provenance(contents),
         files=sorted(tables),
@@ -66,19 +67,19 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
 
 def environment(*packages: str) -> Environment:
     """The templates of packages, the first that has one counts; escaping is on, a name that is not there an error."""
-    environment = Environment(
+    made = Environment(
         loader=ChoiceLoader([PackageLoader(package, "templates") for package in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "count": wording.count, "counted": wording.counted, "short_count": wording.short_count,
         "duration": wording.duration, "megabytes": wording.megabytes, "rate": wording.rate,
         "json": safe_json, "code": with_code,
     }  # fmt: skip
-    return environment
+    return made
 
 
 def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:

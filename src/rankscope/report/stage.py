@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
-from rankscope.records import Analysis, Rates, Status
+from rankscope.records import Analysis, ForecastRecord, Rates, Status
+from rankscope.report.across import Study, counts, findings
+from rankscope.report.across_page import render_across
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.derived_items import derived_items
 from rankscope.report.figures import group_names, make_figures
@@ -58,6 +60,31 @@ def run(store: Store) -> Path:
     return page
 
 
+def run_across(stores: Sequence[Store], out: Path) -> Path:
+    """Write what several studies say of each setting, from their records alone, and return the page's path.
+
+    Args:
+        stores: The study directories.
+        out: A folder for the page and its tables.
+
+    Raises:
+        UserError: One of them holds no study, or two have one name and folder.
+    """
+    names = [store.root.resolve().name for store in stores]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        names = [str(store.root) for store in stores]
+        if len(set(names)) < len(names):
+            raise UserError(f"'{repeated[0]}' is named twice", where="report", mend="name each study directory once")
+    studies = [Study(name, read_contents(store)) for name, store in zip(names, stores, strict=True)]
+    found = findings(studies)
+    counted = counts(found)
+    write_text(out / "tables" / "settings.csv", _csv(counted))
+    write_text(out / "tables" / "findings.csv", _csv(found))
+    page = out / "across.html"
+    write_text(page, render_across(studies, found, counted))
+    return page
+
+
 def read_contents(store: Store) -> Contents:
     """Everything the report needs of a study directory; what is missing or damaged is named, not fatal."""
     plan = read_model(store.plan_file, Plan)
@@ -89,6 +116,7 @@ def read_contents(store: Store) -> Contents:
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
         derived=_read_derived(reader, plan, at_chosen),
         provenance=_read_provenance(reader),
+        forecasts=_read_forecasts(reader, plan),
         missing=tuple(reader.missing),
     )
 
@@ -155,6 +183,16 @@ def _read_provenance(reader: _Reader) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         reader.note(path, f"cannot be read ({error})")
         return {}
+
+
+def _read_forecasts(reader: _Reader, plan: Plan) -> tuple[ForecastRecord, ...]:
+    store, found = reader.store, []
+    for base in plan.bases:
+        for name in plan.relations:
+            path = store.forecast(base, name) / RECORD
+            record = reader.model(path, lambda base=base, name=name: store.read_forecast(base, name))
+            found += [record] if record is not None else []
+    return tuple(found)
 
 
 def _read_scored(reader: _Reader, plan: Plan) -> list[Scored]:

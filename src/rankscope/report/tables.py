@@ -11,6 +11,7 @@ from rankscope.records import ArmResult, Interval
 from rankscope.report.contents import Contents
 from rankscope.report.derived import derived_models
 from rankscope.report.explained import explaining_runs, explanations
+from rankscope.report.forecast import forecast_table
 from rankscope.report.inside import attention_by_layer, not_available, spectra_by_arm, spectra_by_module
 from rankscope.report.items import flipped_items
 from rankscope.report.runs import run_losses, run_states, run_validations, troubles
@@ -43,6 +44,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "data": data_summaries(contents),
         "contamination": contamination(contents),
         "settings": differing_settings(contents),
+        "forecast": forecast_table(contents),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from rankscope.records import ArmResult, Interval, Verdict
 from rankscope.report.wording import (
@@ -68,6 +69,7 @@ class VerdictView:
     runner_up: str | None
     needed: str | None
     warnings: Sequence[str]
+    defaults: Sequence[tuple[str, str]]
     columns: Sequence[tuple[str, str, str]]
     rows: Sequence[ArmRow]
 
@@ -97,6 +99,7 @@ def verdict_view(
         runner_up=verdict.runner_up and arm_in_words(verdict.runner_up),
         needed=verdict.needed,
         warnings=verdict.warnings,
+        defaults=[(name.rsplit("/", 1)[-1], f"../decide/{quote(name)}") for name in verdict.defaults],
         columns=[(key, _COLUMNS[key], unit_of(_measure(key, verdict))) for key in keys],
         rows=[_row(arm, keys, verdict, source) for arm in arms],
     )
