@@ -109,10 +109,7 @@ def make_plan(
         bases=bases,
         arms=tuple(settings.label for settings, _ in expand_arms(study)),
         tasks={name: {key: task.settings for key, task in base.tasks.items()} for name, base in prepared.items()},
-        validation={
-            name: {key: data.validation_settings for key, data in base.training.items()}
-            for name, base in prepared.items()
-        },
+        validation={n: {k: d.validation_settings for k, d in base.training.items()} for n, base in prepared.items()},
         relations={name: relations(study, name) for name in study.train},
         runs=runs,
         **search(study),
