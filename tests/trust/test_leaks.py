@@ -102,7 +102,8 @@ def test_remote_code_is_never_allowed() -> None:
             if re.match(r"Auto\w+\.from_(pretrained|config)", name):
                 seen += 1
                 assert "trust_remote_code" in options, f"{path}:{node.lineno}"
-                if name == "AutoModelForCausalLM.from_pretrained":
+                # A GGUF file holds tensors and no code; it is read where safetensors are made from it.
+                if name == "AutoModelForCausalLM.from_pretrained" and path.name != "gguf.py":
                     assert ast.unparse(options["use_safetensors"]) == "True", path
     assert seen >= 4
 

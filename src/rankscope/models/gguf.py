@@ -22,14 +22,15 @@ def convert(file: Path, folder: Path) -> None:
         ValueError, ImportError, OSError: transformers cannot read it; its message says why.
     """
     # Both are told to run no code of the file's, which has none; `dtype` because weights of 4 bits name no precision.
-    options = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", **options)
+    options = {"gguf_file": file.name, "local_files_only": True}
+    model = AutoModelForCausalLM.from_pretrained(file.parent, dtype="float32", trust_remote_code=False, **options)
     # The weights are whole again: transformers refuses to save what it takes for quantised, and would read it as such.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder, safe_serialization=True)
-    AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, **options)
+    tokenizer.save_pretrained(folder)
 
 
 if __name__ == "__main__":
