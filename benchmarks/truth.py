@@ -41,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SCORES, ABOUT = "scores.parquet", "about.json"
 SEED_COUNTS = (2, 3, 5)
 PART = 1 / 3  # of the items of each task that a drawn study has
+# The limits of the trained study happen to lie near one arm's truth or far from all; every study is judged by several.
+BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.3)  # of forgetting, with a margin as large
 MEASURES = ("gain", "forgetting", "forgetting_nats", "between arms")
 
 
@@ -139,8 +141,8 @@ class Tally:
 
     held: dict[tuple[str, str], list[bool]] = field(default_factory=dict)
     widths: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    verdicts: list[str] = field(default_factory=list)
-    wrong: int = 0
+    named: dict[float, list[str]] = field(default_factory=dict)
+    wrong: dict[float, int] = field(default_factory=dict)
 
     def note(self, name: str, about: str, drawn: Estimate | None, reference: Spread | None) -> None:
         """Count whether an interval held what the rest of the seeds and items say."""
@@ -151,6 +153,11 @@ class Tally:
         is_held = abs(error) <= math.hypot(half, 1.96 * standard_error(reference))
         self.held.setdefault((name, about), []).append(is_held)
         self.widths.setdefault((name, about), []).append((drawn.high - drawn.low) / 2)
+
+    def judged(self, budget: float, verdict: Verdict, *, is_wrong: bool) -> None:
+        """Count a verdict."""
+        self.named.setdefault(budget, []).append(verdict.arm or "undecided")
+        self.wrong[budget] = self.wrong.get(budget, 0) + is_wrong
 
     def coverage(self, name: str) -> float:
         """Share of the intervals of one kind that held, over all arms (or pairs), in percent."""
@@ -186,10 +193,16 @@ def draw(records: Records, num_seeds: int, num_studies: int, rng: np.random.Gene
         domain = by_measure(outside)["gain"]
         for (arm, rival), drawn in between.items():
             tally.note("between arms", f"{arm} - {rival}", drawn, arm_spread(domain, arm, rival))
-        verdict = judge(standings, between, question(records, inside, seeds))
-        tally.verdicts.append(verdict.arm or "undecided")
-        tally.wrong += is_wrong(verdict, truth, records.decide)
+        for budget in BUDGETS:
+            asked = replace(question(records, inside, seeds), decide=limits(records, budget))
+            verdict = judge(standings, between, asked)
+            tally.judged(budget, verdict, is_wrong=is_wrong(verdict, truth, asked.decide))
     return tally
+
+
+def limits(records: Records, budget: float) -> Decide:
+    """The study's limits with another budget and margin."""
+    return records.decide.model_copy(update={"forgetting_budget": budget, "margin": budget})
 
 
 def part(task: TaskScores, items: np.ndarray, seeds: set[int]) -> TaskScores:
@@ -238,22 +251,39 @@ def page(records: Records, tallies: Mapping[int, Tally], num_studies: int) -> st
         f"Made by `make truth`: {len(records.arms)} arms of the small world were trained with {len(records.seeds)} "
         f"seeds each. From these, {num_studies:,} studies were drawn for each number of seeds, each with a part of the "
         f"items ({sizes}), and judged by the code that judges every study. What an interval should hold is what the "
-        "seeds and items that its study did not draw say, within their own standard error. Nominal: 95%. A verdict "
-        f"is wrong if the arm that it names forgets more than {100 * decide.forgetting_budget:g} points or "
-        f"{decide.forgetting_budget_nats:g} nats per token by that reference, or gains less than the best that does "
-        f"not by more than {100 * decide.margin:g} points. "
+        "seeds and items that its study did not draw say, within their own standard error. Nominal: 95%. "
         f"With {len(records.seeds)} seeds to draw from, drawn studies share seeds, so a coverage is itself known to a "
         "few points only. The scores of every item lie in `docs/truth/`; how it is done is in `benchmarks/truth.py`.\n",
         "All in percent.\n",
-        "| seeds | gain | forgetting | forgetting (nats) | between arms | wrong | undecided |",
-        "|---:|---:|---:|---:|---:|---:|---:|",
+        "| seeds | gain | forgetting | forgetting (nats) | between arms |",
+        "|---:|---:|---:|---:|---:|",
     ]
     for count, tally in tallies.items():
         shares = [tally.coverage(name) for name in MEASURES]
-        shares += [100 * tally.wrong / num_studies, 100 * tally.verdicts.count("undecided") / num_studies]
         lines.append(f"| {count} | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
+    lines += ["", *_verdicts(decide, tallies, num_studies)]
     lines += ["", *_by_arm(records, tallies), "", *_truth(records)]
     return "\n".join(lines) + "\n"
+
+
+def _verdicts(decide: Decide, tallies: Mapping[int, Tally], num_studies: int) -> list[str]:
+    """How often a verdict was wrong, and how often there was none, by the limit that was asked for."""
+    lines = [
+        "Every drawn study was judged by several limits: the budget of forgetting and the margin of gain, both as "
+        f"large (and {decide.forgetting_budget_nats:g} nats per token). A verdict is wrong if the arm that it names "
+        "forgets more than the budget by the reference, or gains less than the best that does not by more than the "
+        "margin. Each cell: wrong / undecided, in percent of all studies.\n",
+        "| limit | " + " | ".join(f"{count} seeds" for count in tallies) + " |",
+        "|---:|" + "---:|" * len(tallies),
+    ]
+    for budget in BUDGETS:
+        cells = [
+            f"{100 * tally.wrong[budget] / num_studies:.1f} / "
+            f"{100 * tally.named[budget].count('undecided') / num_studies:.1f}"
+            for tally in tallies.values()
+        ]
+        lines.append(f"| {100 * budget:g} points | " + " | ".join(cells) + " |")
+    return lines
 
 
 def _by_arm(records: Records, tallies: Mapping[int, Tally]) -> list[str]:
