@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from paper import PAPER, paper
+from rankscope.cost.assumed import known_sizes
 from rankscope.cost.model_shapes import known_models
+from rankscope.data.presets import all_presets
 from rankscope.errors import UserError
 from rankscope.forecast import Wish, forecast
 from rankscope.outline import make_outline, missing_models
 from rankscope.plan import Plan, piece_key
 from rankscope.spec import Study
+from rankscope.study_file import load_study
 
 
 @pytest.fixture(autouse=True)
@@ -96,3 +99,14 @@ def test_an_unknown_model_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match="neither on this machine nor among the models") as caught:
         make_outline(paper(model="Qwen/Qwen2.5-7B-Instrct"))
     assert "did you mean Qwen/Qwen2.5-7B" in caught.value.mend
+
+
+def test_every_preset_has_a_size() -> None:
+    assert set(all_presets()) <= set(known_sizes())
+
+
+def test_the_paper_s_study_of_the_repository_is_planned_without_its_models_and_data() -> None:
+    study = load_study(Path(__file__).resolve().parents[2] / "studies" / "paper.yaml")
+    plan = make_outline(study)[0]
+    assert plan.estimate.is_estimate and plan.estimate.seconds > 0
+    assert set(plan.smallest_difference) == set(study.train)

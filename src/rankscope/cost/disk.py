@@ -34,7 +34,9 @@ def disk_bytes(
         num_workers: Each may have a run in training, with its last two checkpoints.
     """
     width = 8 if study.optimization.dtype == "float64" else 4
-    sizes = {run.run_id: width * adapted(run.arm, shapes[run.base.name]).num_trainable for run in (*candidates, *later)}
+    arms = {(run.base.name, run.arm.label): run.arm for run in (*candidates, *later)}
+    trained = {key: adapted(arm, shapes[key[0]]).num_trainable for key, arm in arms.items()}
+    sizes = {run.run_id: width * trained[run.base.name, run.arm.label] for run in (*candidates, *later)}
     kept, unchosen = 0, 0
     seen: set[tuple[str, str, str, int]] = set()
     for run in (*candidates, *later):

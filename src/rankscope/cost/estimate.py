@@ -255,7 +255,9 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
     """The most memory of one process, by arm while it trains (over bases and training sets), and while scoring."""
     on_gpu, max_tokens = device.memory_bytes is not None, outline.study.execute.max_tokens_per_batch
     by_arm: dict[str, int] = {}
-    for run in outline.runs:
+    # Runs that differ in rate or seed need the same.
+    kinds = {(run.base.name, run.training_set.name, run.arm.label): run for run in outline.runs}
+    for run in kinds.values():
         load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
         needed = training_bytes(run, load, shape, max_tokens, on_gpu=on_gpu)
         by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
