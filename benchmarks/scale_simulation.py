@@ -276,7 +276,8 @@ A simulation, made by `python benchmarks/scale_simulation.py --out docs/scale.md
 work takes what `plan --device {device}` forecasts for it, from the GPU's data sheet: no GPU was measured. A worker
 takes {start:.0f} s to start. Nodes have eight GPUs; one that is lost comes back after {replaced:.0f} minutes. Training
 goes on from its last checkpoint, at most a minute old, and scoring begins again. Efficiency is work that counted over
-GPU time.
+GPU time. That full fine-tuning of 8 billion parameters in float32 does not fit into 80 GB, as `plan` says, is left
+aside.
 
 ## The paper's study
 

@@ -40,8 +40,17 @@ class TrainingLoad:
         powers = [(rank / size) ** number for rank in range(size + 1)]
         return sum(length * (powers[rank + 1] - powers[rank]) for rank, length in enumerate(self.lengths))
 
-    def micro_batches(self, batch_size: int, max_tokens: int) -> tuple[int, float]:
-        """How many micro-batches a step takes, and the positions in all of them, padding included."""
+    def micro_batches(self, batch_size: int, max_tokens: int, *, is_joined: bool) -> tuple[int, float]:
+        """How many micro-batches a step takes, and the positions in all of them, padding included.
+
+        Args:
+            batch_size: Examples in a step.
+            max_tokens: Positions in one forward.
+            is_joined: Examples share a row without padding, as on a processor.
+        """
+        if is_joined:
+            tokens = batch_size * self.mean_tokens
+            return max(1, math.ceil(tokens / max_tokens)), tokens
         together = batch_size * self.longest_of(batch_size)
         if together <= max_tokens:
             return 1, together

@@ -23,7 +23,7 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, max_
     """Training one run: weights, gradients, AdamW's state, activations of a micro-batch, logits of scored positions."""
     width = _width(run.optimization)
     part = adapted(run.arm, shape)
-    number, positions = load.micro_batches(run.optimization.batch_size, max_tokens)
+    number, positions = load.micro_batches(run.optimization.batch_size, max_tokens, is_joined=not on_gpu)
     positions = min(max_tokens, positions / number)
     scored = run.optimization.batch_size * load.mean_tokens * load.scored_fraction / number
     weights = shape.num_parameters + (0 if part.is_full else part.num_trainable)

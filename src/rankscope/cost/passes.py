@@ -10,8 +10,9 @@ from rankscope.cost.model_shapes import ModelShape
 # rotations and the copies around attention (of the heads), the activation (of d_mlp). Counted on Llama's layer in eager
 # torch, where each operation reads and writes all of its values.
 _PER_D_MODEL, _PER_HEAD, _PER_MLP = 20, 14, 7
-# Operations started in one layer, forward: matrix products, norms, rotations, views; an adapted matrix adds four.
-_OPERATIONS, _OPERATIONS_ADAPTED = 45, 4
+# Operations started in one layer, forward: matrix products, norms, rotations, views; an adapted matrix adds two,
+# since its products are fused.
+_OPERATIONS, _OPERATIONS_ADAPTED = 45, 2
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ def forward(shape: ModelShape, num_tokens: float, length: float, num_scored: flo
     moved = num_tokens * per_layer * shape.num_layers + 3 * num_scored * shape.vocab_size
     operations = _OPERATIONS * shape.num_layers
     if adapted and adapted.num_matrices:
-        # Its product, scaled, is added to the matrix's own: five more passes over what comes out.
-        moved += 5 * num_tokens * sum(d_out for d_out, _ in shape.matrices)
+        # Its product is added to the matrix's own: two more passes over what comes out.
+        moved += 2 * num_tokens * sum(d_out for d_out, _ in shape.matrices)
         operations += _OPERATIONS_ADAPTED * adapted.num_matrices
     return Work(2 * num_tokens * multiplied + attention + head, moved, operations)
 

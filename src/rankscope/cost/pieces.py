@@ -64,7 +64,9 @@ def adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
 def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device: Device, max_tokens: int) -> Piece:
     """One training run, with its validation losses, its set-up and its saving."""
     part = adapted(run.arm, shape)
-    number, positions = load.micro_batches(run.optimization.batch_size, max_tokens)
+    number, positions = load.micro_batches(
+        run.optimization.batch_size, max_tokens, is_joined=device.memory_bytes is None
+    )
     rows = run.optimization.batch_size / number
     length = positions / number / rows
     tokens = run.optimization.batch_size * load.mean_tokens

@@ -94,7 +94,8 @@ def _forecast_step(outline: Outline, run: RunSettings, device: Device) -> float:
     shape, load = outline.shapes[run.base.name], _training(outline, run)
     part = adapted(run.arm, shape)
     size = run.optimization.batch_size
-    number, positions = load.micro_batches(size, outline.study.execute.max_tokens_per_batch)
+    max_tokens = outline.study.execute.max_tokens_per_batch
+    number, positions = load.micro_batches(size, max_tokens, is_joined=device.memory_bytes is None)
     scored = size * load.mean_tokens * load.scored_fraction / number
     sizes = (positions / number, positions / size, scored)
     once = forward(shape, *sizes, part) + backward(shape, *sizes, part)

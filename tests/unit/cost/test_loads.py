@@ -21,9 +21,10 @@ def test_the_longest_of_a_few_is_what_drawing_them_gives() -> None:
 
 def test_a_step_that_does_not_fit_is_split() -> None:
     load = TrainingLoad(100, (100,) * 10, 0.5, 0, 0)
-    assert load.micro_batches(8, 1000) == (1, pytest.approx(800))
-    number, positions = load.micro_batches(32, 1000)
+    assert load.micro_batches(8, 1000, is_joined=False) == (1, pytest.approx(800))
+    number, positions = load.micro_batches(32, 1000, is_joined=False)
     assert number == 4 and positions == pytest.approx(3520)
+    assert load.micro_batches(32, 1000, is_joined=True) == (4, 3200)
 
 
 def test_typical_lengths_have_the_mean_and_the_limit() -> None:
