@@ -13,8 +13,8 @@ from rankscope.spec import Optimization
 # and the driver's own part of the device's is what `nvidia-smi` shows of an idle process.
 PROCESS_BYTES_CPU, CONTEXT_BYTES_GPU = 540_000_000, 500_000_000
 # Values that autograd keeps of one token in one layer of a Llama: in d_model (two fewer where the norms are frozen), of
-# the heads, in d_mlp, and of each adapter its rank.
-_KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP = 6, 4, 2, 4
+# the heads, in d_mlp, and of each adapter its rank; where texts share a row, queries, keys and values of each again.
+_KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
 # Logits, their logarithms and their gradient are there at the same time.
 _LOGITS = 3
 
@@ -30,8 +30,9 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, max_
     trained = 3 * part.num_trainable
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
     copies = 0 if on_gpu else 2 * part.num_trainable
-    values = weights + trained + copies + positions * _kept(shape, part) + _LOGITS * scored * shape.vocab_size
-    return int(width * values) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
+    activations = positions * _kept(shape, part, is_joined=not on_gpu) + _LOGITS * scored * shape.vocab_size
+    process = CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU
+    return int(width * (weights + trained + copies + activations)) + process
 
 
 def scoring_bytes(
@@ -44,11 +45,12 @@ def scoring_bytes(
     return int(_width(optimization) * values) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
 
 
-def _kept(shape: ModelShape, part: Adapted) -> float:
+def _kept(shape: ModelShape, part: Adapted, *, is_joined: bool) -> float:
     """Values kept for the backward pass of one token, in all layers; gradients of one layer come on top."""
     inner, narrow = shape.num_heads * shape.d_head, shape.num_kv_heads * shape.d_head
     kept = _KEPT_FULL if part.is_full else _KEPT_FROZEN
     layer = kept * shape.d_model + _KEPT_HEADS * (inner + narrow) + _KEPT_MLP * shape.d_mlp
+    layer += _KEPT_JOINED * inner if is_joined else 0
     adapters = part.num_matrices * part.num_multiplied / max(1, sum(map(sum, shape.matrices)))  # rank, a matrix
     return (shape.num_layers + 1) * layer + adapters
 
