@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import altair as alt
 import polars as pl
 
+from rankscope.measures import MEASURES
 from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import GROUP_FILTER, INK, WIDTH, Style, colour, data, picked, shape, specification
 from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR
@@ -74,7 +75,7 @@ def explanation_figure(explanations: pl.DataFrame) -> Figure | None:
         caution="Arms and rates were chosen, not drawn, and a correlation is no cause: undoing parts of the update, "
         "above, is nearer to one. With eight measures one of twenty intervals misses by chance.",
         panels=panels,
-        measures=tuple(dict.fromkeys(explanations["predictor"])),
+        measures=tuple(key for key in dict.fromkeys(explanations["predictor"]) if key in MEASURES),
         sources=("runs/*/analyse/*/record.json", "runs/*/evaluate/*/record.json"),
         notes=notes,
     )

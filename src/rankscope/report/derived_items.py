@@ -40,7 +40,8 @@ def derived_items(plan: Plan, run: RunSettings, records: list[DeriveRecord], ite
             if items is None:
                 continue
             joined = both.join(_values(items, "derived_value", has_answers).drop("num_tokens"), on="item_id")
-            source = f"runs/{run.run_id}/" + (f"derive/{record.point.name}" if record else "evaluate")
+            source = f"runs/{run.run_id}/" + (f"derive/{record.point.name}" if record else f"evaluate/{task}")
+            source = f"{source}/record.json"
             more = {
                 "kind": kind, "amount": float(amount), "added_rank": record and record.added_rank,
                 "num_intruders": record and record.num_intruders, "source": source,

@@ -52,7 +52,7 @@ def explanations(contents: Contents) -> pl.DataFrame:
     confidence = contents.settings.confidence if contents.settings else 0.95
     rows = []
     for (base, training_set), runs in explaining_runs(contents).group_by("base", "training_set", maintain_order=True):
-        place = {"base": base, "training_set": training_set, "source": "runs/*/analyse/*/record.json"}
+        place = {"base": base, "training_set": training_set, "source": runs["source"][0]}
         for target in TARGETS:
             for predictor in PREDICTORS:
                 for given in (None, "update_norm"):
@@ -83,7 +83,7 @@ def _described(run: RunSettings, summary: Mapping[str, float]) -> dict[str, Any]
         "seed": run.seed,
         "rank": None if run.arm.rank is None else float(run.arm.rank),
         **measures,
-        "source": f"runs/{run.run_id}",
+        "source": f"runs/{run.run_id}/train/record.json",
     }
 
 

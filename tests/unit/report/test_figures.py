@@ -40,7 +40,7 @@ def test_specifications_are_valid_vega_lite(figures):
             alt.Chart.from_dict(dict(panel.spec), validate=True)
             json.dumps(panel.spec, allow_nan=False)
             count += 1
-    assert count == 26
+    assert count == 28
 
 
 def test_no_plot_without_its_words(figures):

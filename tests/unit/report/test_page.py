@@ -121,7 +121,7 @@ def test_a_rebuild_changes_nothing(reported, tmp_path):
         for name in names:
             old, new = reported.page.parent / folder / name, copy / "report" / folder / name
             assert old.read_bytes() == new.read_bytes(), name
-    assert len(list((copy / "report" / "figures").iterdir())) == 2 * 11
+    assert len(list((copy / "report" / "figures").iterdir())) == 2 * 12
 
 
 def test_every_verdict_and_every_failure_is_said(page, reported):
