@@ -83,7 +83,7 @@ class Estimate(Frozen):
         memory_bytes: The most that one process (on a GPU: one device) holds.
         memory_bytes_by_arm: The same by arm while it trains, and `scoring`.
         disk_bytes: The most at one time.
-        disk_bytes_by_use: `weights` that stay, models of rates not chosen, `checkpoints`, `caches`, `records`.
+        disk_bytes_by_use: `weights` that stay, `unchosen` ones that go, `checkpoints`, `caches`, `records`.
         device: What the times are of.
         device_memory_bytes: What one device has; None for a processor.
         is_estimate: Token counts are estimates too: a tokenizer or data is not on this machine.

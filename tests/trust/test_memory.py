@@ -72,17 +72,19 @@ def test_the_disk_is_what_the_plan_said(whole: Path, tmp_path: Path, keep: str) 
         overrides = ["arms.0.learning_rate=[1.0e-3, 5.0e-4]", f"keep={keep}", "seeds=[0]", "analyse.attention=false"]
         done = run(study, out, *[word for override in overrides for word in ("--set", override)])
         assert done.returncode in {0, 3}, done.stdout + done.stderr
-    assert weight_bytes(out) == pytest.approx(plan_of(out).estimate.disk_bytes, rel=0.2)
+    estimate = plan_of(out).estimate
+    assert weight_bytes(out) == pytest.approx(estimate.disk_bytes_by_use["weights"], rel=0.2)
+    assert sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) <= estimate.disk_bytes
 
 
 def test_the_plan_counts_what_each_rule_keeps(tmp_path: Path) -> None:
     study = write_study(tmp_path)
     two_rates = "arms.0.learning_rate=[1.0e-3, 5.0e-4]"
     sizes = {
-        keep: make_plan(load_study(study, [two_rates, f"keep={keep}"]))[0].estimate.disk_bytes
+        keep: make_plan(load_study(study, [two_rates, f"keep={keep}"]))[0].estimate.disk_bytes_by_use["weights"]
         for keep in ("chosen", "all", "records")
     }
-    one = make_plan(load_study(study))[0].estimate.disk_bytes
+    one = make_plan(load_study(study))[0].estimate.disk_bytes_by_use["weights"]
     assert sizes["records"] == 0
     assert sizes["chosen"] == one  # of full fine-tuning only the chosen rate stays
     assert sizes["all"] - sizes["chosen"] > 0.4 * one  # one model more, of the two that were counted

@@ -45,6 +45,8 @@ def disk_bytes(
         unchosen += sizes[run.run_id] if is_unchosen else 0
         kept += 0 if is_unchosen else sizes[run.run_id]
         seen.add(key)
+    if study.keep == "records":
+        kept, unchosen = 0, kept + unchosen  # they are deleted after the verdict
     # A checkpoint has the weights and two values of AdamW's for each.
     checkpoints = sum(sorted((2 * 3 * size for size in sizes.values()), reverse=True)[:num_workers])
     return {
