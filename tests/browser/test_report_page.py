@@ -64,7 +64,7 @@ def test_it_opens_without_errors_and_draws_every_plot(browser, url, width, schem
         return [...document.querySelectorAll('.plot')].map((plot) =>
           [plot.id, plot.querySelectorAll('svg [role="graphics-symbol"], svg .role-mark path').length]);
     """)
-    assert len(marks) == 26
+    assert len(marks) == 28
     assert all(count > 0 for _, count in marks), marks
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 

@@ -110,7 +110,7 @@ def _curve(part: pl.DataFrame, axis: str, style: Style) -> alt.LayerChart:
     ]
     return alt.layer(
         plot.mark_line(strokeWidth=1.5).encode(x=x, y=y, color=tint, strokeDash=dash, opacity=picked()),
-        plot.mark_rule(strokeWidth=1).encode(
+        plot.mark_rule(strokeWidth=1, aria=False).encode(
             x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, opacity=picked(full=0.5)
         ),
         plot.mark_point(filled=True, size=50).encode(
@@ -141,6 +141,9 @@ def _forest(part: pl.DataFrame) -> alt.LayerChart:
     zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="x:Q")
     return alt.layer(
         zero,
-        plot.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=offset, color=tint),
+        # Its numbers are said at the point; and where no interval can be given, an empty mark has nothing to say.
+        plot.mark_rule(strokeWidth=2, aria=False).encode(
+            x=alt.X("low:Q"), x2="high:Q", y=y, yOffset=offset, color=tint
+        ),
         plot.mark_point(filled=True, size=60).encode(x=x, y=y, yOffset=offset, color=tint, tooltip=hints),
     ).properties(width=WIDTH, height=36 * len(order))
