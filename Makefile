@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo bench test test-slow test-oldest check simulate truth smallworld audit-dependencies clean
+.PHONY: demo bench test test-slow test-heavy test-oldest check simulate truth smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -17,6 +17,10 @@ test: $(DEV)
 # What needs minutes, a browser or the folder of real data; a part whose needs are missing is skipped and says so.
 test-slow: $(DEV)
 	$(BIN)/python -m pytest -m "slow or shared or browser" -rs --durations=10 $(TESTS)
+
+# What needs a cluster on this machine, a large download, or many minutes alone; not part of the gate.
+test-heavy: $(DEV)
+	$(BIN)/python -m pytest -m heavy -rs --durations=10
 
 # The oldest transformers and peft that the metadata allows. What they warn of by themselves is no failure there.
 OLDEST := .venv-oldest

@@ -17,7 +17,7 @@ from studies import COMMAND, assert_same_results, run, write_study
 
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed (pip install 'rankscope[ray]')")
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 
 
 @pytest.fixture(scope="module")

