@@ -22,6 +22,7 @@ from rankscope.analyse.neurons import Activity, change_frame, most_changed, neur
 from rankscope.analyse.norms import NormCache
 from rankscope.analyse.probes import TaskBatch, task_batches
 from rankscope.analyse.subspaces import subspaces
+from rankscope.data.user_cache import user_cache
 from rankscope.errors import NotAvailable
 from rankscope.internals.attention import attention_divergence, pattern_measures
 from rankscope.internals.neurons import ACTIVE_SHARE
@@ -35,7 +36,7 @@ from rankscope.internals.patterns import (
 )
 from rankscope.internals.representations import StreamSums, stream_measures, stream_sums
 from rankscope.internals.streams import is_relu, show_neurons, show_streams
-from rankscope.models.decompositions import Decompositions, default_cache
+from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.layer_cache import LayerCache, write_tensors
 from rankscope.models.merged import CannotMerge
@@ -171,7 +172,7 @@ class _Stage:
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
         """How each tuned matrix's singular vectors lie to the base's."""
-        found = subspaces(self._parts(settings), Decompositions(default_cache()).of)
+        found = subspaces(self._parts(settings), Decompositions(user_cache()).of)
         write_parquet(folder / SUBSPACES, found.matrices)
         return _Found(found.summary(), (SUBSPACES,), found.notes())
 

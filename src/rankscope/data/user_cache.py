@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CACHE_VARIABLE = "RANKSCOPE_CACHE"
-
 
 def user_cache() -> Path:
     """`$RANKSCOPE_CACHE`, else `rankscope` in the user's cache folder; it may be deleted at any time."""
-    if named := os.environ.get(CACHE_VARIABLE):
+    if named := os.environ.get("RANKSCOPE_CACHE"):
         return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankscope"

@@ -16,9 +16,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from rankscope.data.examples import items_from_frame
 from rankscope.data.tokens import Tokenizer
+from rankscope.data.user_cache import user_cache
 from rankscope.derive.changes import Changed, changed_adapter, changed_update
 from rankscope.errors import NotAvailable
-from rankscope.models.decompositions import Decompositions, default_cache
+from rankscope.models.decompositions import Decompositions
 from rankscope.models.derived import replace_updates, write_lora
 from rankscope.models.updates import Update
 from rankscope.models.weights import iter_updates, trained_folder
@@ -57,7 +58,7 @@ class Watcher(Protocol):
 
 def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
     """Make and score the derived models of a pack that have no complete record yet."""
-    stage = _Stage(plan, store, models, Decompositions(default_cache()))
+    stage = _Stage(plan, store, models, Decompositions(user_cache()))
     for run_id in pack.run_ids:
         for name in pack.names:
             if watcher.wants_stop():

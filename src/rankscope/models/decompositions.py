@@ -23,7 +23,6 @@ from torch import Tensor
 
 # Of the files, and a folder's name. Another format, or another meaning of the same tensors, gets another number.
 FORMAT_VERSION = 1
-CACHE_VARIABLE = "RANKSCOPE_CACHE"
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,6 @@ class Decomposition:
 def decompose(W0: Float[Tensor, "d_out d_in"]) -> Decomposition:
     """The decomposition of a matrix, computed in float64."""
     return Decomposition(*torch.linalg.svd(W0.double(), full_matrices=False))
-
-
-def default_cache() -> Path:
-    """Where decompositions are kept: `$RANKSCOPE_CACHE`, else `rankscope` in the user's cache folder."""
-    if named := os.environ.get(CACHE_VARIABLE):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rankscope"
 
 
 class Decompositions:

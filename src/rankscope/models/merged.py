@@ -105,6 +105,8 @@ def _merged(layer: nn.Module, method: str) -> nn.Module:
     whole = copy.deepcopy(layer).double()
     try:
         whole.merge()
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too, but of the machine and not of the method
     except (NotImplementedError, ValueError, AttributeError, RuntimeError) as error:
         raise CannotMerge(f"PEFT cannot merge {method} into weights of the base ({error})") from error
     return whole.get_base_layer()

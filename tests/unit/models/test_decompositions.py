@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from rankscope.models import decompositions
-from rankscope.models.decompositions import Decompositions, content_hash, decompose, default_cache
+from rankscope.models.decompositions import Decompositions, content_hash, decompose
 
 
 def matrix(*shape, seed=0):
@@ -112,14 +112,3 @@ def test_processes_that_ask_at_once_compute_it_once(tmp_path):
     found = [results.get() for _ in processes]
     assert sum(calls for calls, _ in found) == 1
     assert len({value for _, value in found}) == 1
-
-
-def test_where_it_lies(monkeypatch, tmp_path):
-    monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "here"))
-    assert default_cache() == tmp_path / "here"
-    monkeypatch.delenv("RANKSCOPE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache() == tmp_path / "rankscope"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_cache() == tmp_path / ".cache" / "rankscope"
