@@ -14,6 +14,7 @@ from studies import run, write_study
 
 pytestmark = pytest.mark.slow
 STAGES = ("train", "evaluate", "analyse")
+ON_TEXTS = ("attention", "representations", "neurons")
 
 
 @pytest.fixture
@@ -46,10 +47,12 @@ def parts(names: set[str]) -> set[str]:
 def test_a_new_task_and_a_changed_task_are_all_that_is_scored(out: Path, tmp_path: Path) -> None:
     new = "evaluate.more={source: smallworld:medical_new, split: test, max_examples: 4}"
     redone, said = changed(write_study(tmp_path), out, new, "evaluate.recall.max_examples=8", "decide.margin=0.03")
-    # Attention is measured on texts drawn from all tasks, so other tasks are other texts.
-    assert parts(redone) == {"evaluate/more", "evaluate/recall", "analyse/attention"}
-    assert len(redone) == 3 * (1 + 4)  # of the base, and of two arms on two seeds
-    assert len(re.findall(r"analyse/attention: made with other settings; it is done again", said)) == 5
+    # What is measured on texts drawn from all tasks is measured again: other tasks are other texts.
+    on_texts = {f"analyse/{name}" for name in ON_TEXTS}
+    assert parts(redone) == {"evaluate/more", "evaluate/recall", *on_texts}
+    assert len(redone) == 5 * (1 + 4)  # of the base, and of two arms on two seeds
+    for name in on_texts:
+        assert len(re.findall(rf"{name}: made with other settings; it is done again", said)) == 5
     assert "kept from before: 5 trained runs" in said
     assert len(re.findall(r"evaluate/recall: made with other settings; it is done again", said)) == 5
     record = Store(out).read_decide()
@@ -60,7 +63,7 @@ def test_another_margin_only_decides_again(out: Path, tmp_path: Path) -> None:
     redone, said = changed(write_study(tmp_path), out, "decide.margin=0.5")
     assert "the study has changed since the last call: decide.margin: 0.02 -> 0.5 " in f"{said} "
     assert redone == set()
-    assert "kept from before: 5 trained runs, 24 scores, 9 analyses" in said
+    assert "kept from before: 5 trained runs, 24 scores, 23 analyses" in said  # 3 of the base, 5 of each of 4 runs
     record = Store(out).read_decide()
     assert record is not None and "50 points" in record.verdicts[0].rule
 
@@ -82,7 +85,7 @@ def test_deleted_weights_that_a_new_task_needs_are_trained_again(out: Path, tmp_
     redone, _ = changed(study, out, "keep=records")
     assert parts(redone) == {"train"} and not list(out.glob("runs/*/train/*/*.safetensors"))
     new = "evaluate.more={source: smallworld:medical_new, split: test, max_examples: 4}"
-    redone, said = changed(study, out, new, "analyse.attention=false")
+    redone, said = changed(study, out, new, *(f"analyse.{name}=false" for name in ON_TEXTS))
     trained = [name.split("/")[1] for name in redone if parts({name}) == {"train"}]
     assert len(trained) == 4 and parts(redone) == {"train", "evaluate/more"}  # a rate not chosen is not needed
     for run_id in trained:
