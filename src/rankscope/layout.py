@@ -11,6 +11,7 @@ from rankscope.plan import Layout
 from rankscope.spec import Study
 
 _SMALL_MODEL_PARAMETERS = 20_000_000
+_PACK_SIZES = (1, 2, 4, 8, 16)
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 
 
@@ -40,7 +41,30 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     threads = execute.threads_per_worker
     if threads == "auto":
         threads = max(1, cores // workers)
-    return Layout(device=device, num_workers=workers, threads_per_worker=threads, gpu=gpus[0] if gpus else None)
+    # Where nothing is measured: on a processor packs do not pay, and what fits a GPU is not known.
+    pack_size = 1 if execute.pack_size == "auto" else execute.pack_size
+    gpu = gpus[0] if gpus else None
+    return Layout(device=device, num_workers=workers, threads_per_worker=threads, pack_size=pack_size, gpu=gpu)
+
+
+def layouts_to_try(study: Study, layout: Layout) -> list[Layout]:
+    """The ways of dividing the machine that may be faster than the first, which is the one chosen without measuring.
+
+    Only what the study leaves open is varied; packs grow from one run, so that a measurement can stop at the first that
+    does not pay.
+    """
+    execute = study.execute
+    cores = layout.num_workers * layout.threads_per_worker
+    divisions = [(layout.num_workers, layout.threads_per_worker)]
+    is_open = execute.num_workers == "auto" and execute.threads_per_worker == "auto"
+    if is_open and layout.device == "cpu" and cores > 1:
+        divisions += [pair for pair in ((cores, 1), (1, cores)) if pair not in divisions]
+    sizes = _PACK_SIZES if execute.pack_size == "auto" else (execute.pack_size,)
+    return [
+        layout.model_copy(update={"num_workers": workers, "threads_per_worker": threads, "pack_size": size})
+        for workers, threads in divisions
+        for size in sizes
+    ]
 
 
 def find_device() -> str:

@@ -21,6 +21,8 @@ from rankscope.execute.executor import Executor
 from rankscope.execute.failures import disk_full, is_disk_full
 from rankscope.execute.local import LocalExecutor
 from rankscope.execute.ray import RayExecutor, cluster_layout
+from rankscope.execute.trials import measured_layout
+from rankscope.layout import layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan, write_inputs
@@ -46,6 +48,7 @@ from rankscope.spec import Study
 from rankscope.store import CACHES, CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import changed_settings, dump_study, load_study
 
+_LONG_SECONDS = 1800.0
 _SHARE_SECONDS = 1.0
 ADAPTER = "adapter"  # the folder of an adapter, also of a derived one
 _MOST_CHANGES = 8  # more than a person would read
@@ -102,6 +105,10 @@ def run_study(
     is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
     cluster = cluster_layout(study.execute) if study.execute.backend == "ray" else None
     plan, inputs = make_plan(study, earlier.plan, keep_layout=is_replayed, cluster=cluster)
+    if not is_replayed and _is_worth_measuring(study, plan):
+        display.message("measuring how this machine is best divided among the runs")
+        layout = measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))
+        plan = plan.model_copy(update={"layout": layout})
     with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use
@@ -201,10 +208,13 @@ class _Work:
     def _submit(self, executor: Executor, rates: Rates, display: Display) -> None:
         """Give idle workers the most urgent of what nobody has taken."""
         busy = {work for pack in executor.in_flight for work in work_of(pack)}
-        for pack in ready_packs(self.plan, self.board, rates):
+        # Where others take runs from the same study, each run has a lease of its own.
+        is_alone = not self.leases.is_shared and self.study.execute.backend == "local"
+        pack_size = self.plan.layout.pack_size if is_alone else 1
+        for pack in ready_packs(self.plan, self.board, rates, busy, pack_size):
             if not executor.num_idle:
                 return
-            if busy.intersection(work_of(pack)) or not self.leases.take(_lease(pack)):
+            if not self.leases.take(_lease(pack)):
                 continue
             # Another process may have finished it since the board was read.
             if self.leases.is_shared and self._refresh(work_of(pack)):
@@ -250,9 +260,21 @@ class _Work:
             progress.pop(work[2] or work[1], None)
 
 
+def _is_worth_measuring(study: Study, plan: Plan) -> bool:
+    """Whether the layout is open and the study so long that a minute of measuring is little."""
+    if study.execute.backend != "local":
+        return False  # this machine may do none of the work
+    if study.execute.measure != "auto":
+        return study.execute.measure
+    is_open = "auto" in (study.execute.num_workers, study.execute.threads_per_worker, study.execute.pack_size)
+    return is_open and (plan.estimate.seconds or 0.0) > _LONG_SECONDS
+
+
 def _lease(pack: Pack) -> str:
     """The name of the lease on a pack's work: one model in one stage, so that no two processes meet in one folder."""
-    return f"{pack.stage}-{'+'.join(pack.run_ids) or pack.base}"
+    # The names of all of its runs would be too long for a file.
+    others = f"+{len(pack.run_ids) - 1}" if len(pack.run_ids) > 1 else ""
+    return f"{pack.stage}-{(*pack.run_ids, pack.base)[0]}{others}"
 
 
 def _wait_for_turn(leases: Leases, name: str) -> None:

@@ -60,17 +60,30 @@ def halved_search(num_rates: int, num_steps: int) -> tuple[int, int]:
     return steps + alive * (num_steps - done), scores + alive
 
 
+class Trial(Frozen):
+    """How fast one way of dividing the machine trained for some seconds: optimizer steps of runs, all runs together."""
+
+    num_workers: int
+    threads_per_worker: int
+    pack_size: int
+    steps_per_second: float
+
+
 class Layout(Frozen):
     """Where work runs; replayed from plan.json, so that a study repeats bit for bit.
 
     Attributes:
+        pack_size: The most runs that are trained in one forward and backward over one copy of the base.
         gpu: The model of the GPU, as its driver names it.
+        trials: What was measured to choose it; empty where it follows from the model's size or the study file.
     """
 
     device: str
     num_workers: int
     threads_per_worker: int
+    pack_size: int = 1
     gpu: str | None = None
+    trials: tuple[Trial, ...] = ()
 
 
 class Estimate(Frozen):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from rankscope.store import RECORD, Store, check_files
 
 # A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
 Work = tuple[str, str, str | None, str]
+# What decides which modules of the base an arm adapts: runs of one pack adapt the same.
+_TARGET_OPTIONS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 _ENDED = ("complete", "failed", "diverged")
 _UNFINISHED = ("interrupted", "paused")
 
@@ -136,14 +140,25 @@ def _is_possible(board: Board, work: Work) -> bool:
     return is_alone or board.status.get(("analyse", base, None, name)) != "failed"
 
 
-def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
-    """The packs whose inputs are complete, most urgent first: what others wait for, then the longest."""
+def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] = (), pack_size: int = 1) -> list[Pack]:
+    """The packs whose inputs are complete, most urgent first: what others wait for, then the longest.
+
+    Args:
+        plan: The study's plan.
+        board: What is done.
+        rates: The learning rates chosen so far.
+        busy: Work that is being done: what else is to be done of the same model in the same stage waits for it.
+        pack_size: The most runs that are trained together.
+    """
     packs: dict[tuple[int, str, str, str | None], list[str]] = {}
+    taken = {work[:3] for work in busy}
     needed = list(needed_work(plan, rates))
     again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
         is_again = run_id in again
         if board.has_ended((stage, base, run_id, name)) and not (stage == "train" and is_again):
+            continue
+        if (stage, base, run_id) in taken:
             continue
         if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
@@ -152,7 +167,8 @@ def ready_packs(plan: Plan, board: Board, rates: Rates) -> list[Pack]:
         Pack(stage, base, (run_id,) if run_id else (), tuple(name for name in names if name))
         for (_, stage, base, run_id), names in packs.items()
     ]
-    return sorted(ready, key=lambda pack: pack_order(plan, pack))
+    together = _together(plan, ready, pack_size) if pack_size > 1 else ready
+    return sorted(together, key=lambda pack: pack_order(plan, pack))
 
 
 def pack_order(plan: Plan, pack: Pack) -> tuple[int, float]:
@@ -176,6 +192,36 @@ def work_seconds(plan: Plan, work: Work) -> float:
     if run is not None and name.startswith(ROUND_VALIDATION):
         name = VALIDATION
     return seconds.get(piece_key(stage, base, run, name), 0.0)
+
+
+def _together(plan: Plan, packs: list[Pack], pack_size: int) -> list[Pack]:
+    """Packs of runs that can be trained in one forward; small enough that no worker idles."""
+    groups: dict[tuple, list[Pack]] = {}
+    for index, pack in enumerate(packs):
+        key = companions(plan, plan.run(pack.run_ids[0]), pack.names) if pack.stage == "train" else None
+        groups.setdefault((index,) if key is None else key, []).append(pack)
+    together = []
+    for group in groups.values():
+        size = min(pack_size, math.ceil(len(group) / plan.layout.num_workers))
+        for start in range(0, len(group), size):
+            members = group[start : start + size]
+            run_ids = tuple(run_id for pack in members for run_id in pack.run_ids)
+            together.append(dataclasses.replace(members[0], run_ids=run_ids))
+    return together
+
+
+def companions(plan: Plan, run: RunSettings, names: tuple[str, ...]) -> tuple | None:
+    """What runs must have in common to be trained together; None for a run that is trained alone.
+
+    Args:
+        plan: The study's plan.
+        run: A run.
+        names: Of its pack: how far it is to be trained.
+    """
+    if not run.arm.capabilities.packs:
+        return None
+    targets = (repr(run.arm.options.get(name)) for name in _TARGET_OPTIONS)
+    return run.base.name, names, run.seed in plan.search_seeds, run.arm.method, *targets
 
 
 def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:

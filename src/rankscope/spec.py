@@ -342,6 +342,10 @@ class Execute(Section):
     backend: Literal["local", "ray"] = Field("local", description="this machine, or a Ray cluster")
     num_workers: Positive | Literal["auto"] = Field("auto", description="processes; auto: one for each GPU or core")
     threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
+    pack_size: Positive | Literal["auto"] = Field("auto", description="LoRA runs trained in one forward over one base")
+    measure: bool | Literal["auto"] = Field(
+        "auto", description="choose what is auto by some seconds of training; auto does so before long studies"
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
     max_tokens_per_batch: Positive = Field(8192, description="token positions in one forward pass; more are split")
     checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")

@@ -209,3 +209,25 @@ def test_of_equally_urgent_packs_the_longest_comes_first(tmp_path: Path) -> None
     run = plan.runs[-1]
     half = ("train", run.base.name, run.run_id, str(run.num_steps // 2))
     assert work_seconds(plan, half) * 2 == pytest.approx(seconds[piece_key("train", run.base.name, run, "")], rel=0.2)
+
+
+def test_runs_that_share_a_base_are_trained_together_and_no_worker_idles(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    alone = [pack for pack in ready_packs(plan, Board(), Rates()) if pack.stage == "train"]
+    methods = [plan.run(pack.run_ids[0]).arm.method for pack in alone]
+    number = methods.count("lora")
+    assert number >= 3 and methods.count("full") >= 1
+    layout = plan.layout.model_copy(update={"num_workers": 1})
+    plan = plan.model_copy(update={"layout": layout})
+    packs = [pack for pack in ready_packs(plan, Board(), Rates(), pack_size=2) if pack.stage == "train"]
+    sizes = [len(pack.run_ids) for pack in packs]
+    assert max(sizes) == 2 and sum(sizes) == len(alone)
+    assert {run for pack in packs for run in pack.run_ids} == {run for pack in alone for run in pack.run_ids}
+    for pack in packs:
+        assert len(pack.run_ids) == 1 or {plan.run(run).arm.method for run in pack.run_ids} == {"lora"}
+    busy = work_of(next(pack for pack in packs if len(pack.run_ids) == 2))
+    rest = {run for pack in ready_packs(plan, Board(), Rates(), busy, pack_size=2) for run in pack.run_ids}
+    assert rest == {run for pack in alone for run in pack.run_ids} - {work[2] for work in busy}
+    many = plan.model_copy(update={"layout": layout.model_copy(update={"num_workers": number})})
+    packs = [pack for pack in ready_packs(many, Board(), Rates(), pack_size=16) if pack.stage == "train"]
+    assert {len(pack.run_ids) for pack in packs} == {1}

@@ -121,7 +121,7 @@ class LocalExecutor:
         log_file = self._store.root / "logs" / f"worker-{slot}.log"
         arguments = (theirs, self._store.root, log_file)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
-        with _surroundings(self._plan.layout, slot):
+        with surroundings(self._plan.layout, slot):
             process.start()
         theirs.close()
         return _Worker(process, ours, slot)
@@ -161,7 +161,7 @@ def _meaning(code: int | None) -> str:
 
 
 @contextmanager
-def _surroundings(layout: Layout, slot: int) -> Iterator[None]:
+def surroundings(layout: Layout, slot: int) -> Iterator[None]:
     """What a process reads once, when it starts: its number of threads, and which GPU is its own."""
     wanted = worker_environment(layout, slot)
     before = {name: os.environ.get(name) for name in wanted}
