@@ -22,6 +22,7 @@ OPTIONS = {
     "run": {"STUDY", "--set", "--out", "--retry-failed", "--share"},
     "status": {"DIR", "--json", "--watch"},
     "report": {"DIR", "--out"},
+    "export": {"DIR", "--what", "--model", "--out"},
     "audit": {"BASE", "TUNED", "--texts", "--intruders", "--layers", "--against", "--truncate", "--out", "--json"},
     "demo": {"--out"},
 }
@@ -60,8 +61,12 @@ def test_the_options_of_every_verb_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["rankscope", "rankscope.cli", "rankscope.planning", "rankscope.status", "rankscope.report.stage"]
-)
+    "module",
+    [
+        "rankscope", "rankscope.cli", "rankscope.planning", "rankscope.status", "rankscope.report.stage",
+        "rankscope.export.stage",
+    ],
+)  # fmt: skip
 def test_it_imports_without_torch(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'peft') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

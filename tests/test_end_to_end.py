@@ -13,8 +13,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR
+from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR, main
+from rankscope.data.hub import model_folder
+from rankscope.models.loading import load_model
 from rankscope.store import Store
 from studies import COMMAND, STUDY, assert_same_results, plan_of, run, write_study
 
@@ -107,6 +112,47 @@ def test_a_directory_of_another_study_is_refused(finished: tuple, tmp_path: Path
     assert done.returncode == USER_ERROR
     assert "no study's" in done.stderr
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
+
+
+def test_peft_loads_an_exported_adapter(finished: tuple, tmp_path: Path) -> None:
+    _, out, _ = finished
+    assert main(["export", str(out), "--out", str(tmp_path), "--what", "models", "--model", "lora-r2"]) == DONE
+    (folder,) = (tmp_path / "models").iterdir()
+    base = load_model(model_folder("smallworld:base"), torch.float32, "cpu")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    before = base(ids).logits
+    assert not torch.equal(PeftModel.from_pretrained(base, folder)(ids).logits, before)
+
+
+def test_an_exported_model_is_loaded_with_its_tokenizer(finished: tuple, tmp_path: Path) -> None:
+    _, out, _ = finished
+    assert main(["export", str(out), "--out", str(tmp_path), "--what", "models", "--model", "full"]) == DONE
+    (folder,) = (tmp_path / "models").iterdir()
+    ids = AutoTokenizer.from_pretrained(folder)("Question: What", return_tensors="pt").input_ids
+    assert AutoModelForCausalLM.from_pretrained(folder)(ids).logits.isfinite().all()
+
+
+@pytest.mark.slow
+def test_deleted_weights_come_back_as_the_export_says(
+    finished: tuple, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, whole, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    run(study, out, "--set", "keep=records")
+    command = ["export", str(out), "--what", "models", "--model", "lora-r2"]
+    assert main(command) == USER_ERROR
+    message = capsys.readouterr().err
+    (folder,) = [path for path in out.glob("runs/*lora-r2*/train") if str(path) in message]
+    assert "keep: chosen" in message
+    shutil.rmtree(folder)
+    done = run(study, out, "--set", "keep=chosen")
+    assert [line for line in done.stdout.splitlines() if line.startswith("trained small")] == [
+        f"trained {folder.parent.name}"
+    ]
+    assert main(command) == DONE
+    weights = out / "export" / "models" / folder.parent.name / "adapter_model.safetensors"
+    assert weights.read_bytes() == (whole / folder.relative_to(out) / "adapter" / weights.name).read_bytes()
 
 
 @pytest.mark.slow

@@ -24,6 +24,12 @@ _EPILOG = """exit status: 0 done and decided; 3 done and undecided; 1 some run f
 
 _AUDIT_EPILOG = """exit status: 0 done; 2 a folder is not what it should be, or the tuned model is not of this base"""
 
+_EXPORT_EPILOG = """tables: the report's, as CSV and Parquet; records: every record and item; latex: the paper's form;
+figures: SVG and PDF; results: as PEFT's method comparison has them; models: what is recommended, with a model card
+
+exit status: 0 done; 2 what was asked for is not there; 1 a file is damaged"""
+_EXPORTED = ("tables", "records", "latex", "figures", "results", "models")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out one verb.
@@ -100,6 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "where the page over several studies goes (default: results/across)"
     report.add_argument("--out", type=Path, help=text)
 
+    text = "write what papers, notebooks, leaderboards and model hubs read"
+    _add_export(add("export", _export, text, _EXPORT_EPILOG))
+
     _add_audit(add("audit", _audit, "say what an adapter or a tuned model changed, without training", _AUDIT_EPILOG))
 
     demo = add("demo", _demo, "run the embedded study: a small model, invented facts, a few minutes", _EPILOG)
@@ -143,6 +152,15 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--truncate", type=_cut, metavar="SHARE|RANK", help=text)
     parser.add_argument("--out", type=Path, help="the folder to write to (default: results/audit-<tuned>)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+    text = f"only these of {', '.join(_EXPORTED)} (default: all)"
+    parser.add_argument("--what", nargs="+", choices=_EXPORTED, metavar="PART", help=text)
+    text = "export this model: an arm, a run's folder name, or a derived one's: RUN/truncate/16"
+    parser.add_argument("--model", metavar="NAME", help=text)
+    parser.add_argument("--out", type=Path, help="the folder to write to (default: DIR/export)")
 
 
 def _layers(text: str) -> frozenset[int]:
@@ -286,6 +304,17 @@ def _report(options: argparse.Namespace) -> int:
         mend = "leave it out; a study's report lies in its directory"
         raise UserError("is for several studies", where="--out", mend=mend)
     print(f"report: {stage.run(stores[0])}")
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from rankscope.export.stage import Request, run
+    from rankscope.store import Store
+
+    out = options.out or options.directory / "export"
+    parts = tuple(dict.fromkeys(options.what)) if options.what else None
+    for line in run(Store(options.directory), Request(out, parts, options.model)):
+        print(line)
     return DONE
 
 
