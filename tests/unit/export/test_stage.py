@@ -170,9 +170,9 @@ def test_the_winner_comes_with_its_card(exported_study: Synthetic, out: Path) ->
     own = exported_study.store.train(folder.name) / "adapter"
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (folder / name).read_bytes() == (own / name).read_bytes()
-    card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "peft" and card.data.base_model == "small"
-    assert set(card.data.tags) == {"lora", "rankscope"}  # a folder is no hub id, whatever it is called
+    card = ModelCard.load(folder / "README.md").data.to_dict()
+    assert card["library_name"] == "peft" and card["base_model"] == "small"
+    assert set(card["tags"]) == {"lora", "rankscope"}  # a folder is no hub id, whatever it is called
     decision = exported_study.store.read_decide()
     text = (folder / "README.md").read_text()
     assert "of the arm that the study recommends" in text
@@ -200,7 +200,7 @@ def test_an_arm_or_a_run_can_be_named(exported_study: Synthetic, tmp_path: Path)
     run(exported_study.store, Request(tmp_path / "arm", ("models",), "full"))
     (folder,) = (tmp_path / "arm" / "models").iterdir()
     text = (folder / "README.md").read_text()
-    assert ModelCard.load(folder / "README.md").data.library_name == "transformers"
+    assert ModelCard.load(folder / "README.md").data.to_dict()["library_name"] == "transformers"
     assert "recommends `lora-r16`; a person chose" in text
     run(exported_study.store, Request(tmp_path / "run", ("models",), f"runs/{folder.name}/"))
     assert [one.name for one in (tmp_path / "run" / "models").iterdir()] == [folder.name]
