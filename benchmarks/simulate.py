@@ -37,6 +37,8 @@ class World:
         shared: Share of the seed's effect that all arms have in common (same order of examples).
         alike: Correlation of the answers to one item over runs; the base's with a run's is its power 0.75.
         alike_kept: The same for the retention task, on which tuned models mostly answer as the base does.
+        together: Mean number of items on one passage; each has from 1 to nearly twice as many. One: none.
+        akin: Correlation of the answers to two items on one passage.
         level, kept: The base's accuracy in domain and on retention.
     """
 
@@ -50,6 +52,8 @@ class World:
     shared: float = 0.3
     alike: float = 0.5
     alike_kept: float = 0.9
+    together: int = 1
+    akin: float = 0.5
     level: float = 0.4
     kept: float = 0.7
     margin: float = 0.03
@@ -73,6 +77,8 @@ WORLDS = (
     World("4,000 items", 4000, 3, CLIMB, seed_sd=0.01),
     World("items act alike over runs", 400, 3, CLIMB, alike=0.9),
     World("items act at random", 400, 3, CLIMB, alike=0.1, alike_kept=0.1),
+    World("items on passages of 1 to 9", 1000, 3, CLIMB, together=5),
+    World("items on passages of 1 to 39, 2 seeds", 2000, 2, CLIMB, together=20, seed_sd=0.005),
     World("seed effect shared by the arms", 400, 3, CLIMB, seed_sd=0.03, shared=0.8),
     World("two arms, 2 seeds", 400, 2, (0.10, 0.20), seed_sd=0.02),
     World("equal arms, few items", 100, 2, (0.10,) * 5, seed_sd=0.02),
@@ -149,11 +155,11 @@ def draw_task(world: World, name: str, level: float, truths: Sequence[float], rn
     With a threshold moved by the seed by `tau`, the mean over seeds and items is Phi(mu / sqrt(1 + tau^2)), so `mu` is
     chosen to give the wanted truth exactly.
     """
-    n = world.num_items
     alike = world.alike if name == "taught" else world.alike_kept
-    item, shared = rng.normal(size=n), rng.normal(size=world.num_seeds)
+    clusters = _clusters(world, rng)
+    item, shared = _drawn(world, clusters, rng), rng.normal(size=world.num_seeds)
     similar = np.sqrt(alike)  # the base is trained apart, so it is less like a run than runs are like one another
-    base = (np.sqrt(similar) * item + np.sqrt(1 - similar) * rng.normal(size=n) < ndtri(level)).astype(float)
+    base = (np.sqrt(similar) * item + np.sqrt(1 - similar) * _drawn(world, clusters, rng) < ndtri(level)).astype(float)
     tuned: dict[str, dict[int, np.ndarray]] = {}
     for index, (arm, truth) in enumerate(zip(world.arms, truths, strict=True)):
         density = np.exp(-(ndtri(truth) ** 2) / 2) / np.sqrt(2 * np.pi)
@@ -161,11 +167,28 @@ def draw_task(world: World, name: str, level: float, truths: Sequence[float], rn
         own = rng.normal(size=world.num_seeds)
         threshold = ndtri(truth) * np.sqrt(1 + tau**2)
         threshold = threshold + tau * (np.sqrt(world.shared) * shared + np.sqrt(1 - world.shared) * own)
-        noise = rng.normal(size=(world.num_seeds, n))
+        noise = np.stack([_drawn(world, clusters, rng) for _ in range(world.num_seeds)])
         answers = np.sqrt(alike) * item + np.sqrt(1 - alike) * noise < threshold[:, None]
         tuned[arm] = dict(enumerate(answers.astype(float)))
     relation = "in_domain" if name == "taught" else "retention"
-    return TaskScores(task=name, relation=relation, unit="accuracy", base=base, tuned=tuned)
+    return TaskScores(task=name, relation=relation, unit="accuracy", base=base, tuned=tuned, clusters=clusters)
+
+
+def _clusters(world: World, rng: np.random.Generator) -> np.ndarray | None:
+    """The passage of each item."""
+    if world.together == 1:
+        return None
+    sizes = rng.integers(1, 2 * world.together, size=world.num_items, endpoint=False)
+    return np.repeat(np.arange(world.num_items), sizes)[: world.num_items]
+
+
+def _drawn(world: World, clusters: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
+    """A standard normal number for each item; those on one passage are alike."""
+    own = rng.normal(size=world.num_items)
+    if clusters is None:
+        return own
+    passage = rng.normal(size=world.num_items)[clusters]
+    return np.sqrt(world.akin) * passage + np.sqrt(1 - world.akin) * own
 
 
 def _question(world: World) -> Question:

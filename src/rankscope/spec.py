@@ -392,7 +392,7 @@ class Study(Section):
             self._check_task(name, task)
         for training_set in self.train:
             if not any(training_set in task.in_domain_for for task in self.evaluate.values()):
-                text = "no task is in_domain_for '{name}', so nothing says what it taught"
+                text = "no task says `in_domain_for: [{name}]`, so nothing would measure what it taught; add it to one"
                 raise PydanticCustomError("no_domain", text, {"key": "evaluate", "name": training_set})
         if self.search.seeds > len(self.seeds):
             raise PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})

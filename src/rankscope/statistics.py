@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from rankscope.spreads import SeedVariance, Spread
 
@@ -125,6 +125,20 @@ def ratio_differences(
     saved = base_nats - tuned_nats  # seed item
     ratio = saved.sum(axis=1, keepdims=True) / num_tokens.sum()
     return ratio + (saved - ratio * num_tokens) / num_tokens.mean()
+
+
+def cluster_differences(
+    differences: Float[np.ndarray, "_seeds _items"], clusters: Int[np.ndarray, " _items"]
+) -> Float[np.ndarray, "_seeds _clusters"]:
+    """What each cluster of items adds to a difference, so that plain means and variances serve for correlated items.
+
+    The mean over clusters is exactly the mean over items; the variance is the ratio estimator's, linearised, which is
+    the cluster-robust one (Liang and Zeger 1986, with the mean as the only coefficient).
+    """
+    _, codes, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    means = differences.mean(axis=1, keepdims=True)
+    totals = np.stack([np.bincount(codes, weights=row) for row in differences])  # seed cluster
+    return means + (totals - means * sizes) * (len(sizes) / len(clusters))
 
 
 def further_seeds(result: Estimate, distance: float) -> int | None:

@@ -85,7 +85,11 @@ def _read_yaml(path: Path) -> CommentedMap:
         document = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise UserError(f"not valid YAML: {error.problem}", where=line_of(path, line)) from None
+        raise UserError(
+            f"not valid YAML: {error.problem}",
+            where=line_of(path, line),
+            mend="look for a bracket, a quote or an indentation that is not closed there or just above",
+        ) from None
     except YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=path) from None
     if document is None:

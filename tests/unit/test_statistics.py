@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import statsmodels.api
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -23,6 +24,7 @@ from rankscope.spreads import (
     spread_unlike,
 )
 from rankscope.statistics import (
+    cluster_differences,
     estimate,
     further_seeds,
     holm,
@@ -322,6 +324,35 @@ def test_linearised_variance_matches_the_jackknife() -> None:
     jackknife = 199 / 200 * ((left_out - left_out.mean()) ** 2).sum()
     result = spread([ratio_differences(base, tuned, tokens)], is_bounded=False)
     assert result.item_variance == pytest.approx(jackknife, rel=0.03)
+
+
+# Clusters ------------------------------------------------------------------------------------------------------------
+
+
+def test_clusters_of_one_change_nothing() -> None:
+    differences = rng(1).normal(size=(2, 50))
+    by_cluster = cluster_differences(differences, rng(2).permutation(50))
+    assert np.sort(by_cluster, axis=1) == pytest.approx(np.sort(differences, axis=1))
+
+
+def test_clusters_have_the_cluster_robust_variance_of_statsmodels() -> None:
+    clusters = np.repeat(np.arange(60), rng(1).integers(1, 9, 60))
+    values = rng(2).normal(size=60)[clusters] + rng(3).normal(0.3, 1.0, len(clusters))
+    result = spread([cluster_differences(values[None], clusters)], is_bounded=False)
+    fit = statsmodels.api.OLS(values, np.ones(len(values))).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters, "use_correction": False}
+    )
+    assert result.value == pytest.approx(fit.params[0])
+    assert (result.num_items, result.item_df) == (60, 59.0)
+    # statsmodels divides by the number of clusters, the variance here by one less.
+    assert result.item_variance == pytest.approx(float(fit.cov_params()[0][0]) * 60 / 59)
+
+
+def test_what_stands_there_twice_makes_no_interval_narrower() -> None:
+    differences = rng(1).choice([-1.0, 0.0, 1.0], size=(2, 40))
+    once = spread([differences], is_bounded=True)
+    twice = spread([cluster_differences(np.tile(differences, 2), np.tile(np.arange(40), 2))], is_bounded=True)
+    assert twice == once
 
 
 # Tests and corrections -----------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def test_what_is_dumped_reads_the_same(tmp_path: Path) -> None:
         ("seeds: [0, 1]", "seeds: many", 11, ("seeds",)),
         ("seeds: [0, 1]", "seeds: [0, 0]", 11, ("twice",)),
         ("in_domain_for: [ours]", "in_domain_for: [theirs]", 12, ("theirs", "no training set", "ours")),
-        ("in_domain_for: [ours]", "role: retention", 12, ("no task is in_domain_for 'ours'",)),
+        ("in_domain_for: [ours]", "role: retention", 12, ("in_domain_for: [ours]",)),
         ("role: retention", "role: retain", 14, ("evaluate.mmlu.role", "retention")),
         ("study: medical-rank", "study: ../elsewhere", 1, ("study",)),
         ("  ours: {source: data/ours.jsonl}", "  ours: {source: 7}", 4, ("train.ours.source",)),

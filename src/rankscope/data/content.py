@@ -39,6 +39,11 @@ class Content:
         return _label(value_of(self.row, self.category_column)) or self.row.category
 
     @property
+    def cluster(self) -> str | None:
+        """What the row shares with others of its file (a passage, a patient), where it says so."""
+        return _label(self.row.values.get("cluster"))
+
+    @property
     def row_id(self) -> str | None:
         """The row's own id, where it has one."""
         return _label(self.row.values.get("id"))

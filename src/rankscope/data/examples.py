@@ -37,6 +37,7 @@ class Item:
         target: The right option's text, the reference answer of a generation, or the text whose loss is taken.
         target_index: The right option's index, for multiple choice.
         category: A subject or topic, where the data has one.
+        cluster: What items share that are no independent evidence: a passage, a question asked twice. None: alone.
     """
 
     item_id: str
@@ -45,6 +46,7 @@ class Item:
     target: str
     target_index: int | None = None
     category: str | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def items_frame(items: list[Item]) -> pl.DataFrame:
             "options": [list(item.options) for item in items],
             "target": [item.target for item in items],
             "target_index": [item.target_index for item in items],
+            "cluster": [item.cluster for item in items],
         },
         schema={
             "item_id": pl.String,
@@ -79,6 +82,7 @@ def items_frame(items: list[Item]) -> pl.DataFrame:
             "options": pl.List(pl.String),
             "target": pl.String,
             "target_index": pl.Int32,
+            "cluster": pl.String,
         },
     )
 

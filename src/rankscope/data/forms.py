@@ -21,7 +21,7 @@ Form = Literal["messages", "sharegpt", "multiple_choice", "prompt_completion", "
 # What `columns` in the study file may name.
 ROLES = (
     "messages", "conversations", "question", "choices", "answer", "prompt", "completion", "instruction", "input",
-    "output", "text", "category", "id",
+    "output", "text", "category", "id", "cluster",
 )  # fmt: skip
 # By what it is, the column, or of the options the columns.
 Columns = Mapping[str, str | tuple[str, ...]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from rankscope.data.few_shot import Shots, no_shots
 from rankscope.data.forms import Contents
 from rankscope.data.prompts import PLAIN, Prompted, PromptStyle, put
 from rankscope.data.sources import Rows
+from rankscope.data.splits import normalised
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.runs import ScorerSettings, TaskSettings, settings_hash
@@ -121,8 +123,18 @@ def _items(contents: Sequence[Content], prompted: Sequence[Prompted], scoring: S
             target=text.answer,
             target_index=content.answer_index if chooses else None,
             category=content.category,
+            cluster=cluster,
         )
-        for name, content, text in zip(names, contents, prompted, strict=True)
+        for name, content, text, cluster in zip(names, contents, prompted, _clusters(prompted, contents), strict=True)
+    ]
+
+
+def _clusters(prompted: Sequence[Prompted], contents: Sequence[Content]) -> list[str | None]:
+    """What each item belongs to: what its row says, else itself if it stands there twice."""
+    asked = [content_id(normalised(text.prompt), *sorted(text.options), text.answer) for text in prompted]
+    times = Counter(asked)
+    return [
+        content.cluster or (name if times[name] > 1 else None) for content, name in zip(contents, asked, strict=True)
     ]
 
 

@@ -57,9 +57,9 @@ def _comparison(
 ) -> TaskComparison:
     lost = gained = p_value = None
     if part.unit == "accuracy":
-        first = part.differences(arm, shared_seeds([part], arm)[:1])[0]
-        lost, gained = int((first < 0).sum()), int((first > 0).sum())
-        p_value = mcnemar_exact(lost, gained)
+        flips = part.flips(arm, shared_seeds([part], arm)[0])
+        lost, gained = flips.lost, flips.gained
+        p_value = mcnemar_exact(flips.clusters_lost, flips.clusters_gained)
     sign = 1.0 if part.unit == "accuracy" else -1.0
     return TaskComparison(
         base=names[0],

@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from rankscope.spreads import (
     Spread,
@@ -19,7 +19,17 @@ from rankscope.spreads import (
     spread,
     spread_unlike,
 )
-from rankscope.statistics import Estimate, estimate, ratio_differences
+from rankscope.statistics import Estimate, cluster_differences, estimate, ratio_differences
+
+
+@dataclass(frozen=True)
+class Flips:
+    """How many items of right and wrong changed, and how many clusters did so on balance."""
+
+    lost: int
+    gained: int
+    clusters_lost: int
+    clusters_gained: int
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,7 @@ class TaskScores:
         tuned: The same by arm and seed.
         num_tokens: Scored tokens of each text; None for right and wrong.
         categories: One for each item, where the task has some.
+        clusters: A number for each item, the same for items that are no independent evidence; None: all are.
     """
 
     task: str
@@ -40,6 +51,7 @@ class TaskScores:
     tuned: dict[str, dict[int, Float[np.ndarray, " _items"]]] = field(default_factory=dict)
     num_tokens: Float[np.ndarray, " _items"] | None = None
     categories: np.ndarray | None = None
+    clusters: Int[np.ndarray, " _items"] | None = None
 
     def select(self, keep: Bool[np.ndarray, " _items"]) -> TaskScores:
         """The same task with some of its items."""
@@ -51,6 +63,7 @@ class TaskScores:
             tuned={arm: {s: values[keep] for s, values in seeds.items()} for arm, seeds in self.tuned.items()},
             num_tokens=None if self.num_tokens is None else self.num_tokens[keep],
             categories=None if self.categories is None else self.categories[keep],
+            clusters=None if self.clusters is None else self.clusters[keep],
         )
 
     @property
@@ -60,12 +73,25 @@ class TaskScores:
             return float(self.base.mean())
         return float(self.base.sum() / self.num_tokens.sum())
 
-    def differences(self, arm: str, seeds: Sequence[int]) -> Float[np.ndarray, "_seeds _items"]:
-        """Arm against base for each seed and item, higher better; means over items are the task's differences."""
+    def differences(self, arm: str, seeds: Sequence[int]) -> Float[np.ndarray, "_seeds _independent"]:
+        """Arm less base for each seed and item (or cluster), higher better; means are the task's differences."""
         tuned = np.stack([self.tuned[arm][seed] for seed in seeds])
         if self.num_tokens is None:
-            return tuned - self.base
-        return ratio_differences(self.base, tuned, self.num_tokens)
+            values = tuned - self.base
+        else:
+            values = ratio_differences(self.base, tuned, self.num_tokens)
+        return values if self.clusters is None else cluster_differences(values, self.clusters)
+
+    def flips(self, arm: str, seed: int) -> Flips:
+        """Items that one seed lost and gained, and the same of what is independent: items, or clusters on balance."""
+        change = self.tuned[arm][seed] - self.base
+        if self.clusters is None:
+            net = change
+        else:
+            _, codes = np.unique(self.clusters, return_inverse=True)
+            net = np.bincount(codes, weights=change)
+        counts = [int(part.sum()) for part in (change < 0, change > 0, net < 0, net > 0)]
+        return Flips(*counts)
 
 
 def shared_seeds(tasks: Sequence[TaskScores], *arms: str) -> list[int]:

@@ -13,9 +13,11 @@ from rankscope.decide.differences import TaskScores
 from rankscope.plan import Plan
 from rankscope.records import RateChoice
 from rankscope.runs import RunSettings
-from rankscope.store import RECORD, Store, check_files
+from rankscope.store import RECORD, Store, check_files, checksum
 
 ITEMS = "items.parquet"
+PROMPTS = "prompts.parquet"
+CLUSTER = "cluster"
 
 
 @dataclass
@@ -64,6 +66,7 @@ def read_measured(store: Store, plan: Plan, base: str, training_set: str) -> Mea
                 base=_values(frame, unit),
                 num_tokens=frame["num_scored_tokens"].cast(pl.Float64).to_numpy() if unit == "nats" else None,
                 categories=_categories(frame),
+                clusters=_clusters(store, measured, name, frame),
             )
         )
     for settings in plan.runs:
@@ -136,6 +139,19 @@ def _values(frame: pl.DataFrame, unit: str) -> np.ndarray:
     """Right and wrong as 1 and 0, or nats; what is missing becomes NaN."""
     column = "is_correct" if unit == "accuracy" else "nll_nats"
     return frame[column].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
+def _clusters(store: Store, measured: Measured, task: str, frame: pl.DataFrame) -> np.ndarray | None:
+    """Which of a task's items belong together, in the order of its scores; None where all stand alone."""
+    path = store.base_task(measured.base, task) / PROMPTS
+    if not path.is_file() or CLUSTER not in pl.read_parquet_schema(path):
+        return None  # of a directory from before items had clusters
+    measured.sums[str(path.relative_to(store.root))] = checksum(path)
+    names = frame.select("item_id").join(pl.read_parquet(path, columns=["item_id", CLUSTER]), on="item_id", how="left")
+    if names[CLUSTER].null_count() == names.height:
+        return None
+    own = pl.concat_str(pl.lit("\0"), pl.col("item_id"))
+    return names.select(pl.coalesce(CLUSTER, own).rank("dense"))[CLUSTER].to_numpy().astype(np.int64)
 
 
 def _categories(frame: pl.DataFrame) -> np.ndarray | None:

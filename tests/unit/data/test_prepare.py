@@ -9,6 +9,7 @@ import pytest
 
 from model_folders import CHATML, write_tokenizer
 from rankscope.data.contamination import TrainingWords
+from rankscope.data.examples import items_frame, items_from_frame
 from rankscope.data.prepare import prepare_task, prepare_training_set
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
@@ -235,6 +236,23 @@ def test_items_that_do_not_fit_the_model_are_counted(plain, source):
     scored = task(plain, source([*QA, {"question": "very " * 400, "answer": "long"}]))
     assert scored.summary.num_truncated == 1
     assert any("1 of 41 items are longer than the model's 256 positions" in text for text in scored.warnings)
+
+
+def test_items_of_one_passage_and_items_that_stand_there_twice_are_a_cluster(plain, source):
+    choices = {"choices": ["red", "blue"], "answer": 0}
+    rows = [
+        {"question": "Which color?", **choices, "passage": "one"},
+        {"question": "Which paint?", **choices, "passage": "one"},
+        {"question": "Which ink?", "choices": ["red", "blue"], "answer": 1, "passage": None},
+        {"question": "which  ink?", "choices": ["blue", "red"], "answer": 0, "passage": None},
+        {"question": "Which ink?", "choices": ["grey", "black"], "answer": 1, "passage": None},
+    ]
+    items = task(plain, source(rows), columns={"cluster": "passage"}).items
+    one, two, *twins, other = [item.cluster for item in items]
+    assert one == two == "one"
+    assert twins[0] == twins[1] and twins[0] is not None
+    assert other is None
+    assert items_from_frame(items_frame(items)) == items
 
 
 def test_options_that_repeat_are_counted(plain, source):

@@ -124,6 +124,25 @@ def test_small_single_and_too_many_categories_are_left_out(tmp_path: Path) -> No
     assert {row.category for row in record.comparisons} == {None}
 
 
+def test_items_of_one_cluster_count_once(tmp_path: Path) -> None:
+    """Every item is given a twin that answers alike: nothing is known better than before."""
+    plain, twins = write_study(tmp_path / "plain", decide=ROOMY), write_study(tmp_path / "twins", decide=ROOMY)
+    base = twins.store.base_task("small", "taught")
+    items = pl.read_parquet(base / "items.parquet")
+    both = [items["item_id"], items["item_id"] + "-twin"]
+    cells = {name: [None] * 2 * len(items) for name in ("category", "prompt", "target")}
+    prompts = pl.DataFrame({"item_id": pl.concat(both), **cells, "cluster": pl.concat([both[0], both[0]])})
+    prompts.write_parquet(base / "prompts.parquet")
+    for path in [base, *(twins.store.task(run.run_id, "taught") for run in twins.plan.runs)]:
+        if (path / "items.parquet").is_file():
+            frame = pl.read_parquet(path / "items.parquet")
+            rewrite(path, pl.concat([frame, frame.with_columns(pl.col("item_id") + "-twin")]))
+    one, two = (compared(decide(study), "lora-r16", "taught") for study in (plain, twins))
+    assert two.difference == one.difference
+    assert (two.num_lost, two.num_gained) == (2 * one.num_lost, 2 * one.num_gained)
+    assert two.p_value == one.p_value
+
+
 def test_the_tidy_table_has_the_same_rows_with_each_seed(study: Synthetic, record: DecideRecord) -> None:
     frame = pl.read_parquet(study.store.decide / "comparisons.parquet")
     assert frame.height == len(record.comparisons)
