@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 import torch
 from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR, main
@@ -38,7 +39,7 @@ def stop_when(study: Path, out: Path, is_time: Callable[[], bool], kind: signal.
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("finished")
     study = write_study(folder)
-    return study, folder / "out", run(study, folder / "out")
+    return study, folder / "out", run(study, folder / "out", "--set", "report_to=tensorboard")
 
 
 def test_a_study_from_its_file_to_its_report(finished: tuple) -> None:
@@ -112,6 +113,24 @@ def test_a_directory_of_another_study_is_refused(finished: tuple, tmp_path: Path
     assert done.returncode == USER_ERROR
     assert "no study's" in done.stderr
     assert sorted(path.name for path in (tmp_path / "mine").iterdir()) == ["thesis.txt"]
+
+
+def test_its_tracker_was_told_every_loss_score_and_verdict(finished: tuple) -> None:
+    _, out, done = finished
+    assert "tracking" not in done.stdout
+    losses = {}
+    for path in sorted(out.glob("runs/*/train/steps.jsonl")):
+        name = path.parent.parent.name
+        events = EventAccumulator(str(out / "tensorboard" / name)).Reload()
+        told = [(one.step, one.value) for one in events.Scalars("train/loss_nats_per_token")]
+        steps = [json.loads(line) for line in path.read_text().splitlines()]
+        losses[name] = [(row["step"], pytest.approx(row["loss_nats_per_token"])) for row in steps]
+        assert told == losses[name]
+        if (path.parent.parent / "evaluate" / "facts" / "record.json").is_file():
+            assert "scores/facts/accuracy" in events.Tags()["scalars"]
+    assert len(losses) == 5
+    verdicts = EventAccumulator(str(out / "tensorboard" / "verdicts")).Reload()
+    assert "smallworld-base/facts/lora-r2/gain" in verdicts.Tags()["scalars"]
 
 
 def test_peft_loads_an_exported_adapter(finished: tuple, tmp_path: Path) -> None:

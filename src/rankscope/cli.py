@@ -270,6 +270,8 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     for part in verdict_tables(outcome.record):
         console.print(part, markup=False, highlight=False)
     console.print(f"report: {outcome.report}", soft_wrap=True, markup=False, highlight=False)
+    if outcome.tracker_failure:
+        console.print(f"{study.report_to} was not told everything: {outcome.tracker_failure}", markup=False)
     if outcome.num_failed:
         console.print(f"{outcome.num_failed} pieces of work failed; `rankscope status {out}` says why", markup=False)
         return SOME_FAILED

@@ -47,6 +47,8 @@ from rankscope.schedule import (
 from rankscope.spec import Study
 from rankscope.store import CACHES, CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import changed_settings, dump_study, load_study
+from rankscope.track.process import Tracking, tracking
+from rankscope.track.trackers import check_installed
 
 _LONG_SECONDS = 1800.0
 _SHARE_SECONDS = 1.0
@@ -69,11 +71,12 @@ class Display(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a study ended: the verdicts, where the report is, and what failed."""
+    """How a study ended: the verdicts, where the report is, what failed, and why its tracker was not told all."""
 
     record: DecideRecord
     report: Path
     num_failed: int
+    tracker_failure: str | None = None
 
     @property
     def is_decided(self) -> bool:
@@ -98,6 +101,7 @@ def run_study(
         MachineError: The disk is full; the same call goes on when there is space.
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
+    check_installed(study.report_to)
     store = Store(out)
     earlier, damage = _earlier(store)
     _check_directory(store, study, earlier)
@@ -117,19 +121,35 @@ def run_study(
         if not share:
             _remove_rubbish(store, board)
         display.planned(plan, [*_changes(earlier.study, study), *damage, *remarks])
-        _Work(study, plan, store, board, leases).carry_out(display)
-        _wait_for_turn(leases, "decide")
-        _remove_caches(store, plan)
-        display.message("deciding")
-        record = decide.run(store, study, plan)
-        if study.keep == "records":
-            for settings in plan.runs:
-                _delete_weights(store, board, settings.run_id)
-                _delete_derived(store, plan, settings)
-        display.message("writing the report")
-        page = report.run(store)
-        leases.release("decide")
-    return Outcome(record, page, len(board.failed()))
+        # Of several processes that share a study one tells its tracker what all of them write.
+        kind = study.report_to if study.report_to != "none" and leases.take("tracker") else "none"
+        with tracking(kind, store.root) as tracker:
+            _Work(study, plan, store, board, leases, tracker).carry_out(display)
+            _wait_for_turn(leases, "decide")
+            record = _decide(study, plan, store, board, display)
+            display.message("writing the report")
+            page = report.run(store)
+            leases.release("decide")
+            tracker.finish()
+            _tell_of(tracker, display)
+    return Outcome(record, page, len(board.failed()), tracker.failure)
+
+
+def _decide(study: Study, plan: Plan, store: Store, board: Board, display: Display) -> DecideRecord:
+    """The verdicts; what nothing needs after them is deleted."""
+    _remove_caches(store, plan)
+    display.message("deciding")
+    record = decide.run(store, study, plan)
+    if study.keep == "records":
+        for settings in plan.runs:
+            _delete_weights(store, board, settings.run_id)
+            _delete_derived(store, plan, settings)
+    return record
+
+
+def _tell_of(tracker: Tracking, display: Display) -> None:
+    if news := tracker.news():
+        display.message(news)
 
 
 def forecast_study(study: Study, out: Path) -> list[ForecastRecord]:
@@ -163,6 +183,7 @@ class _Work:
     store: Store
     board: Board
     leases: Leases
+    tracker: Tracking
 
     def carry_out(self, display: Display) -> None:
         """Hand out what is ready until nothing is left; rates are chosen on the way."""
@@ -181,6 +202,7 @@ class _Work:
                 needed = possible_work(self.plan, self.board, rates)
                 display.update(self.board, needed, events, list(progress.values()))
                 _write_running(running, list(progress.values()))
+                _tell_of(self.tracker, display)
         except KeyboardInterrupt:
             display.message("stopping: runs in training write a checkpoint")
             executor.stop()

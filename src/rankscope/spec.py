@@ -371,6 +371,9 @@ class Study(Section):
     decide: Decide = Field(default_factory=Decide, description="the rule's numbers")
     execute: Execute = Field(default_factory=Execute, description="where work runs")
     keep: Literal["chosen", "all", "records"] = Field("chosen", description="whose weights stay on disk")
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = Field(
+        "none", description="an experiment tracker that is told losses, scores and verdicts; see docs/trackers.md"
+    )
     allow_code: bool = Field(
         False, description="whether the Python files that the study names (`scorer`, `include_path`) may be run"
     )
