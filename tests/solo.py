@@ -46,12 +46,12 @@ def calibration(run: RunSettings) -> list[dict[str, torch.Tensor]]:
 
 
 def trained(
-    model: PreTrainedModel, runs: list[RunSettings], max_tokens: int = 10_000
+    model: PreTrainedModel, runs: list[RunSettings], max_tokens: int = 10_000, gradient_checkpointing: bool = False
 ) -> tuple[TrainablePack, list[RunState]]:
     """Runs through our loop."""
     pack = make_trainable(model, runs, calibration)
     states = [start_run(pack, index, EXAMPLES, EXAMPLES[:4], order_of(run)) for index, run in enumerate(runs)]
-    train(pack, states, max_tokens, Silent())
+    train(pack, states, max_tokens, Silent(), gradient_checkpointing=gradient_checkpointing)
     return pack, states
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
 
 from rankscope.errors import UserError
@@ -13,6 +14,8 @@ from rankscope.spec import Study
 _SMALL_MODEL_PARAMETERS = 20_000_000
 _PACK_SIZES = (1, 2, 4, 8, 16)
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+# GPUs before Ampere (compute capability below 8.0); a worker asks torch again.
+_WITHOUT_BFLOAT16 = re.compile(r"\b([KMPVT]\d+\b|[KMPV]\d+-|GTX|TITAN|RTX 20[678]0|Quadro)", re.IGNORECASE)
 
 
 def choose_layout(study: Study, num_parameters: int) -> Layout:
@@ -65,6 +68,22 @@ def layouts_to_try(study: Study, layout: Layout) -> list[Layout]:
         for workers, threads in divisions
         for size in sizes
     ]
+
+
+def with_precision(study: Study, layout: Layout) -> Study:
+    """The study with `optimization.bf16` resolved for the device that its runs are trained on.
+
+    Raises:
+        UserError: The GPU has no bfloat16.
+    """
+    wanted = study.optimization.bf16
+    is_old = layout.gpu is not None and _WITHOUT_BFLOAT16.search(layout.gpu) is not None
+    if wanted is True and is_old:
+        what = f"{layout.gpu} has no bfloat16"
+        raise UserError(what, where="optimization.bf16", mend="leave it out, or set it to false")
+    is_there = layout.device == "cuda" and layout.gpu is not None and not is_old
+    is_on = is_there and study.optimization.dtype == "float32" if wanted == "auto" else wanted
+    return study.model_copy(update={"optimization": study.optimization.model_copy(update={"bf16": is_on})})
 
 
 def find_device() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import get_args
 
@@ -16,8 +17,8 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.errors import UserError
-from rankscope.layout import choose_layout
-from rankscope.plan import UNREAD, Plan
+from rankscope.layout import choose_layout, with_precision
+from rankscope.plan import UNREAD, Layout, Plan
 from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, TaskSettings, TrainingData, expand_arms, expand_runs
 from rankscope.spec import ModelSource, Study
@@ -63,7 +64,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         UserError: A model is neither here nor in the table, or a data file is malformed.
     """
     bases = {name: _assumed(study, name) for name in study.model}
-    shapes = {name: base.shape for name, base in bases.items()}
+    study, layout, shapes = _laid_out(study, bases)
     settings = {
         name: BaseSettings(name=name, source=source.source, revision=source.revision, fingerprint=UNREAD)
         for name, source in study.model.items()
@@ -78,11 +79,10 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     tensors = {name: dict(shape.tensors) for name, shape in shapes.items()}
     types = {name: base.model_type for name, base in bases.items()}
     runs = resolve_runs(expand_runs(study, settings, training), tensors, types)
-    layout = choose_layout(study, max(shape.num_parameters for shape in shapes.values()))
     loads = {name: base.loads(study.analyse.num_probe_texts) for name, base in bases.items()}
     outline = Outline(study, runs, loads, shapes, layout, is_estimate=True)
-    first = next(iter(loads.values()))
-    smallest = smallest_differences(study, {name: (load.scoring, load.num_items) for name, load in first.tasks.items()})
+    first = next(iter(loads.values())).tasks
+    smallest = smallest_differences(study, {name: (load.scoring, load.num_items) for name, load in first.items()})
     plan = Plan(
         study=study.study,
         bases=settings,
@@ -101,6 +101,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         layout=layout,
         dtype=study.optimization.dtype,
         max_tokens_per_batch=study.execute.max_tokens_per_batch,
+        gradient_checkpointing=study.execute.gradient_checkpointing,
         checkpoint_seconds=study.execute.checkpoint_seconds,
         probes_fingerprint=dict.fromkeys(bases, UNREAD),
         analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
@@ -110,6 +111,12 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         smallest_difference=smallest,
     )
     return plan, outline
+
+
+def _laid_out(study: Study, bases: Mapping[str, _Assumed]) -> tuple[Study, Layout, dict[str, ModelShape]]:
+    shapes = {name: base.shape for name, base in bases.items()}
+    layout = choose_layout(study, max(shape.num_parameters for shape in shapes.values()))
+    return with_precision(study, layout), layout, shapes
 
 
 def _assumed(study: Study, name: str) -> _Assumed:

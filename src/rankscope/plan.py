@@ -176,6 +176,7 @@ class Plan(Frozen):
     layout: Layout
     dtype: str
     max_tokens_per_batch: int
+    gradient_checkpointing: bool = False
     checkpoint_seconds: float
     probes_fingerprint: dict[str, str]
     analyses: tuple[Analysis, ...]
@@ -195,6 +196,11 @@ class Plan(Frozen):
             KeyError: The plan has no such run.
         """
         return self._by_id[run_id]
+
+    @property
+    def is_mixed(self) -> bool:
+        """Runs are trained in mixed precision: products in bfloat16, weights in float32."""
+        return any(run.optimization.bf16 is True for run in self.runs)
 
     def subject(self, base: str, run_id: str | None) -> Subject:
         """Whom a record about a run (None: about the base itself) is about."""

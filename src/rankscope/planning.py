@@ -27,7 +27,7 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import check_device, resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import design_warnings, relations, search, smallest_differences
-from rankscope.layout import choose_layout
+from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
 from rankscope.runs import (
@@ -93,15 +93,16 @@ def make_plan(
     bases = {name: base.settings for name, base in prepared.items()}
     tensors = {name: dict(base.shape.tensors) for name, base in prepared.items()}
     types = {name: base.model_type for name, base in prepared.items()}
+    layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
+    if earlier is not None and keep_layout:
+        layout = earlier.layout
+    study = with_precision(study, layout)
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
     all_arms = list({run.arm.label: run.arm for run in runs}.values())
     scored = {n: (task.settings.scoring, len(task.items)) for n, task in next(iter(prepared.values())).tasks.items()}
     smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
-    layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
-    if earlier is not None and keep_layout:
-        layout = earlier.layout
     check_device(runs, layout.device)
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
@@ -116,6 +117,7 @@ def make_plan(
         layout=layout,
         dtype=study.optimization.dtype,
         max_tokens_per_batch=study.execute.max_tokens_per_batch,
+        gradient_checkpointing=study.execute.gradient_checkpointing,
         checkpoint_seconds=study.execute.checkpoint_seconds,
         probes_fingerprint={
             name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()

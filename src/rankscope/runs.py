@@ -139,6 +139,11 @@ class TaskSettings(Resolved):
     harness: HarnessSettings | None = None
     data: DataOrigin | None = None
 
+    @property
+    def is_generated(self) -> bool:
+        """Answers are written by our own decoding, in which several adapters of a base can take part."""
+        return self.scoring == "generate" and self.harness is None
+
 
 class ArmSettings(Resolved):
     """One arm with its options resolved; `options` are PEFT's names and values (empty for full fine-tuning)."""
@@ -191,8 +196,10 @@ class RunSettings(Resolved):
     def settings_hash(self) -> str:
         """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
         # A later commit with the same files, for example of a model card, is no other run; nor are the same examples
-        # read from elsewhere.
-        return settings_hash(self.model_dump(mode="json", exclude={"base": {"commit"}, "training_set": {"data"}}))
+        # read from elsewhere. Without bfloat16 a run is what it was before there was a choice.
+        exclude = {"base": {"commit"}, "training_set": {"data"}}
+        exclude |= {} if self.optimization.bf16 is True else {"optimization": {"bf16"}}
+        return settings_hash(self.model_dump(mode="json", exclude=exclude))
 
     @property
     def run_id(self) -> str:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -167,7 +167,7 @@ def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] =
         Pack(stage, base, (run_id,) if run_id else (), tuple(name for name in names if name))
         for (_, stage, base, run_id), names in packs.items()
     ]
-    together = _together(plan, ready, pack_size) if pack_size > 1 else ready
+    together = _together(plan, ready, busy, _chunks(plan, needed, pack_size)) if pack_size > 1 else ready
     return sorted(together, key=lambda pack: pack_order(plan, pack))
 
 
@@ -194,20 +194,54 @@ def work_seconds(plan: Plan, work: Work) -> float:
     return seconds.get(piece_key(stage, base, run, name), 0.0)
 
 
-def _together(plan: Plan, packs: list[Pack], pack_size: int) -> list[Pack]:
-    """Packs of runs that can be trained in one forward; small enough that no worker idles."""
+def _together(plan: Plan, packs: list[Pack], busy: Collection[Work], chunks: Mapping[tuple, tuple]) -> list[Pack]:
+    """Packs of runs that are trained in one forward pass, or that generate side by side.
+
+    Who shares a pack depends on the study alone and not on who was ready first, so that a study repeats bit for bit:
+    what does not serve the search waits until the search is over.
+    """
+    pending = [*busy, *(work for pack in packs for work in work_of(pack))]
+    is_searching = any(_is_of_search(plan, work) for work in pending)
     groups: dict[tuple, list[Pack]] = {}
     for index, pack in enumerate(packs):
-        key = companions(plan, plan.run(pack.run_ids[0]), pack.names) if pack.stage == "train" else None
-        groups.setdefault((index,) if key is None else key, []).append(pack)
-    together = []
-    for group in groups.values():
-        size = min(pack_size, math.ceil(len(group) / plan.layout.num_workers))
-        for start in range(0, len(group), size):
-            members = group[start : start + size]
-            run_ids = tuple(run_id for pack in members for run_id in pack.run_ids)
-            together.append(dataclasses.replace(members[0], run_ids=run_ids))
-    return together
+        key = _chunk_of(plan, pack, chunks)
+        if key is None or not is_searching or _is_of_search(plan, work_of(pack)[0]):
+            groups.setdefault((index,) if key is None else key, []).append(pack)
+    return [
+        dataclasses.replace(group[0], run_ids=tuple(run_id for pack in group for run_id in pack.run_ids))
+        for group in groups.values()
+    ]
+
+
+def _chunks(plan: Plan, needed: Iterable[Work], pack_size: int) -> dict[tuple[str, str], tuple]:
+    """By run and how far it is trained: which runs it shares a pack with; small enough that no worker idles."""
+    groups: dict[tuple, list[tuple[str, str]]] = {}
+    for stage, _, run_id, name in needed:
+        if stage == "train" and run_id is not None:
+            key = companions(plan, plan.run(run_id), (name,) if name else ())
+            groups.setdefault((run_id,) if key is None else key, []).append((run_id, name))
+    chunks = {}
+    for key, members in groups.items():
+        size = min(pack_size, math.ceil(len(members) / plan.layout.num_workers))
+        chunks |= {member: (*key, place // size) for place, member in enumerate(members)}
+    return chunks
+
+
+def _chunk_of(plan: Plan, pack: Pack, chunks: Mapping[tuple, tuple]) -> tuple | None:
+    """What packs have in common that go together; None for one that goes alone."""
+    stage, base, run_id, name = work_of(pack)[0]
+    is_generated = stage == "evaluate" and any(plan.task(base, run_id, task).is_generated for task in pack.names)
+    if run_id is None or not plan.run(run_id).arm.capabilities.packs or not (stage == "train" or is_generated):
+        return None
+    training = (run_id, name if stage == "train" else _training(run_id, base, name)[3])
+    return (stage, pack.names, *chunks[training])
+
+
+def _is_of_search(plan: Plan, work: Work) -> bool:
+    """Whether the choice of a rate waits for this."""
+    stage, _, run_id, name = work
+    is_asked = stage == "train" or (stage == "evaluate" and name.startswith(VALIDATION))
+    return is_asked and run_id is not None and plan.run(run_id).seed in plan.search_seeds
 
 
 def companions(plan: Plan, run: RunSettings, names: tuple[str, ...]) -> tuple | None:
@@ -221,7 +255,11 @@ def companions(plan: Plan, run: RunSettings, names: tuple[str, ...]) -> tuple | 
     if not run.arm.capabilities.packs:
         return None
     targets = (repr(run.arm.options.get(name)) for name in _TARGET_OPTIONS)
-    return run.base.name, names, run.seed in plan.search_seeds, run.arm.method, *targets
+    is_search = run.seed in plan.search_seeds
+    # Where rounds or new rates are asked for arm by arm, each arm goes at its own pace.
+    is_paced = is_search and (plan.is_halving or any(grid.below or grid.above for grid in plan.grids.values()))
+    arm = (run.training_set.name, run.arm.label) if is_paced else None
+    return run.base.name, names, is_search, arm, run.arm.method, *targets
 
 
 def trained_again(board: Board, needed: Iterable[Work]) -> dict[str, list[str]]:

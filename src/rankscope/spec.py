@@ -224,6 +224,9 @@ class Optimization(OptimizationFields):
     adam_beta2: Decay = Field(0.999, description="AdamW's second decay")
     adam_epsilon: NotNegative = Field(1e-8, description="AdamW's epsilon")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights and arithmetic")
+    bf16: bool | Literal["auto"] = Field(
+        "auto", description="products of training in bfloat16, weights in float32; auto: where the GPU has it"
+    )
     num_validations: int = Field(4, ge=1, description="validation losses in a run, the last after the last step")
 
 
@@ -348,6 +351,9 @@ class Execute(Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
     max_tokens_per_batch: Positive = Field(8192, description="token positions in one forward pass; more are split")
+    gradient_checkpointing: bool = Field(
+        False, description="training keeps one tensor a layer and computes the rest again: less memory, more time"
+    )
     checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")
     address: str = Field("auto", description="the Ray cluster: auto (RAY_ADDRESS, or this machine's), or host:port")
     results: Literal["shared", "fetched"] = Field(
@@ -404,6 +410,9 @@ class Study(Section):
                 text = "arms.{index}: PEFT's {start} initialisation needs optimization.dtype float32"
                 context = {"key": "arms", "index": index, "start": arm.init_lora_weights}
                 raise PydanticCustomError("float32_only", text, context)
+        if self.optimization.dtype == "float64" and self.optimization.bf16 is True:
+            text = "optimization.bf16 is for weights in float32, and optimization.dtype is float64"
+            raise PydanticCustomError("bf16_of_float64", text, {"key": "optimization"})
         if len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
         return self

@@ -9,7 +9,8 @@ import pytest
 from paper import paper
 from rankscope import layout
 from rankscope.errors import UserError
-from rankscope.layout import choose_layout, visible_gpus
+from rankscope.layout import choose_layout, visible_gpus, with_precision
+from rankscope.plan import Layout
 
 
 @pytest.fixture
@@ -42,3 +43,43 @@ def test_on_a_processor_small_models_get_processes_and_large_ones_threads(monkey
     small, large = choose_layout(study, 1_000_000), choose_layout(study, 8_000_000_000)
     assert (small.num_workers, small.threads_per_worker) == (6, 1)
     assert (large.num_workers, large.threads_per_worker) == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "has_bfloat16"),
+    [
+        ("NVIDIA A100-SXM4-80GB", True),
+        ("NVIDIA H100 80GB HBM3", True),
+        ("NVIDIA L4", True),
+        ("NVIDIA GeForce RTX 3090", True),
+        ("NVIDIA GeForce RTX 5090", True),
+        ("NVIDIA RTX A6000", True),
+        ("NVIDIA RTX 2000 Ada Generation", True),
+        ("Tesla T4", False),
+        ("Tesla V100-SXM2-16GB", False),
+        ("Tesla P100-PCIE-16GB", False),
+        ("Tesla K80", False),
+        ("NVIDIA GeForce GTX 1080 Ti", False),
+        ("NVIDIA GeForce RTX 2080 Ti", False),
+        ("Quadro RTX 6000", False),
+    ],
+)
+def test_training_is_mixed_where_the_gpu_has_bfloat16(gpu: str, has_bfloat16: bool) -> None:
+    found = Layout(device="cuda", num_workers=1, threads_per_worker=1, gpu=gpu)
+    assert with_precision(paper(), found).optimization.bf16 is has_bfloat16
+    wanted = paper(optimization={"bf16": True})
+    if has_bfloat16:
+        assert with_precision(wanted, found).optimization.bf16 is True
+    else:
+        with pytest.raises(UserError, match="has no bfloat16"):
+            with_precision(wanted, found)
+
+
+def test_elsewhere_training_is_mixed_only_where_a_study_says_so() -> None:
+    for device, gpu in (("cpu", None), ("mps", None), ("cuda", None)):
+        found = Layout(device=device, num_workers=1, threads_per_worker=1, gpu=gpu)
+        assert with_precision(paper(), found).optimization.bf16 is False
+        assert with_precision(paper(optimization={"bf16": True}), found).optimization.bf16 is True
+    double = paper(optimization={"dtype": "float64"})
+    a100 = Layout(device="cuda", num_workers=1, threads_per_worker=1, gpu="NVIDIA A100-SXM4-80GB")
+    assert with_precision(double, a100).optimization.bf16 is False

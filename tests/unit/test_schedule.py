@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -231,3 +232,51 @@ def test_runs_that_share_a_base_are_trained_together_and_no_worker_idles(tmp_pat
     many = plan.model_copy(update={"layout": layout.model_copy(update={"num_workers": number})})
     packs = [pack for pack in ready_packs(many, Board(), Rates(), pack_size=16) if pack.stage == "train"]
     assert {len(pack.run_ids) for pack in packs} == {1}
+
+
+@pytest.mark.parametrize("is_halving", [False, True])
+def test_who_trains_with_whom_does_not_depend_on_who_is_fast(tmp_path: Path, is_halving: bool) -> None:
+    plan = write_study(tmp_path).plan
+    layout = plan.layout.model_copy(update={"num_workers": 2})
+    plan = plan.model_copy(update={"layout": layout, "is_halving": is_halving, "grids": {}})
+    found = [_trained_packs(plan, random.Random(number)) for number in range(6)]
+    assert all(packs == found[0] for packs in found)
+    assert max(len(runs) for runs in found[0]) == 3
+    later = [run for runs in found[0] for run in runs if plan.run(run).seed not in plan.search_seeds]
+    assert len(later) == len(set(later)) == 2 * len(plan.arms)
+
+
+def _trained_packs(plan: Plan, chance: random.Random) -> set[tuple[str, ...]]:
+    """The packs of a study whose work takes as long as chance says, on two workers."""
+    board, rates, in_flight, trained = Board(), Rates(), [], set()
+    while True:
+        busy = [work for pack in in_flight for work in work_of(pack)]
+        for pack in ready_packs(plan, board, rates, busy, pack_size=3)[: 2 - len(in_flight)]:
+            in_flight.append(pack)
+            trained |= {pack.run_ids} if pack.stage == "train" else set()
+        if not in_flight:
+            return trained
+        finish(board, in_flight.pop(chance.randrange(len(in_flight))))
+        settled = {each.arm for each in rates.choices}
+        for arm in set(plan.arms) - settled:
+            candidates = [run for run in plan.runs if run.arm.label == arm and run.seed in plan.search_seeds]
+            if all(board.is_complete(("evaluate", "small", run.run_id, VALIDATION)) for run in candidates):
+                rates = Rates(choices=(*rates.choices, choice(arm, candidates[-1].learning_rate)))
+
+
+def test_trained_together_generated_together_once_the_rates_are_known(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    name, *_ = plan.tasks["small"]
+    task = plan.tasks["small"][name].model_copy(update={"scoring": "generate"})
+    plan = plan.model_copy(update={"tasks": {"small": {name: task}}, "analyses": ()})
+    board = Board({work: "complete" for work in all_work(plan) if work[0] == "train"})
+    board.status |= {("evaluate", "small", run.run_id, VALIDATION): "complete" for run in plan.runs}
+    rates = Rates(choices=tuple(choice(arm, next(r.learning_rate for r in plan.runs if r.arm.label == arm))
+                                for arm in plan.arms))  # fmt: skip
+    packs = [pack for pack in ready_packs(plan, board, rates, pack_size=16) if pack.run_ids]
+    sizes = sorted(len(pack.run_ids) for pack in packs)
+    methods = [plan.run(pack.run_ids[0]).arm.method for pack in packs if len(pack.run_ids) == 1]
+    assert set(methods) == {"full"} and sizes[-1] > 2
+    alone = [pack for pack in ready_packs(plan, board, rates) if pack.run_ids]
+    assert {run for pack in packs for run in pack.run_ids} == {run for pack in alone for run in pack.run_ids}
+    assert all(len(pack.run_ids) == 1 for pack in alone)

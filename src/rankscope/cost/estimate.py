@@ -259,7 +259,7 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
     kinds = {(run.base.name, run.training_set.name, run.arm.label): run for run in outline.runs}
     for run in kinds.values():
         load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
-        needed = training_bytes(run, load, shape, max_tokens, on_gpu=on_gpu)
+        needed = training_bytes(run, load, shape, outline.study.execute, on_gpu=on_gpu)
         by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
     reads_full = any(run.arm.capabilities.saves == "model" for run in outline.runs)
     scoring = max(

@@ -7,7 +7,7 @@ from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Adapted
 from rankscope.cost.pieces import SCORED_LOGITS, SCORED_TOKENS_CPU, adapted
 from rankscope.runs import RunSettings
-from rankscope.spec import Optimization
+from rankscope.spec import Execute, Optimization
 
 # Python, torch, transformers and PEFT once imported, with their working space; on a GPU they lie in the host's memory,
 # and the driver's own part of the device's is what `nvidia-smi` shows of an idle process.
@@ -19,8 +19,11 @@ _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
 _LOGITS = 3
 
 
-def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, max_tokens: int, *, on_gpu: bool) -> int:
+def training_bytes(
+    run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool
+) -> int:
     """Training one run: weights, gradients, AdamW's state, activations of a micro-batch, logits of scored positions."""
+    max_tokens = execute.max_tokens_per_batch
     width = _width(run.optimization)
     part = adapted(run.arm, shape)
     number, positions = load.micro_batches(run.optimization.batch_size, max_tokens, is_joined=not on_gpu)
@@ -30,7 +33,10 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, max_
     trained = 3 * part.num_trainable
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
     copies = 0 if on_gpu else 2 * part.num_trainable
-    activations = positions * _kept(shape, part, is_joined=not on_gpu) + _LOGITS * scored * shape.vocab_size
+    kept = _kept(shape, part, is_joined=not on_gpu)
+    if execute.gradient_checkpointing:  # the input of every layer, and the inside of one
+        kept = shape.num_layers * shape.d_model + kept / (shape.num_layers + 1)
+    activations = positions * kept + _LOGITS * scored * shape.vocab_size
     process = CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU
     return int(width * (weights + trained + copies + activations)) + process
 

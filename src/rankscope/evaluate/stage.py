@@ -15,12 +15,13 @@ from transformers import PreTrainedModel
 
 from rankscope.data.examples import Item, items_from_frame
 from rankscope.data.tokens import Tokenizer
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
 from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import EvaluateRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
-from rankscope.scoring.tasks import score_task
+from rankscope.scoring.tasks import ScoredTask, score_task, score_together
 from rankscope.store import Store, write_parquet, write_record
 
 ITEMS, PROMPTS = "items.parquet", "prompts.parquet"
@@ -36,6 +37,9 @@ class Models(Protocol):
     def tuned(self, run: RunSettings) -> AbstractContextManager[PreTrainedModel]:
         """A trained run's model; the base may be changed while it is in use."""
 
+    def tuned_together(self, runs: tuple[RunSettings, ...]) -> AbstractContextManager[TrainablePack]:
+        """Trained runs that share one base and its forward passes."""
+
     def tokenizer(self, settings: BaseSettings) -> Tokenizer:
         """The base's tokenizer."""
 
@@ -49,8 +53,13 @@ class Watcher(Protocol):
 
 
 def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
-    """Score the tasks of a pack that have no complete record yet: of its runs, or of the base where it has none."""
+    """Score the tasks of a pack that have no complete record yet: of its runs, or of the base where it has none.
+
+    Several runs generate side by side. All else is scored run by run, with the run's update in the base's weights.
+    """
     stage = _Stage(pack.base, plan, store, models)
+    if len(pack.run_ids) > 1 and all(plan.run(run_id).arm.capabilities.packs for run_id in pack.run_ids):
+        stage.generate_together(pack, watcher)
     trees = None
     for run_id in pack.run_ids or (None,):
         names = [name for name in pack.names if not stage.is_done(run_id, name)]
@@ -93,23 +102,49 @@ class _Stage:
             with self.models.tuned(self.plan.run(run_id)) as model:
                 yield model
 
+    def generate_together(self, pack: Pack, watcher: Watcher) -> None:
+        """Score the tasks of a pack of runs whose answers are generated."""
+        names = [name for name in pack.names if self.plan.task(self.base, pack.run_ids[0], name).is_generated]
+        left = {name: [i for i, run_id in enumerate(pack.run_ids) if not self.is_done(run_id, name)] for name in names}
+        if not any(len(members) > 1 for members in left.values()):
+            return
+        tokenizer = self.models.tokenizer(self.plan.bases[self.base])
+        with self.models.tuned_together(tuple(self.plan.run(run_id) for run_id in pack.run_ids)) as tuned:
+            for name, members in left.items():
+                if watcher.wants_stop():
+                    return
+                if not members:
+                    continue
+                started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
+                settings, items = self.plan.task(self.base, pack.run_ids[0], name), self._items(pack.run_ids[0], name)
+                scores = score_together(tuned, members, tokenizer, items, settings, self.plan.max_tokens_per_batch)
+                seconds = (time.perf_counter() - started) / len(members)
+                for member, scored in zip(members, scores, strict=True):
+                    self._write(scored, pack.run_ids[member], name, started_at, seconds)
+
     def score(
         self, model: PreTrainedModel, run_id: str | None, name: str, trees: OptionTrees | None
     ) -> OptionTrees | None:
         """Score one task and write its items, then its record; returns what is known of option trees by now."""
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
-        folder, settings = self.folder(run_id, name), self.plan.task(self.base, run_id, name)
+        settings = self.plan.task(self.base, run_id, name)
         tokenizer = self.models.tokenizer(self.plan.bases[self.base])
         scored = score_task(
             model, tokenizer, self._items(run_id, name), settings, self.plan.max_tokens_per_batch, trees
         )
+        self._write(scored, run_id, name, started_at, time.perf_counter() - started)
+        return scored.trees
+
+    def _write(self, scored: ScoredTask, run_id: str | None, name: str, started_at: str, seconds: float) -> None:
+        """The items, then the record."""
+        folder, settings = self.folder(run_id, name), self.plan.task(self.base, run_id, name)
         write_parquet(folder / ITEMS, scored.items)
         record = EvaluateRecord(
             status="complete",
             settings_hash=self.plan.evaluation_hash(self.base, run_id, name),
             provenance=provenance(),
             started_at=started_at,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
             peak_memory_bytes=peak_memory_bytes(),
             subject=self.plan.subject(self.base, run_id),
             task=name,
@@ -124,7 +159,6 @@ class _Stage:
         )
         # prompts.parquet lies beside the base's items, written before by whoever made the plan.
         write_record(folder, record, (ITEMS, PROMPTS) if run_id is None else (ITEMS,))
-        return scored.trees
 
     def _items(self, run_id: str | None, name: str) -> list[Item]:
         """The task's items as every model of the base is scored on them."""

@@ -66,7 +66,7 @@ class Bench:
         from rankscope.evaluate import stage as evaluate
         from rankscope.train import stage as train
 
-        _check_device(self.plan.layout.device)
+        _check_device(self.plan.layout.device, needs_bfloat16=self.plan.is_mixed)
         self.models.check_base(self.plan.bases[pack.base])
         watcher = _Watcher(pack, self._tell, self._stop)
         # Said at once: how long a piece of work takes is counted from here.
@@ -75,7 +75,7 @@ class Bench:
         stage.run(pack, self.plan, self.store, self.models, watcher)
 
 
-def _check_device(device: str) -> None:
+def _check_device(device: str, *, needs_bfloat16: bool) -> None:
     """Whether torch can use the device that the plan names; the plan is made without torch."""
     import torch
 
@@ -83,6 +83,9 @@ def _check_device(device: str) -> None:
     if not is_there[device]:
         what = f"the plan's device is {device}, and the torch installed here ({torch.__version__}) cannot use it"
         raise MachineError(f"{what}\n  mend: set execute.device to cpu, or install torch for this device")
+    if needs_bfloat16 and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        what = f"the plan trains in bfloat16, which {torch.cuda.get_device_name()} does not have"
+        raise MachineError(f"{what}\n  mend: set optimization.bf16 to false")
 
 
 @dataclass

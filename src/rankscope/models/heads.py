@@ -184,7 +184,9 @@ def _head_and_hidden(
         differences = (own - head.logits(model, hidden[:1])).abs()
     is_finite = bool(torch.isfinite(own).all())
     # A comparison with NaN is false, and where the model gives nothing finite, nothing can be told yet.
-    is_right = bool((differences <= _TOLERANCE.get(model.dtype, _TOLERANCE_HALF) * largest).all())
+    is_half = torch.is_autocast_enabled(own.device.type)
+    tolerance = _TOLERANCE_HALF if is_half else _TOLERANCE.get(model.dtype, _TOLERANCE_HALF)
+    is_right = bool((differences <= tolerance * largest).all())
     if is_finite:
         _HEADS[model] = _Head(head.scale, head.cap, is_known=is_right)
     return head, hidden if is_right else None

@@ -105,6 +105,14 @@ class Models:
             self._give_back(pack)
 
     @contextmanager
+    def tuned_together(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:
+        """Trained runs of one base that pack, each with its own rows of a batch."""
+        with self._whole_base():
+            pack = load_tuned(self.base(runs[0].base), runs, [self.store.train(run.run_id) for run in runs])
+            yield pack
+            self._give_back(pack)
+
+    @contextmanager
     def _whole_base(self) -> Iterator[None]:
         """Whatever goes wrong while a base is worked on, what is left of it is not used again."""
         try:

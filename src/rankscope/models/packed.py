@@ -146,8 +146,9 @@ class PackedLoraLinear(nn.Module):
         W0 = self._weight().to(A.dtype)
         if self._base_lengths is None:
             self._base_lengths = W0.square().sum(dim=1)
-        crossed = (functional.linear(W0, A) * B).sum(dim=1)
-        own = ((B @ (A @ A.T)) * B).sum(dim=1)
+        with torch.autocast(A.device.type, enabled=False):  # a length in bfloat16 would be off by hundredths
+            crossed = (functional.linear(W0, A) * B).sum(dim=1)
+            own = ((B @ (A @ A.T)) * B).sum(dim=1)
         return (self._base_lengths + 2.0 * scaling * crossed + scaling**2 * own).sqrt()
 
     def _weight(self) -> Float[Tensor, "d_out d_in"]:

@@ -206,6 +206,7 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
     code = found.get("code") or {}
     packages = {name: version for name, version in (found.get("packages") or {}).items() if version}
     plan = contents.plan
+    mixed = ", products of training in bfloat16" if plan.is_mixed else ""
     dirty = " (with local changes)" if code.get("dirty") else ""
     rows = [
         ("Code revision", f"{code['commit']}{dirty}" if code.get("commit") else "an installed package"),
@@ -213,7 +214,7 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
         ("Python", str(found.get("python", wording.EMPTY))),
         ("Platform", str(found.get("platform", wording.EMPTY))),
         ("Layout", f"{plan.layout.device}, {wording.counted(plan.layout.num_workers, 'worker')} with "
-         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each, {plan.dtype}"),
+         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each, {plan.dtype}{mixed}"),
         ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in plan.runs}))
          + f"; rates chosen on {', '.join(map(str, plan.search_seeds))}"),
     ]  # fmt: skip

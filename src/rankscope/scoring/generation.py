@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -64,6 +65,25 @@ class _Ends:
         return text[: min((found for stop in self.stop if (found := text.find(stop)) >= 0), default=len(text))]
 
 
+# Says which rows of the next forward belong to which adapter: sorted by adapter, so many of each.
+Route = Callable[[Sequence[int], Sequence[int]], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a generation ends, and how much of it goes on at once.
+
+    Attributes:
+        max_new_tokens: At most so many tokens for each prompt.
+        stop: Texts that end an item.
+        max_tokens: Positions held at once, padding and generated tokens included.
+    """
+
+    max_new_tokens: int
+    stop: Sequence[str]
+    max_tokens: int
+
+
 def generate(
     model: PreTrainedModel,
     tokenizer: Tokenizer,
@@ -85,32 +105,59 @@ def generate(
         stop: Texts that end an item.
         max_tokens: Positions held at once, padding and generated tokens included.
     """
-    context = context_length(model, tokenizer.context_length or max_tokens)
+    limits = Limits(max_new_tokens, stop, max_tokens)
+    return generate_together(model, tokenizer, prompts, limits, (0,), lambda members, num_rows: None)[0]
+
+
+def generate_together(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    limits: Limits,
+    members: Sequence[int],
+    route: Route,
+) -> list[list[Generation]]:
+    """What several adapters over one base write behind the same prompts, decoded side by side.
+
+    Args:
+        model: The base with the adapters in it.
+        tokenizer: The base's tokenizer.
+        prompts: As the model sees them.
+        limits: Where an item ends.
+        members: The adapters that write, by their indices; ascending.
+        route: Told before a forward which rows are whose.
+
+    Returns:
+        For each member the generations, in the prompts' order.
+    """
+    max_new_tokens = limits.max_new_tokens
+    context = context_length(model, tokenizer.context_length or limits.max_tokens)
     room = max(context - max_new_tokens, context // 2, 1)
     # An empty completion: the prompt as it is scored elsewhere, opening token and all.
     whole = [[*ids, *rest] for ids, rest in tokenizer.encode_pairs([(prompt, "") for prompt in prompts])]
     kept = [ids[-room:] for ids in whole]
-    ends = _Ends(tokenizer.eos_token_ids, tuple(stop), tokenizer.decode)
-    results: dict[int, Generation] = {}
+    ends = _Ends(tokenizer.eos_token_ids, tuple(limits.stop), tokenizer.decode)
+    # One row for each member and prompt, those of like length side by side whoever's they are.
+    rows = [(member, index) for index in range(len(prompts)) for member in members]
+    results: dict[tuple[int, int], Generation] = {}
     with torch.no_grad(), _last_logits_only(model):
-        for indices in token_batches([len(ids) + max_new_tokens for ids in kept], max_tokens):
-            generated = _generate_batch(model, [kept[index] for index in indices], max_new_tokens, context, ends)
-            for index, new in zip(indices, generated, strict=True):
+        for group in token_batches([len(kept[index]) + max_new_tokens for _, index in rows], limits.max_tokens):
+            chosen = sorted((rows[place] for place in group), key=lambda row: row[0])
+            batch = _Batch(model, [kept[index] for _, index in chosen], max_new_tokens, context)
+            batch.share([member for member, _ in chosen], route)
+            for (member, index), new in zip(chosen, _generate_batch(batch, ends), strict=True):
                 ids = ends.cut(new)
-                results[index] = Generation(tuple(ids), ends.text(ids), len(whole[index]) > room)
-    return [results[index] for index in range(len(prompts))]
+                results[member, index] = Generation(tuple(ids), ends.text(ids), len(whole[index]) > room)
+    return [[results[member, index] for index in range(len(prompts))] for member in members]
 
 
-def _generate_batch(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, context: int, ends: _Ends
-) -> list[list[int]]:
+def _generate_batch(batch: _Batch, ends: _Ends) -> list[list[int]]:
     """The tokens behind each prompt up to its end token, stop text (or a few tokens more) or limit."""
-    batch = _Batch(model, prompts, max_new_tokens, context)
-    # The last token generated is never read, so the context holds one more.
-    limits = torch.tensor([min(max_new_tokens, context + 1 - len(ids)) for ids in prompts], device=model.device)
-    end_ids = torch.tensor(ends.token_ids, dtype=torch.long, device=model.device)
+    device, limits = batch.model.device, batch.limits
+    max_new_tokens = batch.generated.shape[1]
+    end_ids = torch.tensor(ends.token_ids, dtype=torch.long, device=device)
     num_new = limits.clone()
-    is_ended = torch.zeros(len(prompts), dtype=torch.bool, device=model.device)  # of all items
+    is_ended = torch.zeros(len(limits), dtype=torch.bool, device=device)  # of all items
     for step in range(1, max_new_tokens + 1):
         tokens = batch.advance()
         ended = torch.isin(tokens, end_ids) | (limits[batch.items] <= step)
@@ -149,6 +196,8 @@ class _Batch:
         self.items: Int[Tensor, " batch"] = torch.arange(len(prompts), device=device)  # the item of each row
         self.generated = torch.zeros(len(prompts), max_new_tokens, dtype=torch.long, device=device)
         self.num_generated = 0
+        # The last token generated is never read, so the context holds one more.
+        self.limits = torch.tensor([min(max_new_tokens, context + 1 - len(ids)) for ids in prompts], device=device)
         self._input_ids = torch.tensor([[0] * (longest - len(ids)) + list(ids) for ids in prompts], device=device)
         lengths = torch.tensor([len(ids) for ids in prompts], device=device)
         columns = torch.arange(longest + max_new_tokens, device=device)
@@ -158,6 +207,16 @@ class _Batch:
         self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
         self._cache = None
         self._num_read = longest
+
+    def share(self, owners: Sequence[int], route: Route) -> None:
+        """Say whose each item is, ascending, and who is to be told of it."""
+        self._owners = owners
+        self._route = route
+        self._tell_owners()
+
+    def _tell_owners(self) -> None:
+        counts = Counter(self._owners[item] for item in self.items.tolist())
+        self._route(tuple(counts), tuple(counts.values()))
 
     def advance(self) -> Int[Tensor, " batch"]:
         """Read the newest tokens and return the likeliest next one of each row."""
@@ -189,6 +248,7 @@ class _Batch:
             part[alive] for part in (self._input_ids, self._positions, self._seen)
         )
         self._cache.batch_select_indices(alive)
+        self._tell_owners()
 
 
 @contextlib.contextmanager

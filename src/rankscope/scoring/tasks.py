@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import polars as pl
 from transformers import PreTrainedModel
@@ -12,9 +13,10 @@ from transformers import PreTrainedModel
 from rankscope.data.examples import Item
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import TaskSettings
 from rankscope.scoring.answers import judge
-from rankscope.scoring.generation import generate
+from rankscope.scoring.generation import Generation, Limits, generate, generate_together
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
 from rankscope.scoring.rows import context_length
@@ -111,6 +113,31 @@ def score_task(
     return score(_Scorer(model, tokenizer, settings, max_tokens_per_batch, trees), items)
 
 
+def score_together(
+    pack: TrainablePack,
+    members: Sequence[int],
+    tokenizer: Tokenizer,
+    items: Sequence[Item],
+    settings: TaskSettings,
+    max_tokens_per_batch: int,
+) -> list[ScoredTask]:
+    """Score several adapters of a pack on a task whose answers are generated, decoding side by side.
+
+    Args:
+        pack: Trained runs over one base.
+        members: Those to score, by their indices in the pack; ascending.
+        tokenizer: The base's.
+        items: The task's items.
+        settings: How they are scored.
+        max_tokens_per_batch: Token positions in one forward pass, padding included.
+    """
+    scorer = _Scorer(pack.model, tokenizer, settings, max_tokens_per_batch, None)
+    limits = Limits(settings.max_new_tokens, settings.stop, max_tokens_per_batch)
+    route = partial(pack.route, is_training=False)
+    written = generate_together(pack.model, tokenizer, [item.prompt for item in items], limits, members, route)
+    return [_judged(scorer, items, generations) for generations in written]
+
+
 def _score_choices(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
     """The option of the highest log-likelihood is the prediction; the first of several."""
     choices = _choices(scorer, items)
@@ -157,6 +184,10 @@ def _score_generations(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         stop=scorer.settings.stop,
         max_tokens=scorer.max_tokens,
     )
+    return _judged(scorer, items, generations)
+
+
+def _judged(scorer: _Scorer, items: Sequence[Item], generations: Sequence[Generation]) -> ScoredTask:
     own = None if scorer.settings.scorer is None else load_scorer(scorer.settings.scorer)
     rows = []
     for item, generation in zip(items, generations, strict=True):

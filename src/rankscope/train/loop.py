@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
+from rankscope.models.checkpointing import recomputed_layers
 from rankscope.models.heads import scored_losses
 from rankscope.models.joined import can_join, joined_attention
 from rankscope.models.memory import free_memory, is_out_of_memory
@@ -103,7 +104,14 @@ def start_run(
     return RunState(index, run, examples, validation, order, optimizer, factor, stop_at=run.num_steps)
 
 
-def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, observer: Observer) -> None:
+def train(
+    pack: TrainablePack,
+    states: Sequence[RunState],
+    max_tokens: int,
+    observer: Observer,
+    *,
+    gradient_checkpointing: bool = False,
+) -> None:
     """Train the runs of a pack side by side until each is done, has diverged, or the observer wants to stop.
 
     The loss of a step is the mean over the scored tokens of the whole batch, however many micro-batches it takes.
@@ -114,7 +122,12 @@ def train(pack: TrainablePack, states: Sequence[RunState], max_tokens: int, obse
         states: Each run's state, changed in place.
         max_tokens: The most positions in one forward.
         observer: Told of every step.
+        gradient_checkpointing: Keep one tensor a layer, and compute the rest again in the backward pass.
     """
+    if gradient_checkpointing:
+        with recomputed_layers(pack.model, [pack.generator(state.index) for state in states]):
+            train(pack, states, max_tokens, observer)
+        return
     bound = diverged_above(pack)
     found = [shortage.max_tokens_per_batch for state in states for shortage in state.shortages]
     budget = Budget(pack, min([max_tokens, *found]))  # a resumed run goes on with what sufficed
@@ -242,7 +255,12 @@ def _micro_losses(
     pack.route(micro.members, micro.num_rows, is_training=is_training)
     dtype = torch.float64 if pack.model.dtype == torch.float64 else torch.float32
     wanted = torch.tensor(weights, dtype=dtype, device=pack.model.device)[micro.members_of_positions]
-    with joined_attention(pack.model, micro.is_joined):
+    # Mixed precision: weights, gradients and losses stay in float32.
+    is_half = pack.runs[0].optimization.bf16 is True
+    with (
+        joined_attention(pack.model, micro.is_joined),
+        torch.autocast(pack.model.device.type, torch.bfloat16, enabled=is_half),
+    ):
         loss, nll = scored_losses(pack.model, micro.positions, micro.targets, wanted, **micro.inputs)
     sums = torch.zeros(len(weights), dtype=dtype, device=nll.device)
     return sums.index_add_(0, micro.members_of_positions, nll * wanted).tolist(), loss

@@ -23,7 +23,7 @@ def make_optimizer(
         lr=learning_rate,
         betas=(optimization.adam_beta1, optimization.adam_beta2),
         eps=optimization.adam_epsilon,
-        fused=device in {"cpu", "cuda"},
+        fused=device in {"cpu", "cuda", "mps"},
     )
 
 

@@ -62,7 +62,8 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
     with models.trainable(runs) as trainable:
         states = [_start(store, trainable, index, until) for index in range(len(runs))]
         observer = _Observer(store, trainable, watcher, plan.checkpoint_seconds, started)
-        train(trainable, states, plan.max_tokens_per_batch, observer)
+        is_saving = plan.gradient_checkpointing
+        train(trainable, states, plan.max_tokens_per_batch, observer, gradient_checkpointing=is_saving)
         for state in states:
             observer.close(state)
             _finish(store, trainable, state, started_at, observer.seconds(state))

@@ -15,6 +15,7 @@ from rankscope.cost.pieces import adapted
 from rankscope.data.examples import TokenisedExample
 from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
+from rankscope.spec import Execute
 from rankscope.train.loop import accumulate_gradients
 from tiny import VOCAB, full_run, lora_run, tiny_llama
 
@@ -74,7 +75,7 @@ def test_memory_is_what_autograd_keeps(run: RunSettings) -> None:
     part = adapted(run.arm, SHAPE)
     # Weights, gradients, AdamW's two values, and the copy of those that a checkpoint takes.
     owned = SHAPE.num_parameters + (5 if part.is_full else 6) * part.num_trainable
-    whole = training_bytes(run, load, SHAPE, 8192, on_gpu=False) - PROCESS_BYTES_CPU - 4 * owned
+    whole = training_bytes(run, load, SHAPE, Execute(), on_gpu=False) - PROCESS_BYTES_CPU - 4 * owned
     # Before the backward there are no logits yet, which the head makes in pieces, and no layer's gradients.
     later = 3 * ROWS * SCORED * VOCAB + ROWS * LENGTH * (576 if part.is_full else 512)
     assert measured == pytest.approx(whole - 4 * later, rel=0.1)

@@ -4,6 +4,7 @@ import polars as pl
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from polars.testing import assert_frame_equal
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from rankscope.data.examples import Item, items_frame
@@ -46,6 +47,10 @@ class Models(LoadedModels):
     def tuned(self, run):
         self.asked.append(run.arm.label)
         return super().tuned(run)
+
+    def tuned_together(self, runs):
+        self.asked.append("+".join(run.arm.label for run in runs))
+        return super().tuned_together(runs)
 
 
 class Watcher:
@@ -197,3 +202,62 @@ def test_failures_are_not_swallowed(study):
     with pytest.raises(FileNotFoundError):
         score(study, (), ("texts",))
     assert store.read_evaluate(store.base_task("tiny", "texts")) is None
+
+
+def with_adapters(study):
+    """The study with two adapters that say something of their own."""
+    plan, store, models = study
+    runs = tuple(lora_run(rank, 1e-3, rank, 1) for rank in (4, 8))
+    for run in runs:
+        adapter = LoraConfig(r=run.arm.rank, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(models.folder), adapter)
+        generator = torch.Generator().manual_seed(run.arm.rank)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(store.train(run.run_id) / "adapter")
+    return plan.model_copy(update={"runs": (*plan.runs, *runs)}), runs
+
+
+def test_runs_of_a_pack_generate_side_by_side_and_are_scored_as_alone(study, tmp_path):
+    plan, runs = with_adapters(study)
+    _, store, models = study
+    names = ("choices", "sums", "texts")
+    ids = tuple(run.run_id for run in runs)
+    stage.run(Pack("evaluate", "tiny", ids, names), plan, store, models, Watcher())
+    assert models.asked.count("lora-r4+lora-r8") == 1
+    together = {(run_id, name): pl.read_parquet(store.task(run_id, name) / "items.parquet") for run_id in ids
+                for name in names}  # fmt: skip
+    for run_id in ids:
+        for name in names:
+            record = store.read_evaluate(store.task(run_id, name))
+            assert record.status == "complete" and record.subject.run_id == run_id
+            check_files(store.task(run_id, name), record)
+            (store.task(run_id, name) / "record.json").unlink()
+        stage.run(Pack("evaluate", "tiny", (run_id,), names), plan, store, models, Watcher())
+        for name in names:
+            alone = pl.read_parquet(store.task(run_id, name) / "items.parquet")
+            assert_frame_equal(together[run_id, name], alone, check_exact=False, abs_tol=1e-4, rel_tol=0)
+    assert together[ids[0], "sums"]["generated"].item() != together[ids[1], "sums"]["generated"].item()
+    models.asked.clear()
+    stage.run(Pack("evaluate", "tiny", ids, names), plan, store, models, Watcher())
+    assert models.asked == []
+
+
+def test_a_run_of_a_pack_that_is_scored_already_stays_as_it_is(study):
+    plan, runs = with_adapters(study)
+    _, store, models = study
+    stage.run(Pack("evaluate", "tiny", (runs[0].run_id,), ("sums",)), plan, store, models, Watcher())
+    before = (store.task(runs[0].run_id, "sums") / "record.json").read_bytes()
+    stage.run(Pack("evaluate", "tiny", tuple(run.run_id for run in runs), ("sums",)), plan, store, models, Watcher())
+    assert (store.task(runs[0].run_id, "sums") / "record.json").read_bytes() == before
+    assert store.read_evaluate(store.task(runs[1].run_id, "sums")).status == "complete"
+
+
+def test_a_pack_that_is_stopped_leaves_the_rest_for_the_next_time(study):
+    plan, runs = with_adapters(study)
+    _, store, models = study
+    ids = tuple(run.run_id for run in runs)
+    stage.run(Pack("evaluate", "tiny", ids, ("sums",)), plan, store, models, Watcher(stop_after=0))
+    assert all(store.read_evaluate(store.task(run_id, "sums")) is None for run_id in ids)

@@ -1,12 +1,17 @@
 """Greedy generation equals transformers', token by token, whatever the batch."""
 
+from functools import partial
+
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from rankscope.models.methods.making import make_trainable
 from rankscope.scoring import generation
-from rankscope.scoring.generation import generate
+from rankscope.scoring.generation import Limits, generate, generate_together
 from rankscope.scoring.rows import context_length
+from tiny import lora_run
 
 PROMPTS = [
     "Question: Which drug lowers the fever?\nAnswer:",
@@ -135,3 +140,56 @@ def test_long_prompts_are_cut_and_items_end_with_the_context(make_llama, tokeniz
 
 def test_no_prompts_no_generations(make_llama, tokenizer):
     assert generate(make_llama(), tokenizer, [], 5, (), 100) == []
+
+
+def random_pack(model, runs):
+    """LoRA runs as training might have left them: PEFT's start, with a `B` that does something."""
+    pack = make_trainable(model, runs)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for index in range(len(runs)):
+            for name, tensor in pack.state(index).items():
+                if "lora_B" in name:
+                    tensor.copy_(0.2 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+    return pack
+
+
+@pytest.mark.parametrize("max_tokens", [1, 150, 10**6])
+def test_adapters_that_decode_together_write_what_each_writes_alone(make_llama, tokenizer, tmp_path, max_tokens):
+    """Token by token what transformers' `generate` gives for each adapter in PEFT's own model."""
+    runs = [
+        lora_run(1, 1e-3, seed=0, num_steps=1),
+        lora_run(4, 1e-3, seed=1, num_steps=1, use_rslora=True),
+        lora_run(16, 1e-3, seed=2, num_steps=1, use_dora=True),
+    ]
+    pack = random_pack(eager_to_end(make_llama(), 3.0), runs)
+    limits = Limits(20, (), max_tokens)
+    route = partial(pack.route, is_training=False)
+    together = generate_together(pack.model, tokenizer, PROMPTS, limits, (0, 1, 2), route)
+    some = generate_together(pack.model, tokenizer, PROMPTS, limits, (0, 2), route)
+    assert some == [together[0], together[2]]
+    for index in range(len(runs)):
+        pack.save(index, tmp_path / str(index))
+        base = eager_to_end(make_llama(), 3.0)
+        peft = PeftModel.from_pretrained(base, tmp_path / str(index) / "adapter").eval()
+        for prompt, result in zip(PROMPTS, together[index], strict=True):
+            expected = peft.generate(
+                input_ids=torch.tensor([prompt_ids(tokenizer, prompt)]), do_sample=False, max_new_tokens=20,
+                eos_token_id=1, pad_token_id=1,
+            )  # fmt: skip
+            assert list(result.ids) == expected[0, len(prompt_ids(tokenizer, prompt)) :].tolist()
+    assert len({tuple(result.ids for result in written) for written in together}) == 3
+    assert len({len(result.ids) for written in together for result in written}) > 2
+
+
+def test_stop_texts_end_each_adapters_items_by_themselves(make_llama, tokenizer):
+    runs = [lora_run(rank, 1e-3, seed=rank, num_steps=1) for rank in (2, 8)]
+    pack = random_pack(make_llama(), runs)
+    route = partial(pack.route, is_training=False)
+    free = generate_together(pack.model, tokenizer, PROMPTS, Limits(30, (), 10**6), (0, 1), route)
+    stops = tuple(long.text[9:11] for written in free for long in written if len(long.text) > 11)
+    together = generate_together(pack.model, tokenizer, PROMPTS, Limits(30, stops, 10**6), (0, 1), route)
+    for index in (0, 1):
+        alone = generate_together(pack.model, tokenizer, PROMPTS, Limits(30, stops, 10**6), (index,), route)
+        assert together[index] == alone[0]
+    assert together != free

@@ -9,6 +9,7 @@ import torch
 from rankscope.data.examples import Item
 from rankscope.errors import UserError
 from rankscope.scoring import tasks
+from rankscope.scoring.generation import Generation
 from rankscope.scoring.likelihoods import OptionScores, OptionTrees
 from rankscope.scoring.tasks import ITEM_SCHEMA, score_task
 
@@ -126,17 +127,11 @@ def test_losses_of_texts(make_llama, tokenizer, make_settings):
 def test_generations(make_llama, tokenizer, make_settings, monkeypatch):
     written = iter(["1 + 1 = 2. #### 2", "so 2", "nothing"])
 
-    class Written:
-        is_truncated = False
-
-        def __init__(self):
-            self.text = next(written)
-
     seen = {}
 
     def fake(model, tokenizer, prompts, **options):
         seen.update(options, prompts=prompts)
-        return [Written() for _ in prompts]
+        return [Generation((), next(written), is_truncated=False) for _ in prompts]
 
     monkeypatch.setattr(tasks, "generate", fake)
     items = [Item(f"i{number}", f"p{number}", (), "1 + 1 = 2. #### 2") for number in range(3)]
