@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo bench test test-slow test-heavy test-oldest check simulate truth smallworld audit-dependencies clean
+.PHONY: demo bench docs test test-slow test-heavy test-oldest check simulate truth smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -44,6 +44,11 @@ check: $(DEV)
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
+# The site, in docs/_build; a broken link or a docstring that cannot be parsed fails it.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
+	@echo docs/_build/index.html
+
 # How often the intervals hold and the rule errs, over thousands of simulated studies; an hour or so.
 simulate: $(SET_UP)
 	$(BIN)/python benchmarks/simulate.py --studies 2000 --out docs/simulation.md
@@ -78,5 +83,9 @@ $(VENV)/.bench: $(SET_UP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
+$(VENV)/.docs: $(SET_UP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist results
+	rm -rf $(VENV) $(OLDEST) build dist results docs/_build
