@@ -236,7 +236,12 @@ class CountLines:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person: `45 s`, `3 min 20 s`, `2 h 05 min`."""
+    """Seconds for a person: `45 s`, `3 min 20 s`, `2 h 05 min`.
+
+    Examples:
+        >>> duration(200)
+        '3 min 20 s'
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -296,6 +296,10 @@ def rates_beyond(rates: Sequence[float]) -> tuple[tuple[float, ...], tuple[float
     """The rates below and above a grid that may be added to it, nearest first, each side in its own last ratio.
 
     A grid of one rate has no ratio, and nothing says on which side of it a better one might lie.
+
+    Examples:
+        >>> rates_beyond([1e-4, 1e-3])
+        ((1e-05, 1e-06, 1e-07), (0.01, 0.1, 1.0))
     """
     grid = sorted(rates)
     if len(grid) < 2:

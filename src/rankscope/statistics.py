@@ -95,7 +95,12 @@ def _normal_quantile(probability: float) -> float:
 
 
 def mcnemar_exact(num_lost: int, num_gained: int) -> float:
-    """How likely a split at least so uneven is if items flip either way alike: McNemar's exact test, two-sided."""
+    """How likely a split at least so uneven is if items flip either way alike: McNemar's exact test, two-sided.
+
+    Examples:
+        >>> mcnemar_exact(5, 0)  # five items lost, none gained: 2 / 2**5
+        0.0625
+    """
     from scipy.special import bdtr
 
     flips = num_lost + num_gained
@@ -103,7 +108,12 @@ def mcnemar_exact(num_lost: int, num_gained: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: the p-values of a family, raised so that any false one among them has the stated chance."""
+    """Holm's correction: the p-values of a family, raised so that any false one among them has the stated chance.
+
+    Examples:
+        >>> holm([0.01, 0.04])
+        [0.02, 0.04]
+    """
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     corrected = [0.0] * len(p_values)
     running = 0.0

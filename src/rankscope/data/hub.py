@@ -81,7 +81,12 @@ def tuned_folder(source: str, revision: str | None = None) -> Path:
 
 
 def split_revision(source: str) -> tuple[str, str | None]:
-    """A hub id and its revision from `org/name@revision`; a folder's name is left whole."""
+    """A hub id and its revision from `org/name@revision`; a folder's name is left whole.
+
+    Examples:
+        >>> split_revision("org/name@v2")
+        ('org/name', 'v2')
+    """
     name, at, revision = source.rpartition("@")
     return (name, revision) if at and not user_path(source).exists() else (source, None)
 

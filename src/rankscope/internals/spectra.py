@@ -74,6 +74,10 @@ def stable_rank(S: Float[Tensor, " num_values"]) -> float | None:
     """How many directions carry the update's energy: `sum s_i^2 / s_1^2`.
 
     1: a single direction; the number of values: all alike. None for an update that is zero.
+
+    Examples:
+        >>> stable_rank(torch.tensor([2.0, 2.0, 2.0]))
+        3.0
     """
     if _is_zero(S):
         return None
@@ -86,6 +90,10 @@ def effective_rank(S: Float[Tensor, " num_values"]) -> float | None:
 
     1: a single direction; the number of values: all alike. None for an update that is zero. Roy and Vetterli,
     EUSIPCO 2007.
+
+    Examples:
+        >>> round(effective_rank(torch.tensor([1.0, 1.0, 0.0])), 6)
+        2.0
     """
     if _is_zero(S):
         return None
@@ -100,6 +108,10 @@ def energy_rank(S: Float[Tensor, " num_values"], threshold: float) -> int | None
     Args:
         S: Singular values, largest first.
         threshold: The share t, above 0, at most 1.
+
+    Examples:
+        >>> energy_rank(torch.tensor([3.0, 1.0]), 0.90)  # 9 of 10 in the first
+        1
     """
     if _is_zero(S):
         return None

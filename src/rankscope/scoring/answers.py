@@ -54,6 +54,10 @@ def judge(text: str, target: str, answer: Answer) -> Judgement:
         text: The generation, cut at its stop text.
         target: The reference: for a number, a worked answer with `#### 42` or the number alone.
         answer: What a right answer is.
+
+    Examples:
+        >>> judge("so it is 1,200 in all", "1200", "number").is_correct
+        True
     """
     if answer == "number":
         wanted = normalised_number(target)
