@@ -104,7 +104,8 @@ def _trial(store: Store, plan: Plan, run: RunSettings, step: int) -> Trial | Non
     value = scored.values.get(key)
     score = -value if value is not None and key == "loss_nats_per_token" else value
     losses = [point.loss_nats_per_token for point in train.validations if point.step <= step]
-    return Trial(run.learning_rate, "complete", score, losses[-1] if losses else None)
+    num_items = None if key == "loss_nats_per_token" else scored.num_items
+    return Trial(run.learning_rate, "complete", score, losses[-1] if losses else None, num_items)
 
 
 def _score_key(plan: Plan, run: RunSettings) -> str:

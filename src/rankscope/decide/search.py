@@ -18,12 +18,14 @@ class Trial:
     Attributes:
         score: Accuracy on the validation items, or the negative loss where they are scored by loss.
         loss: The run's last validation loss, in nats per token.
+        num_items: That the accuracy was taken over; None for a loss.
     """
 
     learning_rate: float
     outcome: Literal["complete", "diverged", "failed"]
     score: float | None = None
     loss: float | None = None
+    num_items: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def advance(
 ) -> Progress:
     """Take a search as far as its trials go.
 
-    In each round the better half of the rates goes on; the last is trained in full. If it ends badly, those that were
+    In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly, those that were
     left behind follow in their order. Then, while the best rate lies at the edge of what was tried, the next beyond.
 
     Args:
@@ -84,7 +86,7 @@ def advance(
             found = _round(step, shown)
         rounds.append(found)
         able = [rate for rate in alive if found.scores.get(f"{rate:g}") is not None]
-        left = [rate for rate in _ranked(able, found.scores, found.losses) if rate not in found.kept] + left
+        left = [rate for rate in _by_loss(able, found.scores, found.losses) if rate not in found.kept] + left
         alive = sorted(found.kept)
     return _finish(grid, num_steps, trials, Progress(asked, tuple(rounds)), (alive, left))
 
@@ -138,25 +140,39 @@ def _with_rounds(
 
 
 def _round(step: int, trials: Sequence[Trial]) -> Round:
-    """The better half of the rates, by the same order as the choice itself."""
+    """What is seen of the rates after a step, and the better half of them."""
     scores, losses, _ = _summed(trials)
-    able = [rate for rate, score in scores.items() if score is not None]
     by_text = {f"{rate:g}": value for rate, value in scores.items()}
     losses_by_text = {f"{rate:g}": value for rate, value in losses.items()}
-    kept = _ranked(able, by_text, losses_by_text)[: math.ceil(len(scores) / 2)]
+    ranked = _by_loss([rate for rate in scores if scores[rate] is not None], by_text, losses_by_text)
+    kept = _kept(ranked, math.ceil(len(scores) / 2))
     return Round(step=step, scores=by_text, losses=losses_by_text, kept=tuple(sorted(kept)))
 
 
-def _ranked(
+def _kept(ranked: Sequence[float], number: int) -> list[float]:
+    """The rates that a round keeps: those of the lowest loss, and before others the one just above the best of these.
+
+    A high rate looks worse than it will be: what it learns shows when its schedule falls, so it is given its chance.
+    """
+    above = sorted(rate for rate in ranked if rate > ranked[0])[:1]
+    return list(dict.fromkeys([*ranked[:1], *above, *ranked]))[:number]
+
+
+def _by_loss(
     rates: Sequence[float], scores: Mapping[str, float | None], losses: Mapping[str, float | None]
 ) -> list[float]:
-    """Rates with a score, best first: the higher score, then the lower loss, then the lower rate."""
-    return sorted(rates, key=lambda rate: (-scores[f"{rate:g}"], _or_infinite(losses[f"{rate:g}"]), rate))
+    """Rates with a score, best first: the lower loss, then the higher score, then the lower rate.
+
+    Before a run's end many answers are still guesses, and a loss says more than how many are right.
+    """
+    return sorted(rates, key=lambda rate: (_or_infinite(losses[f"{rate:g}"]), -scores[f"{rate:g}"], rate))
 
 
 def choose_rate(trials: Sequence[Trial], tried: Sequence[float] = ()) -> Choice:
-    """Choose the rate with the best mean validation score, then the lower loss, then the lower rate.
+    """Choose the rate with the lowest validation loss among those whose score is not clearly below the best.
 
+    Accuracies within one standard error of the best are a tie (Breiman et al. 1984): on some hundred items, one more or
+    less right is luck, and the loss on the same items tells the rates apart. Then the higher score, then the lower rate.
     A rate of which any run diverged or failed is out: what happens on one seed in the search will happen again.
 
     Args:
@@ -166,15 +182,26 @@ def choose_rate(trials: Sequence[Trial], tried: Sequence[float] = ()) -> Choice:
     scores, losses, excluded = _summed(trials)
     by_text = {f"{rate:g}": value for rate, value in scores.items()}
     losses_by_text = {f"{rate:g}": value for rate, value in losses.items()}
-    able = [rate for rate in scores if scores[rate] is not None]
-    best = next(iter(_ranked(able, by_text, losses_by_text)), None)
+    tied = _by_loss(_tied(scores, trials), by_text, losses_by_text)
+    best = tied[0] if tied else None
     return Choice(
         learning_rate=best,
         scores=by_text,
         losses=losses_by_text,
         at_edge=_edge(best, sorted({*scores, *tried})),
-        reason=_reason(best, scores, losses, excluded),
+        reason=_reason(tied, scores, losses, excluded),
     )
+
+
+def _tied(scores: Mapping[float, float | None], trials: Sequence[Trial]) -> list[float]:
+    """The rates with the best score, and those within one standard error of it where it is an accuracy."""
+    known = {rate: score for rate, score in scores.items() if score is not None}
+    if not known:
+        return []
+    best = max(known.values())
+    sizes = [trial.num_items for trial in trials if trial.num_items is not None]
+    error = math.sqrt(best * (1.0 - best) / min(sizes)) if sizes else 0.0
+    return [rate for rate, score in known.items() if score >= best - error]
 
 
 def _summed(
@@ -214,19 +241,20 @@ def _edge(best: float | None, rates: Sequence[float]) -> Literal["lowest", "high
 
 
 def _reason(
-    best: float | None,
+    tied: Sequence[float],
     scores: dict[float, float | None],
     losses: dict[float, float | None],
     excluded: dict[float, str],
 ) -> str:
     out = ", ".join(f"{rate:g} {why}" for rate, why in excluded.items())
-    if best is None:
+    if not tied:
         return f"no rate can be chosen: {out}"
-    tied = [rate for rate, score in scores.items() if score == scores[best] and score is not None]
+    is_alone = [losses[rate] for rate in tied].count(losses[tied[0]]) == 1
     how = "best validation score"
     if len(scores) == 1:
         how = "the only rate"
+    elif len({scores[rate] for rate in tied}) > 1:
+        how = "lowest loss of those whose score is within a standard error of the best"
     elif len(tied) > 1:
-        same_loss = [rate for rate in tied if losses[rate] == losses[best]]
-        how = "tied score, lower loss" if len(same_loss) == 1 else "tied score and loss, the lower rate"
+        how = "tied score, lower loss" if is_alone else "tied score and loss, the lower rate"
     return f"{how}; {out}" if out else how

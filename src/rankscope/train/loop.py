@@ -156,7 +156,7 @@ def train(
             rate = state.optimizer.param_groups[0]["lr"]
             seconds = shared_seconds + time.perf_counter() - started
             state.logs.append(StepLog(state.step, loss, rate, norm, tokens, seconds))
-            if state.diverged_at_step is None and state.step in validation_steps(state.run):
+            if state.diverged_at_step is None and state.step in {*validation_steps(state.run), state.stop_at}:
                 loss_of = partial(mean_loss, pack, state.index, state.validation)
                 value = budget.spend([state], {state.index: state.validation}, loss_of)
                 state.validations.append(ValidationPoint(step=state.step, loss_nats_per_token=value))

@@ -33,6 +33,18 @@ def test_tied_scores_go_to_the_lower_loss_then_to_the_lower_rate() -> None:
     assert (by_rate.learning_rate, by_rate.reason) == (1e-4, "tied score and loss, the lower rate")
 
 
+def test_scores_within_a_standard_error_are_a_tie_that_the_loss_decides() -> None:
+    """Of 100 items, 0.5 has a standard error of 0.05."""
+    trials = [(1e-4, 0.44, 0.1), (3e-4, 0.46, 0.3), (1e-3, 0.5, 0.4), (3e-3, 0.49, 0.5)]
+    chosen = choose_rate([Trial(rate, "complete", score, loss, 100) for rate, score, loss in trials])
+    assert chosen.learning_rate == 3e-4
+    assert chosen.reason == "lowest loss of those whose score is within a standard error of the best"
+    more = choose_rate([Trial(rate, "complete", score, loss, 10_000) for rate, score, loss in trials])
+    assert (more.learning_rate, more.reason) == (1e-3, "best validation score")
+    seeds = choose_rate([Trial(rate, "complete", score, loss, 100) for rate, score, loss in trials for _ in range(9)])
+    assert seeds.learning_rate == 3e-4, "seeds share the items"
+
+
 def test_a_missing_loss_loses_a_tie() -> None:
     assert choose_rate([trial(1e-4, 0.5, None), trial(3e-4, 0.5, 2.0)]).learning_rate == 3e-4
 

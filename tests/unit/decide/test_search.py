@@ -12,7 +12,7 @@ from rankscope.plan import Grid, halved_search, round_steps
 from rankscope.runs import rates_beyond
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-# By rate, the score after 25, 50 and 100 steps.
+# By rate, the score after 15, 70 and 100 steps.
 SCORES = {1e-4: (0.1, 0.2, 0.3), 3e-4: (0.3, 0.5, 0.6), 1e-3: (0.5, 0.7, 0.8), 3e-3: (0.4, 0.4, 0.4)}
 
 
@@ -31,7 +31,7 @@ class World:
         return [self._trial(rate, step) for rate in rates]
 
     def _trial(self, rate: float, step: int) -> Trial:
-        value = self.scores[rate][{25: 0, 50: 1, 100: 2}[step]]
+        value = self.scores[rate][{15: 0, 70: 1, 100: 2}[step]]
         return Trial(rate, value) if isinstance(value, str) else Trial(rate, "complete", value, -value)
 
     def search(self) -> Progress:
@@ -54,26 +54,38 @@ def world(scores: Mapping[float, Sequence[float | str]] = SCORES, **options: boo
 def test_the_better_half_goes_on_from_round_to_round() -> None:
     one = world()
     found = one.search()
-    assert one.asked[0] == dict.fromkeys(RATES, 25)
-    assert one.asked[1] == {1e-4: 25, 3e-4: 25, 1e-3: 50, 3e-3: 50}
-    assert one.asked[-1] == {1e-4: 25, 3e-4: 25, 1e-3: 100, 3e-3: 50}
+    assert one.asked[0] == dict.fromkeys(RATES, 15)
+    assert one.asked[1] == {1e-4: 15, 3e-4: 15, 1e-3: 70, 3e-3: 70}
+    assert one.asked[-1] == {1e-4: 15, 3e-4: 15, 1e-3: 100, 3e-3: 70}
     assert found.choice.learning_rate == 1e-3
-    assert found.choice.steps == {"0.0001": 25, "0.0003": 25, "0.003": 50}
+    assert found.choice.steps == {"0.0001": 15, "0.0003": 15, "0.003": 70}
     assert found.choice.scores == {"0.0001": 0.1, "0.0003": 0.3, "0.001": 0.8, "0.003": 0.4}
     assert [item.kept for item in found.rounds] == [(1e-3, 3e-3), (1e-3,)]
-    assert "left behind: 0.0001 after 25 of 100 steps" in found.choice.reason
+    assert "left behind: 0.0001 after 15 of 100 steps" in found.choice.reason
+
+
+def test_a_round_goes_by_the_loss_and_keeps_the_rate_above_the_best() -> None:
+    """The score of the two best rates comes late, and the higher one's loss comes later than a lower rate's."""
+    losses = {1e-4: (0.9, 0.8, 0.7), 3e-4: (0.7, 0.6, 0.5), 1e-3: (0.6, 0.5, 0.4), 3e-3: (0.8, 0.4, 0.3)}
+    scores = {1e-4: (0.3, 0.3, 0.3), 3e-4: (0.4, 0.4, 0.4), 1e-3: (0.2, 0.5, 0.6), 3e-3: (0.2, 0.4, 0.7)}
+    one = world(scores)
+    place = {15: 0, 70: 1, 100: 2}
+    one._trial = lambda rate, step: Trial(rate, "complete", scores[rate][place[step]], losses[rate][place[step]])
+    found = one.search()
+    assert [item.kept for item in found.rounds] == [(1e-3, 3e-3), (3e-3,)]
+    assert found.choice.learning_rate == 3e-3
 
 
 @pytest.mark.parametrize(
     ("num_rates", "steps", "cost"),
-    [(3, (25, 50), 175), (4, (25, 50), 200), (5, (12, 25, 50), 199), (8, (12, 25, 50), 248)],
+    [(3, (15, 70), 185), (4, (15, 70), 200), (5, (7, 15, 70), 199), (8, (7, 15, 70), 228)],
 )
-def test_a_round_has_half_the_rates_and_twice_the_steps(num_rates: int, steps: tuple[int, ...], cost: int) -> None:
+def test_four_rates_cost_half_and_more_cost_less(num_rates: int, steps: tuple[int, ...], cost: int) -> None:
     assert round_steps(num_rates, 100) == steps
     assert halved_search(num_rates, 100)[0] == cost
     assert cost <= 50 * num_rates or num_rates == 3
     one = World({rate: SCORES[1e-3] for rate in range(1, num_rates + 1)}, Grid(rates=tuple(range(1, num_rates + 1))))
-    one._trial = lambda rate, step: Trial(rate, "complete", rate * step, 0.0)
+    one._trial = lambda rate, step: Trial(rate, "complete", rate * step, -rate * step)
     assert one.search().choice.learning_rate == num_rates
     assert sum(one.trained.values()) == cost
 
@@ -104,7 +116,7 @@ def test_the_next_best_follows_where_the_last_one_ends_badly() -> None:
     found = one.search()
     assert found.choice.learning_rate == 3e-3, "the one left behind in the last round, though it is no longer so good"
     assert found.choice.scores["0.001"] is None
-    assert one.asked[-1] == {1e-4: 25, 3e-4: 25, 1e-3: 100, 3e-3: 100}
+    assert one.asked[-1] == {1e-4: 15, 3e-4: 15, 1e-3: 100, 3e-3: 100}
 
 
 def test_where_every_rate_diverges_nothing_is_chosen() -> None:
@@ -173,4 +185,4 @@ def test_halving_and_extending_go_together() -> None:
     one = World(scores, Grid(rates=(1e-3, 2e-3, 4e-3), below=below, above=above))
     found = one.search()
     assert found.choice.learning_rate == 4e-3
-    assert one.asked[-1] == {1e-3: 25, 2e-3: 50, 4e-3: 100, 8e-3: 100}
+    assert one.asked[-1] == {1e-3: 15, 2e-3: 70, 4e-3: 100, 8e-3: 100}
