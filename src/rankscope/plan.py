@@ -51,7 +51,8 @@ def round_steps(num_rates: int, num_steps: int) -> tuple[int, ...]:
         return ()
     num_early = math.ceil(math.log2(num_rates)) - 1
     shares = [*(EARLY_ROUND / 2**count for count in reversed(range(num_early))), LAST_ROUND]
-    return tuple(dict.fromkeys(step for share in shares if (step := int(share * num_steps)) > 0))
+    steps = [max(1, int(share * num_steps)) for share in shares]
+    return tuple(dict.fromkeys(step for step in steps if step < num_steps))
 
 
 def halved_search(num_rates: int, num_steps: int) -> tuple[int, int]:

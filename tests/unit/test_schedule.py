@@ -135,7 +135,7 @@ def test_deleted_weights_are_trained_again_when_something_needs_them(tmp_path: P
 
 
 def rounds_plan(tmp_path: Path) -> Plan:
-    """A plan in which the arms' rates are halved: of three at 1/4 and 1/2 of the steps."""
+    """A plan in which the arms' rates are halved: of three after a few and after most of the steps."""
     plan = write_study(tmp_path, arms=ARMS[:1]).plan
     grid = Grid(rates=tuple(sorted({run.learning_rate for run in plan.runs})))
     assert len(grid.rates) == 3

@@ -75,9 +75,9 @@ def test_a_paused_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, run: Ru
     found = paused.train()
     assert (found.status, found.num_steps) == ("complete", NUM_STEPS)
     assert found.settings_hash == expected.settings_hash
-    assert [point.loss_nats_per_token for point in found.validations] == [
-        point.loss_nats_per_token for point in expected.validations
-    ]
+    losses = {point.step: point.loss_nats_per_token for point in found.validations}
+    assert {2, 4} <= set(losses), "a round compares losses"
+    assert all(losses[point.step] == point.loss_nats_per_token for point in expected.validations)
     one, two = whole.weights(), paused.weights()
     assert set(one) == set(two)
     assert all(one[name].equal(two[name]) for name in one), "bit for bit"
