@@ -25,7 +25,7 @@ from rankscope.runs import (
 
 UNREAD = "unread"  # in the place of a hash of what is not on this machine
 MIN_HALVED = 3  # rates; halving two would save a fifth
-# Shares of a run's steps after which halving compares rates. Comparisons at a quarter and a half chose worse (docs/log.md).
+# Shares of a run's steps after which halving compares rates. A quarter and a half chose worse (docs/log.md).
 EARLY_ROUND, LAST_ROUND = 0.15, 0.7
 ROUND_VALIDATION = "validation-step"
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items

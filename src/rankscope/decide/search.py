@@ -65,8 +65,8 @@ def advance(
 ) -> Progress:
     """Take a search as far as its trials go.
 
-    In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly, those that were
-    left behind follow in their order. Then, while the best rate lies at the edge of what was tried, the next beyond.
+    In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly, those
+    that were left behind follow in their order. Then, while the best rate lies at the edge of what was tried, the next beyond.
 
     Args:
         grid: The arm's rates, and those that may be added.
@@ -172,7 +172,7 @@ def choose_rate(trials: Sequence[Trial], tried: Sequence[float] = ()) -> Choice:
     """Choose the rate with the lowest validation loss among those whose score is not clearly below the best.
 
     Accuracies within one standard error of the best are a tie (Breiman et al. 1984): on some hundred items, one more or
-    less right is luck, and the loss on the same items tells the rates apart. Then the higher score, then the lower rate.
+    less right is luck, and the loss on the same items says more. Then the higher score decides, then the lower rate.
     A rate of which any run diverged or failed is out: what happens on one seed in the search will happen again.
 
     Args:
