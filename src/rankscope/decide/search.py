@@ -65,8 +65,9 @@ def advance(
 ) -> Progress:
     """Take a search as far as its trials go.
 
-    In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly, those
-    that were left behind follow in their order. Then, while the best rate lies at the edge of what was tried, the next beyond.
+    In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly,
+    those that were left behind follow in their order. Then, while the best rate lies at the edge of what was tried, the
+    next beyond.
 
     Args:
         grid: The arm's rates, and those that may be added.
