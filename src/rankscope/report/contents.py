@@ -53,6 +53,8 @@ class Contents:
         subspaces: Per run and matrix: the measures of singular subspaces.
         derived: Per derived model, task and item: its value, the run's and the base's.
         heads: Per run (null: the base), layer and head: the attention measures.
+        representations: Per run, layer and task: how like the base's the residual stream is.
+        neurons: Per run and layer, over its neurons: the mean size of their shift, how many fell silent or woke.
         missing: What could not be read.
         forecasts: What was expected of each base and training set before anything was trained, where it was asked.
     """
@@ -71,6 +73,8 @@ class Contents:
     heads: pl.DataFrame
     subspaces: pl.DataFrame = field(default_factory=pl.DataFrame)
     derived: pl.DataFrame = field(default_factory=pl.DataFrame)
+    representations: pl.DataFrame = field(default_factory=pl.DataFrame)
+    neurons: pl.DataFrame = field(default_factory=pl.DataFrame)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
     forecasts: tuple[ForecastRecord, ...] = ()

@@ -16,12 +16,18 @@ class Panel:
         label: What it shows, in a sentence, for those who cannot see it.
         spec: Its Vega-Lite specification.
         group: The group it is about; None where it follows the reader's choice.
+        unit: What its upright axis says, under the title, where it need not be read on its side.
+        arm: The arm it is about, where it is about one alone.
+        min_width: In pixels; a narrower place scrolls.
     """
 
     title: str
     label: str
     spec: Mapping[str, Any]
     group: str | None = None
+    unit: str = ""
+    arm: str | None = None
+    min_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Figure:
         tasks: The tasks that a reader can switch between; empty where the figure is not per task.
         notes: By group, what the reader should know of these very numbers.
         columns: How many panels stand side by side where there is room.
+        ramp: The two ends of the colour scale that its panels share, in words; None where there is none.
     """
 
     key: str
@@ -52,3 +59,4 @@ class Figure:
     tasks: Sequence[str] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: int = 2
+    ramp: tuple[str, str] | None = None

@@ -9,13 +9,15 @@ import polars as pl
 from rankscope.report.causes_figures import derived_figure, explanation_figure
 from rankscope.report.contents import Contents
 from rankscope.report.derived import sentences
-from rankscope.report.figure import Figure
-from rankscope.report.inside_figures import attention_figure, module_figure, spectra_figure
+from rankscope.report.figure import Figure, Panel
+from rankscope.report.inside_figures import module_figure, spectra_figure
+from rankscope.report.layer_figures import attention_figure, neuron_figure, representation_figure
 from rankscope.report.marks import Style
 from rankscope.report.palette import looks
+from rankscope.report.rank_figures import rank_figure, rate_figure
 from rankscope.report.run_figures import cost_figure, loss_figure
+from rankscope.report.scatter_figure import glances, tradeoff_figure
 from rankscope.report.task_figures import differences_figure, matrix_figure, one_task_figure
-from rankscope.report.tradeoff_figures import rank_figure, rate_figure, tradeoff_figure
 
 
 def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict[str, Figure]:
@@ -25,8 +27,8 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
     grouped = {name: _with_group(table, names) for name, table in tables.items()}
     cuts = sentences(tables["derived"])
     made = (
-        tradeoff_figure(grouped["arms"], contents.settings, style),
-        rank_figure(grouped["arms"], contents.settings, style),
+        tradeoff_figure(grouped["arms"], grouped["derived"], contents.settings, style),
+        rank_figure(grouped["arms"], grouped["derived"], contents.settings, style),
         rate_figure(grouped["rates"], style),
         matrix_figure(grouped["comparisons"], contents.settings, style),
         one_task_figure(grouped["comparisons"], style),
@@ -34,12 +36,20 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
         module_figure(grouped["spectra_by_module"], style),
         spectra_figure(grouped["spectra_by_arm"], style),
         attention_figure(grouped["attention_by_layer"], style),
-        derived_figure(grouped["derived"], style, {names[pair]: said for pair, said in cuts.items()}),
+        representation_figure(grouped["representations_by_layer"], style),
+        neuron_figure(grouped["neurons_by_layer"], style),
         explanation_figure(grouped["explanations"]),
+        derived_figure(grouped["derived"], style, {names[pair]: said for pair, said in cuts.items()}),
         cost_figure(grouped["runs"], style),
         loss_figure(grouped["losses"], grouped["validations"], style),
     )
     return {figure.key: figure for figure in made if figure is not None}
+
+
+def make_glances(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict[str, Panel]:
+    """By group, the small picture that stands beside its verdict; none where nothing was compared."""
+    arms = _with_group(tables["arms"], group_names(contents))
+    return glances(arms, contents.settings, Style(looks(contents.plan)))
 
 
 def group_names(contents: Contents) -> dict[tuple[str, str], str]:

@@ -1,4 +1,4 @@
-"""Tables of what changed inside the tuned models: spectra by arm and by module, attention by layer."""
+"""Tables of what changed inside the tuned models: spectra by arm and module; attention, stream and neurons by layer."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ SPECTRA = (
 ATTENTION = (
     "attention_entropy", "attention_divergence", "attention_first_token", "attention_distance", "head_similarity",
 )  # fmt: skip
+REPRESENTATIONS = ("cka", "residual_cosine", "procrustes_residual")
+NEURONS = ("neuron_shift", "neurons_newly_dead", "neurons_newly_active")
 
 _SCHEMA = {
     "base": pl.String, "training_set": pl.String, "arm": pl.String, "rank": pl.Int64, "measure": pl.String,
@@ -69,6 +71,40 @@ def attention_by_layer(contents: Contents) -> pl.DataFrame:
         pl.col("value").mean(),
         pl.col("run_id").n_unique().alias("num_seeds"),
         pl.col("head").n_unique().alias("num_heads"),
+        pl.col("source").first(),
+    )
+
+
+def representations_by_layer(contents: Contents) -> pl.DataFrame:
+    """Each measure of the residual stream by layer: the mean over the tasks of a run, then over seeds."""
+    long = _long(contents, contents.representations, REPRESENTATIONS, ["layer", "task", "num_positions"])
+    if long.is_empty():
+        return pl.DataFrame(schema={**_SCHEMA, "layer": pl.Int64})
+    keys = ["base", "training_set", "arm", "rank", "layer", "measure"]
+    per_run = long.group_by([*keys, "run_id"], maintain_order=True).agg(
+        pl.col("value").mean(),
+        pl.col("task").n_unique().alias("num_tasks"),
+        pl.col("num_positions").sum(),
+        pl.col("source").first(),
+    )
+    return _over_seeds(per_run, keys, "num_tasks", "num_positions")
+
+
+def neurons_by_layer(contents: Contents) -> pl.DataFrame:
+    """What became of the neurons of each layer: the mean over seeds."""
+    long = _long(contents, contents.neurons, NEURONS, ["layer", "num_neurons"])
+    if long.is_empty():
+        return pl.DataFrame(schema={**_SCHEMA, "layer": pl.Int64})
+    return _over_seeds(long, ["base", "training_set", "arm", "rank", "layer", "measure"], "num_neurons")
+
+
+def _over_seeds(per_run: pl.DataFrame, keys: list[str], *counts: str) -> pl.DataFrame:
+    return per_run.group_by(keys, maintain_order=True).agg(
+        pl.col("value").mean(),
+        pl.col("value").min().alias("lowest"),
+        pl.col("value").max().alias("highest"),
+        pl.col("run_id").n_unique().alias("num_seeds"),
+        *(pl.col(name).max() for name in counts),
         pl.col("source").first(),
     )
 

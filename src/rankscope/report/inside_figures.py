@@ -1,4 +1,4 @@
-"""Figures of what changed inside the models: where the update lies, how it is spread, what attention did."""
+"""Figures of the weights: where in the network the update lies, and over how many directions it spreads."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from rankscope.report.marks import (
     specification,
     tooltips,
 )
-from rankscope.report.palette import GAIN_COLOUR
+from rankscope.report.palette import GAIN_COLOUR, family
 
+# By measure: the title, and what the upright axis says.
 _SPECTRA = {
-    "update_norm_relative": "Size of the update",
-    "stable_rank": "Stable rank",
-    "effective_rank": "Effective rank",
-    "energy_rank_90": "Directions with 90% of the energy",
+    "update_norm_relative": ("Size of the update", "norm of the update over the norm of the base's matrix"),
+    "stable_rank": ("Stable rank", "energy over that of the strongest direction"),
+    "effective_rank": ("Effective rank", "directions, as evenly used ones would count"),
+    "energy_rank_90": ("Directions with 90% of the energy", "number of directions"),
 }
-_ATTENTION = {"attention_divergence": "How far attention moved", "attention_entropy": "How widely heads look"}
 
 
 def module_figure(modules: pl.DataFrame, style: Style) -> Figure | None:
@@ -42,18 +42,19 @@ def module_figure(modules: pl.DataFrame, style: Style) -> Figure | None:
     for arm in (name for name in style.looks if name in set(frame["arm"])):
         chart = _module_map(frame.filter(pl.col("arm") == arm), measure, highest)
         label = f"Heat map: {MEASURES[measure].meaning} for {arm}, by layer and module."
-        panels.append(Panel(arm, label, specification(chart)))
+        panels.append(Panel(arm, label, specification(chart), arm=arm))
     return Figure(
         key="module_map",
         title="Where the update lies",
-        shows=f"How far each weight matrix moved ({MEASURES[measure].formula}), by layer and module, mean over seeds. "
-        f"All arms share one colour scale, from nothing at 0 to full colour at {highest:.3g}.",
+        shows="How far each weight matrix moved, as the size of its update over its own, by layer and module, mean "
+        "over seeds. All arms share one colour scale.",
         reading="The stronger the colour, the farther from the base. Maps can be compared with one another.",
         caution="A large update is not by itself a harmful one, nor the reason for a gain.",
         panels=panels,
         measures=(measure,),
         sources=("runs/*/analyse/spectra/matrices.parquet",),
         columns=3,
+        ramp=("0", f"{100 * highest:.3g}%" if measure.endswith("relative") else f"{highest:.3g}"),
     )
 
 
@@ -67,7 +68,8 @@ def spectra_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
     for measure in measures:
         chart = _spectra_curve(spectra.filter(pl.col("measure") == measure), measure, style)
         label = f"Line plot: {MEASURES[measure].meaning}, mean over matrices, against LoRA rank."
-        panels.append(Panel(_SPECTRA[measure], label, specification(chart)))
+        title, unit = _SPECTRA[measure]
+        panels.append(Panel(title, label, specification(chart), unit=unit))
     return Figure(
         key="spectra",
         title="What the update is made of",
@@ -83,49 +85,25 @@ def spectra_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
     )
 
 
-def attention_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
-    """What fine-tuning did to attention, layer by layer."""
-    tuned = layers.filter(pl.col("arm").is_not_null())
-    measures = [key for key in _ATTENTION if key in set(tuned["measure"])]
-    if not measures:
-        return None
-    frame = layers.with_columns(pl.col("arm").fill_null("base"))
-    panels = []
-    for measure in measures:
-        chart = _layer_curve(frame.filter(pl.col("measure") == measure), measure, style)
-        label = f"Line plot: {MEASURES[measure].meaning}, by layer, one line an arm."
-        panels.append(Panel(_ATTENTION[measure], label, specification(chart)))
-    return Figure(
-        key="attention",
-        title="What happened to attention",
-        shows="Attention on the same probe texts before and after, mean over heads and seeds, by layer. The grey line "
-        "is the base.",
-        reading="High divergence: the heads of that layer look elsewhere than the base's. High entropy: they look at "
-        "many tokens at once; low: at few.",
-        caution="Heads may move and cancel out in the mean; the table of all heads lies in the study directory.",
-        panels=panels,
-        measures=measures,
-        sources=("runs/*/analyse/attention/heads.parquet", "base/*/analyse/attention/heads.parquet"),
-    )
-
-
 def _module_map(frame: pl.DataFrame, measure: str, highest: float) -> alt.Chart:
     order = list(dict.fromkeys(frame["module"]))
+    bare = {"domain": False, "ticks": False}
     opacity = alt.FillOpacity("value:Q", scale=alt.Scale(domain=[0, highest], range=[0.02, 1]), legend=None)
     hints = [
         *tooltips(arm="Arm", module="Module"),
         alt.Tooltip("layer:O", title="Layer"),
         alt.Tooltip("value:Q", title=measure, format=".3g"),
         alt.Tooltip("num_seeds:Q", title="Seeds"),
+        alt.Tooltip("source:N", title="From"),
     ]
-    kept = frame.select("group", "arm", "layer", "module", "value", "num_seeds")
+    kept = frame.select("group", "arm", "layer", "module", "value", "num_seeds", "source")
     return (
         alt.Chart(data(kept))
         .transform_filter(GROUP_FILTER)
         .mark_rect(cornerRadius=2, fill=GAIN_COLOUR)
         .encode(
-            x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy")),
-            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(labelLimit=110)),
+            x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy", **bare)),
+            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(labelLimit=110, **bare)),
             fillOpacity=opacity,
             opacity=picked(0.15),
             tooltip=hints,
@@ -136,49 +114,27 @@ def _module_map(frame: pl.DataFrame, measure: str, highest: float) -> alt.Chart:
 
 def _spectra_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerChart:
     shown = frame.with_columns(
-        pl.col("rank").alias("x"), pl.col("arm").str.replace(r"-r\d+", "").alias("family")
-    ).select("group", "arm", "x", "family", "value", "lowest", "highest", "num_seeds", "num_matrices")
+        pl.col("rank").alias("x"), pl.col("arm").map_elements(family, pl.String).alias("family")
+    ).select("group", "arm", "x", "family", "value", "lowest", "highest", "num_seeds", "num_matrices", "source")
     plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
     ranked, unranked = plot.transform_filter("datum.x !== null"), plot.transform_filter("datum.x === null")
-    x = log_axis([rank for rank in shown["x"] if rank is not None], "LoRA rank", base=2)
-    y = alt.Y("value:Q", title=MEASURES[measure].formula if measure.startswith("update") else measure.replace("_", " "))
+    x = log_axis([rank for rank in shown["x"] if rank is not None], "Rank", base=2)
+    y = alt.Y("value:Q", title=None)
     tint = colour(style)
     hints = [
         alt.Tooltip("arm:N", title="Arm"),
         alt.Tooltip("value:Q", title=measure, format=".3g"),
         alt.Tooltip("num_matrices:Q", title="Matrices"),
         alt.Tooltip("num_seeds:Q", title="Seeds"),
+        alt.Tooltip("source:N", title="From"),
     ]
     return alt.layer(
         unranked.mark_rule(strokeWidth=2).encode(y=y, color=tint, opacity=picked(), tooltip=hints),
         ranked.mark_line(color=INK, strokeWidth=1.5, opacity=0.4).encode(x=x, y=y, detail="family:N"),
         ranked.mark_rule(strokeWidth=2).encode(
-            x=x, y=alt.Y("lowest:Q"), y2="highest:Q", color=tint, opacity=picked()
+            x=x, y=alt.Y("lowest:Q", title=None), y2="highest:Q", color=tint, opacity=picked()
         ),
         ranked.mark_point(filled=True, size=70).encode(
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
     ).properties(width=WIDTH, height=220)
-
-
-def _layer_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerChart:
-    shown = frame.select("group", "arm", "layer", "value", "num_seeds", "num_heads")
-    plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
-    x = alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
-    unit = MEASURES[measure].unit
-    title = measure.replace("_", " ").capitalize() + (f", {unit}" if unit == "nats" else " (0 to 1)")
-    y = alt.Y("value:Q", title=title, scale=alt.Scale(zero=measure == "attention_divergence"))
-    tint = colour(style, with_base=True)
-    hints = [
-        alt.Tooltip("arm:N", title="Arm"),
-        alt.Tooltip("layer:O", title="Layer"),
-        alt.Tooltip("value:Q", title=measure, format=".3g"),
-        alt.Tooltip("num_heads:Q", title="Heads"),
-        alt.Tooltip("num_seeds:Q", title="Seeds"),
-    ]
-    return alt.layer(
-        plot.mark_line(strokeWidth=2).encode(x=x, y=y, color=tint, opacity=picked(0.08, 0.9)),
-        plot.mark_point(filled=True, size=40).encode(
-            x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
-        ),
-    ).properties(width=WIDTH, height=240)

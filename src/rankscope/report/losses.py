@@ -14,6 +14,7 @@ from rankscope.report.wording import (
     amount_of,
     between,
     count,
+    counted,
     digits_of,
     evidence,
     probability,
@@ -22,8 +23,8 @@ from rankscope.report.wording import (
 )
 
 RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
-# So much is shown in the page; the whole of it is in the CSV beside it.
-MOST_LOST, MOST_GAINED, MOST_CATEGORIES, MOST_CHARACTERS = 40, 20, 60, 1200
+# So much is in the page; the whole of it is in the CSV beside it. The characters are those of all items of a group.
+MOST_CATEGORIES, MOST_CHARACTERS, MOST_CHARACTERS_OF_ALL = 60, 1200, 400_000
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ComparisonRow:
     name: str
     relation: str
     unit: str
+    rests: str
     base: str
     tuned: str
     difference: Cell
@@ -45,18 +47,16 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class Flip:
-    """One item that flipped, with the answers of every arm that flipped it."""
+    """One item that flipped, with the answers of every arm that flipped it: arm, answer, in how many seeds."""
 
     task: str
-    relation: str
-    category: str | None
+    place: str
     change: str
-    item_id: str
     prompt: str
-    options: Sequence[tuple[str, bool, bool]]
+    options: Sequence[tuple[str, bool]]
     target: str
     before: str
-    answers: Sequence[tuple[str, str, int, int]]
+    answers: Sequence[tuple[str, str, str]]
 
 
 def task_rows(comparisons: pl.DataFrame) -> dict[str, list[ComparisonRow]]:
@@ -76,13 +76,17 @@ def category_rows(comparisons: pl.DataFrame, arm: str | None) -> list[Comparison
     return [_comparison(row, f"{row['task']}: {row['category']}") for row in rows]
 
 
-def flips(flipped: pl.DataFrame) -> list[Flip]:
-    """The items that most arms and seeds lost, then those that they gained."""
-    found = []
-    for change, most in (("lost", MOST_LOST), ("gained", MOST_GAINED)):
+def flips(flipped: pl.DataFrame, most_characters: int = MOST_CHARACTERS_OF_ALL) -> list[Flip]:
+    """The items that flipped, what most arms and seeds lost first, then what they gained, as many as the page holds."""
+    found, left = [], most_characters
+    for change in ("lost", "gained"):
         part = flipped.filter(pl.col("change") == change)
-        for _, rows in list(part.group_by(["task", "item_id"], maintain_order=True))[:most]:
-            found.append(_flip(rows))
+        for _, rows in part.group_by(["task", "item_id"], maintain_order=True):
+            flip = _flip(rows)
+            left -= len(str(flip))
+            if left < 0:
+                break
+            found.append(flip)
     return found
 
 
@@ -101,6 +105,7 @@ def _comparison(row: dict[str, Any], name: str) -> ComparisonRow:
         name=name,
         relation=RELATIONS[row["relation"]],
         unit="points" if row["unit"] == "accuracy" else "nats",
+        rests=evidence(None, row["num_items"], row["num_seeds"], "").removesuffix("; "),
         base=ends[0].removesuffix(" nats").replace(" %", "%"),
         tuned=ends[1].removesuffix(" nats").replace(" %", "%"),
         difference=difference,
@@ -113,20 +118,20 @@ def _comparison(row: dict[str, Any], name: str) -> ComparisonRow:
 
 def _flip(rows: pl.DataFrame) -> Flip:
     first = rows.row(0, named=True)
-    answers = [(row["arm"], _text(row["after"]), row["num_flipped"], row["num_seeds"]) for row in rows.to_dicts()]
-    target, before = _text(first["target"]), _text(first["before"])
-    options = [(option, option == first["target"], option == first["before"]) for option in first["options"] or ()]
+    answers = [
+        (row["arm"], _text(row["after"]), f"{row['num_flipped']} of {counted(row['num_seeds'], 'seed')}")
+        for row in rows.to_dicts()
+    ]
     prompt = first["prompt"] or ""
+    place = RELATIONS.get(first["relation"], "")
     return Flip(
         task=first["task"],
-        relation=RELATIONS.get(first["relation"], ""),
-        category=first["category"],
+        place=f"{place}, {first['category']}" if first["category"] else place,
         change=first["change"],
-        item_id=first["item_id"],
         prompt=prompt if len(prompt) <= MOST_CHARACTERS else prompt[:MOST_CHARACTERS] + " \N{HORIZONTAL ELLIPSIS}",
-        options=[(_text(option), is_target, is_before) for option, is_target, is_before in options],
-        target=target,
-        before=before,
+        options=[(_text(option), option == first["target"]) for option in first["options"] or ()],
+        target=_text(first["target"]),
+        before=_text(first["before"]),
         answers=answers,
     )
 

@@ -19,6 +19,7 @@ GROUP_FILTER = "datum.group === group"
 TASK_FILTER = "datum.task === task"
 PICKED = "length(arms) === 0 || indexof(arms, datum.arm) >= 0"
 INK = "currentColor"
+PAPER = "var(--paper)"
 # A plot is as wide as its place in the page.
 WIDTH: Any = "container"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

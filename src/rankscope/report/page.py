@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import polars as pl
@@ -20,9 +21,9 @@ from rankscope.records import Verdict
 from rankscope.report import wording
 from rankscope.report.contents import Contents
 from rankscope.report.figure import Figure
-from rankscope.report.figures import group_names
+from rankscope.report.figures import group_names, make_glances
 from rankscope.report.losses import category_rows, flips, task_rows
-from rankscope.report.palette import looks
+from rankscope.report.palette import GAIN_COLOUR, Look, looks
 from rankscope.report.static import VEGALITE_VERSION, config, parameters
 from rankscope.report.tables import DECIDE_FILE
 from rankscope.report.verdicts import VerdictView, verdict_view
@@ -34,8 +35,10 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
     groups = list(group_names(contents).values())
     arms = looks(contents.plan)
     classes = {name: f"arm-{index}" for index, name in enumerate(arms)}
-    style = templates.get_template("style.css.j2").render(arms=arms, classes=classes)
+    style = style_sheet(templates, arms, classes)
     scripts = [vega_bundle(), templates.get_template("page.js").render()]
+    glances = make_glances(tables, contents)
+    first_task = next((figure.tasks[0] for figure in figures.values() if figure.tasks), None)
     return templates.get_template("page.html.j2").render(
         plan=contents.plan,
         settings=contents.settings,
@@ -48,8 +51,10 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         state=_state(tables["runs"]),
         verdicts=verdict_views(contents, tables["runs"]),
         figures=figures,
-        first_task=next((figure.tasks[0] for figure in figures.values() if figure.tasks), None),
+        page_state={"group": groups[0], "task": first_task, "classes": classes},
         specs=panel_specs(figures, groups),
+        glances=glances,
+        glance_specs={group: _spec(panel.spec, group, None) for group, panel in glances.items()},
         config=config(),
         lost=_lost(contents, tables),
         measures=MEASURES,
@@ -82,6 +87,11 @@ def environment(*packages: str) -> Environment:
     return made
 
 
+def style_sheet(templates: Environment, arms: Mapping[str, Look], classes: Mapping[str, str]) -> str:
+    """The one style sheet of all pages, with the look of each arm under its class."""
+    return templates.get_template("style.css.j2").render(arms=arms, classes=classes, gain_colour=GAIN_COLOUR)
+
+
 def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:
     """The verdicts in the study's order; empty before there are any."""
     names = group_names(contents)
@@ -89,10 +99,22 @@ def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:
         return []
     return [
         verdict_view(
-            verdict, names[verdict.base, verdict.training_set], contents.plan.arms, DECIDE_FILE, _cost(verdict, runs)
+            verdict,
+            names[verdict.base, verdict.training_set],
+            contents.plan.arms,
+            DECIDE_FILE,
+            _cost(verdict, runs),
+            _edges(contents, verdict),
         )
         for verdict in contents.decision.verdicts
     ]
+
+
+def _edges(contents: Contents, verdict: Verdict) -> dict[str, str]:
+    """By arm, which end of the rates tried its best one is, where it is one."""
+    mine = (verdict.base, verdict.training_set)
+    choices = (choice for choice in contents.rates.choices if (choice.base, choice.training_set) == mine)
+    return {choice.arm: choice.at_edge for choice in choices if choice.at_edge}
 
 
 def _cost(verdict: Verdict, runs: pl.DataFrame) -> str | None:
@@ -145,17 +167,19 @@ def _hash(text: str) -> str:
 
 def panel_specs(figures: Mapping[str, Figure], groups: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
     """By figure, the specifications of its panels as the page's script takes them."""
-    return {key: [_spec(panel.spec, groups, figure) for panel in figure.panels] for key, figure in figures.items()}
+    firsts = {key: next(iter(figure.tasks), None) for key, figure in figures.items()}
+    return {
+        key: [_spec(panel.spec, groups[0], firsts[key]) for panel in figure.panels] for key, figure in figures.items()
+    }
 
 
-def _spec(spec: Mapping[str, Any], groups: Sequence[str], figure: Figure) -> dict[str, Any]:
+def _spec(spec: Mapping[str, Any], group: str, task: str | None) -> dict[str, Any]:
     """A panel's specification with the values that the page's script sets; the configuration is the page's."""
-    task = figure.tasks[0] if figure.tasks else None
     kept = {key: value for key, value in spec.items() if key not in ("config", "$schema")}
     return {
         **kept,
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "params": parameters(groups[0], task),
+        "params": parameters(group, task),
     }
 
 
@@ -181,10 +205,11 @@ def _lost(contents: Contents, tables: Mapping[str, pl.DataFrame]) -> list[dict[s
         lost.append(
             {
                 "group": group,
-                "tasks": task_rows(comparisons),
+                "tasks": (tasks := task_rows(comparisons)),
+                "num_rows": sum(map(len, tasks.values())),
                 "arm": arm,
                 "categories": category_rows(comparisons, arm),
-                "flips": flips(flipped),
+                "flips": [asdict(flip) for flip in flips(flipped)],
                 "num_flips": flipped.select("task", "item_id").n_unique() if flipped.height else 0,
             }
         )

@@ -1,18 +1,23 @@
-"""One fixed look for every arm: a colour that colour-blind readers can tell apart, and a shape for its method."""
+"""One fixed look for every arm: a colour that colour-blind readers can tell apart, and a shape for its family."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rankscope.plan import Plan
+from rankscope.runs import ArmSettings
 
 # Ranks are ordered, so their colours are too: from teal over blue to magenta, falling in lightness, which survives any
 # kind of colour-blindness; each has a contrast of 3 or more against the white and the near-black page.
 _RANK_STOPS = ("#2a9d8f", "#3a8fc9", "#6a74d8", "#9a5cc6", "#b0469c")
 # Methods without a rank: vermilion first (the Okabe-Ito colour farthest from the ramp), then its neighbours.
-_OTHER = ("#d55e00", "#a87f00", "#b8527f", "#8a7550")
+_OTHER = ("#d55e00", "#a87f00", "#b8527f", "#8a7550", "#c0503c", "#7d8531")
 BASE_COLOUR = "#808080"
 GAIN_COLOUR, LOSS_COLOUR = "#2f7fc1", "#d55e00"
+# Whole models are diamonds and the base is a cross; adapters take these, family by family.
+SHAPES = ("circle", "square", "triangle-up", "triangle-down", "triangle-right", "triangle-left")
 
 
 @dataclass(frozen=True)
@@ -24,17 +29,39 @@ class Look:
 
 
 def looks(plan: Plan) -> dict[str, Look]:
-    """The look of every arm by label, in the study's order, and of the base under `base`."""
+    """The look of every arm by label, in the study's order, and of the base under `base`.
+
+    Arms of one family (they differ in rank alone) share a shape, arms of one rank a colour. Where that would make two
+    arms alike each arm has a colour of its own, and neighbours on the ramp differ in shape.
+    """
     arms = {run.arm.label: run.arm for run in plan.runs}
+    colours, shapes = _colours(arms), _shapes(arms)
+    if len({(colours[label], shapes[label]) for label in arms}) < len(arms):
+        colours = _colours(arms, is_spread=True)
+    return {**{label: Look(colours[label], shapes[label]) for label in arms}, "base": Look(BASE_COLOUR, "cross")}
+
+
+def family(label: str) -> str:
+    """An arm's name without its rank: what is compared along a curve over ranks."""
+    return re.sub(r"-r\d+", "", label)
+
+
+def _colours(arms: Mapping[str, ArmSettings], *, is_spread: bool = False) -> dict[str, str]:
     ranked = sorted((arm for arm in arms.values() if arm.rank is not None), key=lambda arm: arm.rank or 0)
-    colours = {arm.label: _ramp(index, len(ranked)) for index, arm in enumerate(ranked)}
-    unranked = [label for label, arm in arms.items() if arm.rank is None]
-    colours |= {label: _OTHER[index % len(_OTHER)] for index, label in enumerate(unranked)}
-    found = {
-        label: Look(colours[label], "diamond" if arm.capabilities.saves == "model" else "circle")
-        for label, arm in arms.items()
+    ranks = sorted({arm.rank or 0 for arm in ranked})
+    colours = {
+        arm.label: _ramp(index, len(ranked)) if is_spread else _ramp(ranks.index(arm.rank or 0), len(ranks))
+        for index, arm in enumerate(ranked)
     }
-    return {**found, "base": Look(BASE_COLOUR, "cross")}
+    unranked = [label for label, arm in arms.items() if arm.rank is None]
+    return {**colours, **{label: _OTHER[index % len(_OTHER)] for index, label in enumerate(unranked)}}
+
+
+def _shapes(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
+    adapters = [label for label, arm in arms.items() if arm.capabilities.saves != "model"]
+    families = list(dict.fromkeys(family(label) for label in adapters))
+    found = {label: SHAPES[families.index(family(label)) % len(SHAPES)] for label in adapters}
+    return {label: found.get(label, "diamond") for label in arms}
 
 
 def _ramp(index: int, count: int) -> str:

@@ -9,11 +9,11 @@ from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import GROUP_FILTER, WIDTH, Style, colour, data, picked, shape, specification
 
 _COSTS = {
-    "train_seconds": ("Training time of one run, seconds", False),
-    "num_trainable": ("Trainable parameters (logarithmic)", True),
-    "peak_memory": ("Peak memory, MB", False),
+    "train_seconds": ("Training time", "seconds of one run", False),
+    "num_trainable": ("Trainable parameters", "logarithmic", True),
+    "peak_memory": ("Peak memory", "MB that the process held", False),
 }
-_MOST_POINTS = 100  # in one line, of a plot that is a few hundred pixels wide
+_MOST_POINTS = 40  # in one line: batches are small, and what matters is the trend
 
 
 def cost_figure(runs: pl.DataFrame, style: Style) -> Figure | None:
@@ -23,14 +23,16 @@ def cost_figure(runs: pl.DataFrame, style: Style) -> Figure | None:
         return None
     done = done.with_columns((pl.col("peak_memory_bytes") / 1e6).alias("peak_memory"))
     costs = done.group_by("group", "arm", maintain_order=True).agg(
-        *(pl.col(name).cast(pl.Float64).mean() for name in _COSTS), pl.len().alias("num_seeds")
+        *(pl.col(name).cast(pl.Float64).mean() for name in _COSTS),
+        pl.len().alias("num_seeds"),
+        pl.col("source").first(),
     )
     panels = []
-    for name, (title, is_log) in _COSTS.items():
+    for name, (title, unit, is_log) in _COSTS.items():
         part = costs.filter(pl.col(name).is_not_null())
         if not part.is_empty():
-            label = f"Dot plot: {title.lower()}, by arm."
-            panels.append(Panel(title, label, specification(_dots(part, name, is_log, style))))
+            label = f"Dot plot: {title.lower()}, {unit}, by arm."
+            panels.append(Panel(title, label, specification(_dots(part, name, is_log, style)), unit=unit))
     return Figure(
         key="cost",
         title="What it cost",
@@ -53,14 +55,15 @@ def loss_figure(losses: pl.DataFrame, validations: pl.DataFrame, style: Style) -
         if finite.is_empty():
             continue
         label = f"Line plot: loss in nats per token against the step, one line a run. {title}."
-        panels.append(Panel(title, label, specification(_losses(_thinned(_readable(finite)), style))))
+        spec = specification(_losses(_thinned(_readable(finite)), style))
+        panels.append(Panel(title, label, spec, unit="nats per token, lower is better"))
     if not panels:
         return None
     return Figure(
         key="losses",
         title="Loss while training",
-        shows="One line a run at its chosen rate (long runs averaged over neighbouring steps), and the runs "
-        "that diverged, as far as they stay among the others.",
+        shows="One line a run at its chosen rate, averaged over neighbouring steps where it is long, and the runs "
+        "that diverged (dashed), as far as they stay among the others.",
         reading="Lower is less surprised. A validation loss that rises while the training loss falls is over-fitting.",
         caution="A lower training loss is no better model: the verdict never looks at it.",
         panels=panels,
@@ -70,7 +73,7 @@ def loss_figure(losses: pl.DataFrame, validations: pl.DataFrame, style: Style) -
 
 
 def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Chart:
-    shown = frame.select("group", "arm", pl.col(name).alias("value"), "num_seeds")
+    shown = frame.select("group", "arm", pl.col(name).alias("value"), "num_seeds", "source")
     scale = alt.Scale(type="log", nice=False, padding=12) if is_log else alt.Scale(zero=True)
     decades = [10**power for power in range(13)] if is_log else alt.Undefined
     axis = alt.Axis(format="~s", labelOverlap="greedy", tickCount=4, values=decades, grid=True)
@@ -80,7 +83,7 @@ def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Cha
         .mark_point(filled=True, size=110)
         .encode(
             x=alt.X("value:Q", title=None, scale=scale, axis=axis),
-            y=alt.Y("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(grid=True)),
+            y=alt.Y("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(grid=True, labelLimit=170)),
             color=colour(style),
             shape=shape(style),
             opacity=picked(),
@@ -88,9 +91,10 @@ def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Cha
                 alt.Tooltip("arm:N", title="Arm"),
                 alt.Tooltip("value:Q", title=name.replace("_", " "), format=",.4~g"),
                 alt.Tooltip("num_seeds:Q", title="Seeds"),
+                alt.Tooltip("source:N", title="From"),
             ],
         )
-        .properties(width=WIDTH, height=28 * shown["arm"].n_unique())
+        .properties(width=WIDTH, height=(28 if shown["arm"].n_unique() <= 8 else 20) * shown["arm"].n_unique())
     )
 
 
@@ -101,8 +105,9 @@ def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
         .mark_line(strokeWidth=1.5)
         .encode(
             x=alt.X("step:Q", title="Optimizer step"),
-            y=alt.Y("loss:Q", title="Loss, nats per token", scale=alt.Scale(zero=False)),
+            y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False)),
             detail="run_id:N",
+            strokeDash=alt.condition("datum.is_chosen", alt.value([1, 0]), alt.value([4, 3])),
             color=colour(style),
             opacity=picked(0.06, 0.75),
             tooltip=[
@@ -110,6 +115,7 @@ def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
                 alt.Tooltip("seed:N", title="Seed"),
                 alt.Tooltip("step:Q", title="Step"),
                 alt.Tooltip("loss:Q", title="Loss, nats per token", format=".4f"),
+                alt.Tooltip("run_id:N", title="Run"),
             ],
         )
         .properties(width=WIDTH, height=260)
@@ -129,7 +135,7 @@ def _thinned(frame: pl.DataFrame) -> pl.DataFrame:
     stretch = ((pl.col("step") - 1) / pl.max_horizontal(size, pl.lit(1.0))).floor().alias("stretch")
     return (
         frame.with_columns(stretch)
-        .group_by("group", "arm", "seed", "run_id", "stretch", maintain_order=True)
+        .group_by("group", "arm", "seed", "run_id", "is_chosen", "stretch", maintain_order=True)
         .agg(pl.col("step").max(), pl.col("loss_nats_per_token").mean().alias("loss"))
         .drop("stretch")
     )

@@ -114,6 +114,8 @@ def read_contents(store: Store) -> Contents:
         matrices=_read_analysis(reader, analysed, "spectra", "matrices.parquet"),
         subspaces=_read_analysis(reader, analysed, "subspaces", "subspaces.parquet"),
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
+        representations=_read_analysis(reader, analysed, "representations", "representations.parquet"),
+        neurons=_read_analysis(reader, analysed, "neurons", "changes.parquet", _neurons),
         derived=_read_derived(reader, plan, at_chosen),
         provenance=_read_provenance(reader),
         forecasts=_read_forecasts(reader, plan),
@@ -264,13 +266,30 @@ def _folders(
             yield subject, record.task, store.root / Path(one.source).parent
 
 
-def _read_analysis(reader: _Reader, analysed: list[Analysed], analysis: str, file: str) -> pl.DataFrame:
+def _neurons(path: Path) -> pl.DataFrame:
+    """A run's neurons by layer: large models have millions of them, and the page shows layers."""
+    shifts, flags = pl.col("neuron_shift"), ("is_newly_dead", "is_newly_active")
+    wanted = pl.scan_parquet(path).group_by("layer").agg(
+        shifts.fill_nan(None).abs().mean().alias("neuron_shift"),
+        *(pl.col(flag).sum().cast(pl.Int64).alias(flag.replace("is_", "neurons_")) for flag in flags),
+        pl.len().cast(pl.Int64).alias("num_neurons"),
+    )
+    return wanted.sort("layer").collect()
+
+
+def _read_analysis(
+    reader: _Reader,
+    analysed: list[Analysed],
+    analysis: str,
+    file: str,
+    read: Callable[[Path], pl.DataFrame] = pl.read_parquet,
+) -> pl.DataFrame:
     frames = []
     for one in analysed:
         # What can say nothing of a method has no table.
         if one.record.analysis != analysis or one.record.status != "complete" or file not in one.record.files:
             continue
-        frame = reader.table(reader.store.root / Path(one.source).parent / file, pl.read_parquet)
+        frame = reader.table(reader.store.root / Path(one.source).parent / file, read)
         if frame is not None:
             subject = one.record.subject
             frames.append(

@@ -9,8 +9,8 @@ from typing import Any
 
 import vl_convert
 
-from rankscope.report.figure import Figure
-from rankscope.report.marks import FONT, TASK_FILTER, WIDTH
+from rankscope.report.figure import Figure, Panel
+from rankscope.report.marks import FONT, INK, PAPER, TASK_FILTER, WIDTH
 
 VEGALITE_VERSION = "6.4"
 _WIDTH = 320
@@ -34,7 +34,8 @@ def config() -> dict[str, Any]:
         "axisYQuantitative": {"tickCount": 6},
         "legend": {"labelColor": "currentColor", "titleColor": "currentColor", "labelFontSize": 12,
                    "titleFontSize": 12, "titleFontWeight": "normal", "labelOpacity": 0.85},
-        "title": {**ink, "fontSize": 14, "fontWeight": 600, "anchor": "start"},
+        "title": {**ink, "fontSize": 14, "fontWeight": 600, "anchor": "start", "subtitleColor": "currentColor",
+                  "subtitleFontSize": 12},
         "text": {"fontSize": 12},
     }  # fmt: skip
 
@@ -54,7 +55,7 @@ def render_svgs(figures: Mapping[str, Figure], groups: list[str]) -> Iterator[tu
     for figure in figures.values():
         for group in groups:
             panels = [
-                {**_for_paper(panel.spec, task), "title": f"{panel.title}: {task}" if task else panel.title}
+                {**_for_paper(panel.spec, task), "title": _title(panel, task)}
                 for panel in figure.panels
                 for task in figure.tasks or (None,)
                 if panel.group in (None, group)
@@ -68,10 +69,15 @@ def render_svgs(figures: Mapping[str, Figure], groups: list[str]) -> Iterator[tu
                 "config": config(),
                 "datasets": {name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()},
             }
-            # In a paper there is no page whose ink could be followed.
-            text = json.dumps(spec).replace('"currentColor"', '"#1c1f24"')
+            # In a paper there is no page whose colours could be followed.
+            text = json.dumps(spec).replace(json.dumps(INK), '"#1c1f24"').replace(json.dumps(PAPER), '"#ffffff"')
             name = f"{_file_name(figure.key)}--{_file_name(group)}"
             yield name, vl_convert.vegalite_to_svg(text, vl_version=VEGALITE_VERSION)
+
+
+def _title(panel: Panel, task: str | None) -> dict[str, Any]:
+    title = {"text": f"{panel.title}: {task}" if task else panel.title}
+    return {**title, "subtitle": panel.unit} if panel.unit else title
 
 
 def _for_paper(spec: Mapping[str, Any], task: str | None) -> dict[str, Any]:

@@ -12,7 +12,14 @@ from rankscope.report.contents import Contents
 from rankscope.report.derived import derived_models
 from rankscope.report.explained import explaining_runs, explanations
 from rankscope.report.forecast import forecast_table
-from rankscope.report.inside import attention_by_layer, not_available, spectra_by_arm, spectra_by_module
+from rankscope.report.inside import (
+    attention_by_layer,
+    neurons_by_layer,
+    not_available,
+    representations_by_layer,
+    spectra_by_arm,
+    spectra_by_module,
+)
 from rankscope.report.items import flipped_items
 from rankscope.report.runs import run_losses, run_states, run_validations, troubles
 
@@ -33,6 +40,8 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "spectra_by_arm": spectra_by_arm(contents),
         "spectra_by_module": spectra_by_module(contents),
         "attention_by_layer": attention_by_layer(contents),
+        "representations_by_layer": representations_by_layer(contents),
+        "neurons_by_layer": neurons_by_layer(contents),
         "derived": derived_models(contents),
         "explaining_runs": explaining_runs(contents),
         "explanations": explanations(contents),

@@ -21,10 +21,11 @@ from rankscope.report.marks import (
     specification,
     tooltips,
 )
-from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR
+from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR, family
 from rankscope.report.wording import amount_of, evidence, probability, rate, scaled, signed
 from rankscope.spec import Decide
 
+_MANY_ARMS = 8  # more of them go down the page, and tasks across
 _RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
 _HINTS = {
     "arm": "Arm", "rate": "Rate", "task": "Task", "relation": "Relation", "values": "Base, tuned",
@@ -52,12 +53,14 @@ def matrix_figure(comparisons: pl.DataFrame, settings: Decide | None, style: Sty
         .fill_nan(0.0)
         .alias("strength")
     )
+    is_wide = shown["arm"].n_unique() > _MANY_ARMS
     panels = [
         Panel(
             f"Trained on {group}",
             f"Heat map: the difference from the base of every arm trained on {group}, on every task.",
             specification(_heat_map(shown.filter(pl.col("group") == group), style)),
             group=group,
+            min_width=150 + 46 * min(shown["arm"].n_unique(), shown["column"].n_unique()) if is_wide else 0,
         )
         for group in dict.fromkeys(shown["group"])
     ]
@@ -73,6 +76,7 @@ def matrix_figure(comparisons: pl.DataFrame, settings: Decide | None, style: Sty
         panels=panels,
         measures=("accuracy", "loss_nats_per_token", "gain", "forgetting"),
         sources=("decide/record.json",),
+        columns=1 if is_wide else 2,
     )
 
 
@@ -86,10 +90,11 @@ def one_task_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
         key="one_task",
         title="One task at a time",
         shows="The change against the base on one task, for every rank at its best learning rate, with its interval. "
-        "The line with its band is full fine-tuning.",
+        "Lines with bands are arms without a rank, full fine-tuning among them.",
         reading="Above zero the tuned model is better than the base, below it is worse.",
         caution="Single tasks have few items, so their intervals are wide; the verdict uses the means over tasks.",
-        panels=(Panel("Difference from the base", label, specification(_one_task(shown, style))),),
+        panels=(Panel("Difference from the base", label, specification(_one_task(shown, style)),
+                      unit="points of accuracy, or nats per token where the task is text; higher is better"),),
         measures=("accuracy", "loss_nats_per_token"),
         sources=("decide/record.json",),
         tasks=list(dict.fromkeys(shown["task"])),
@@ -152,34 +157,38 @@ def _shown(comparisons: pl.DataFrame) -> pl.DataFrame:
 
 def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
     plot = alt.Chart(data(frame.drop("low", "high", "rank")))
-    order = list(dict.fromkeys(frame["column"]))
-    # Tasks have long names and arms short ones, so tasks go down: nothing has to be read on its side.
-    angle = 0 if frame["arm"].n_unique() <= 4 else -38
-    x = alt.X("arm:N", sort=list(style.looks), title=None, axis=alt.Axis(labelAngle=angle, orient="top", labelLimit=90))
-    y = alt.Y("column:N", sort=order, title=None, axis=alt.Axis(labelLimit=150))
+    tasks, arms = list(dict.fromkeys(frame["column"])), [name for name in style.looks if name in set(frame["arm"])]
+    bare = {"domain": False, "ticks": False, "grid": False}
+    # Tasks have long names and arms short ones, so tasks go down unless arms are many.
+    down, across = (("column", tasks), ("arm", arms)) if len(arms) <= _MANY_ARMS else (("arm", arms), ("column", tasks))
+    angle = 0 if len(across[1]) <= 4 else -35
+    axis = alt.Axis(labelAngle=angle, orient="top", labelLimit=130, **bare)
+    x = alt.X(f"{across[0]}:N", sort=across[1], title=None, axis=axis)
+    y = alt.Y(f"{down[0]}:N", sort=down[1], title=None, axis=alt.Axis(labelLimit=190, **bare))
     sign = alt.condition("datum.value >= 0", alt.value(GAIN_COLOUR), alt.value(LOSS_COLOUR))
     strength = alt.FillOpacity("strength:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.62]), legend=None)
     cells = plot.mark_rect(cornerRadius=3, stroke=None).encode(
         x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)
     )
     numbers = plot.mark_text(fontSize=12, color=INK).encode(x=x, y=y, text="number:N", opacity=picked(0.25))
-    height = 30 * len(order)
-    return alt.layer(cells, numbers).properties(width=WIDTH, height=height)
+    return alt.layer(cells, numbers).properties(width=WIDTH, height=28 * len(down[1]))
 
 
 def _one_task(shown: pl.DataFrame, style: Style) -> alt.LayerChart:
-    frame = shown.with_columns(pl.col("rank").alias("x"), pl.col("arm").str.replace(r"-r\d+", "").alias("family"))
+    frame = shown.with_columns(pl.col("rank").alias("x"), pl.col("arm").map_elements(family, pl.String).alias("family"))
     plot = alt.Chart(data(frame.drop("number", "column"))).transform_filter(GROUP_FILTER).transform_filter(TASK_FILTER)
     ranked, unranked = plot.transform_filter("datum.x !== null"), plot.transform_filter("datum.x === null")
-    x = log_axis([rank for rank in frame["rank"] if rank is not None], "LoRA rank", base=2)
-    y = alt.Y("value:Q", title="Difference from the base, points (text: nats)")
+    x = log_axis([rank for rank in frame["rank"] if rank is not None], "Rank", base=2)
+    y = alt.Y("value:Q", title=None)
     tint, hints = colour(style), tooltips(**_HINTS)
     return alt.layer(
         horizontal_rule(0, "the base"),
-        unranked.mark_rect().encode(y=alt.Y("low:Q"), y2="high:Q", color=tint, opacity=picked(0.02, 0.14)),
+        unranked.mark_rect().encode(y=alt.Y("low:Q", title=None), y2="high:Q", color=tint, opacity=picked(0.02, 0.14)),
         unranked.mark_rule(strokeWidth=2).encode(y=y, color=tint, opacity=picked(), tooltip=hints),
         ranked.mark_line(color=INK, strokeWidth=1.5, opacity=0.35).encode(x=x, y=y, detail="family:N"),
-        ranked.mark_rule(strokeWidth=2).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=tint, opacity=picked()),
+        ranked.mark_rule(strokeWidth=2, aria=False).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=tint, opacity=picked()
+        ),
         ranked.mark_point(filled=True, size=80).encode(
             x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
         ),
@@ -191,8 +200,8 @@ def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
     plot = alt.Chart(data(frame.drop("rank", "number", "column"))).transform_filter(GROUP_FILTER)
     y = alt.Y("task:N", sort=list(dict.fromkeys(frame["task"])), title=None, axis=alt.Axis(labelLimit=130, grid=True))
     offset = alt.YOffset("arm:N", sort=arms, scale=alt.Scale(paddingOuter=0.6))
-    x = alt.X("value:Q", title=f"Difference, {title.split(', ')[1]}")
-    tint = colour(style)
+    x = alt.X("value:Q", title=f"Difference, {title.split(', ')[1]}; right is better")
+    tint, spacing = colour(style), 10 if len(arms) <= _MANY_ARMS else 7
     return alt.layer(
         alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="zero:Q"),
         plot.mark_rule(strokeWidth=2).encode(
@@ -201,4 +210,4 @@ def _intervals(frame: pl.DataFrame, title: str, style: Style) -> alt.LayerChart:
         plot.mark_point(filled=True, size=42).encode(
             x=x, y=y, yOffset=offset, color=tint, shape=shape(style), opacity=picked(), tooltip=tooltips(**_HINTS)
         ),
-    ).properties(width=WIDTH, height=frame["task"].n_unique() * (14 + 10 * len(arms)))
+    ).properties(width=WIDTH, height=frame["task"].n_unique() * (14 + spacing * len(arms)))

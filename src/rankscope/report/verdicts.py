@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -67,7 +67,7 @@ class VerdictView:
     cost: str | None
     rule: str
     runner_up: str | None
-    needed: str | None
+    next_step: str
     warnings: Sequence[str]
     defaults: Sequence[tuple[str, str]]
     columns: Sequence[tuple[str, str, str]]
@@ -75,7 +75,12 @@ class VerdictView:
 
 
 def verdict_view(
-    verdict: Verdict, group: str, order: Sequence[str], source: str, cost: str | None = None
+    verdict: Verdict,
+    group: str,
+    order: Sequence[str],
+    source: str,
+    cost: str | None = None,
+    edges: Mapping[str, str] | None = None,
 ) -> VerdictView:
     """A verdict as the page shows it.
 
@@ -85,6 +90,7 @@ def verdict_view(
         order: The arms' labels in the study's order.
         source: The file of the verdict, relative to the study directory.
         cost: What one run of the recommended arm cost, in a sentence.
+        edges: By arm, `lowest` or `highest` where its best rate is at that end of those tried.
     """
     keys = [key for key in _COLUMNS if any(dict(arm)[key] is not None for arm in verdict.arms)]
     places = {label: place for place, label in enumerate(("base", *order))}
@@ -97,7 +103,7 @@ def verdict_view(
         cost=cost,
         rule=verdict.rule,
         runner_up=verdict.runner_up and arm_in_words(verdict.runner_up),
-        needed=verdict.needed,
+        next_step=_next_step(verdict, edges or {}),
         warnings=verdict.warnings,
         defaults=[(name.rsplit("/", 1)[-1], f"../decide/{quote(name)}") for name in verdict.defaults],
         columns=[(key, _COLUMNS[key], unit_of(_measure(key, verdict))) for key in keys],
@@ -115,18 +121,59 @@ def _headline(verdict: Verdict) -> str:
 
 
 def _sentence(verdict: Verdict) -> str:
-    """What to expect, or what would decide it."""
+    """What to expect; while undecided, what is known so far."""
     if verdict.decision == "undecided":
-        return verdict.needed or "The study's items and seeds cannot tell which arm is best within the budget."
+        return _known(verdict)
     if verdict.arm == "base" or verdict.arm is None:
         return "No arm kept within the accepted forgetting and was better than the base by more than the margin."
-    gains = _expectations(verdict.gain, verdict.gain_nats, "gain")
-    losses = _expectations(verdict.forgetting, verdict.forgetting_nats, "forgetting")
-    learned = f"Expect to learn {gains} in the domain it was trained on" if gains else ""
-    forgot = f"forget {losses} of what the base could do before" if losses else ""
-    confidence = next((i.confidence for i in (verdict.gain, verdict.gain_nats, verdict.forgetting) if i), None)
+    return f"Expect {_learned_and_forgot(verdict)}."
+
+
+def _known(verdict: Verdict) -> str:
+    """The best of the arms that surely keep within the accepted forgetting, and which may yet join them."""
+    tuned = [arm for arm in verdict.arms if arm.arm != "base"]
+    sure = [arm for arm in tuned if arm.eligible == "yes" and (arm.gain or arm.gain_nats)]
+    unknown = [arm_in_words(arm.arm) for arm in tuned if arm.eligible == "unknown"]
+    tail = f" Whether {_listed(unknown)} {'does' if len(unknown) == 1 else 'do'} cannot be told yet." if unknown else ""
+    if not sure:
+        return f"No arm surely keeps within the accepted forgetting.{tail}"
+    best = max(sure, key=lambda arm: (arm.gain or arm.gain_nats).value)
+    return (
+        f"So far {arm_in_words(best.arm)} is the best that surely keeps within the accepted forgetting: expect "
+        f"{_learned_and_forgot(best)}.{tail}"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > 4:
+        return f"{len(names)} others"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _learned_and_forgot(found: Verdict | ArmResult) -> str:
+    gains = _expectations(found.gain, found.gain_nats, "gain")
+    losses = _expectations(found.forgetting, found.forgetting_nats, "forgetting")
+    learned = f"to learn {gains} in the domain it was trained on" if gains else ""
+    forgot = f"to forget {losses} of what the base could do before" if losses else ""
+    confidence = next((i.confidence for i in (found.gain, found.gain_nats, found.forgetting) if i), None)
     tail = f" ({100 * confidence:g}% intervals in brackets)" if confidence else ""
-    return " and to ".join(part for part in (learned, forgot) if part) + tail + "."
+    return " and ".join(part for part in (learned, forgot) if part) + tail
+
+
+def _next_step(verdict: Verdict, edges: Mapping[str, str]) -> str:
+    """What a reader would do now."""
+    if verdict.decision == "undecided":
+        return verdict.needed or "More items or seeds; the study's own cannot tell which arm is best within the budget."
+    if verdict.arm == "base" or verdict.arm is None:
+        lowest = [arm for arm, edge in edges.items() if edge == "lowest"]
+        if lowest and len(lowest) == len([arm for arm in verdict.arms if arm.arm != "base"]):
+            return "Keep the base; or try lower learning rates first, for every arm did best at the lowest it had."
+        return "Keep the base, or ask again with other data; the margin and the accepted forgetting stand in `decide:`."
+    step = "`rankscope export DIR` writes the trained model with a card that states these numbers."
+    if verdict.arm in edges:
+        beyond = "higher" if edges[verdict.arm] == "highest" else "lower"
+        return f"{step} Its learning rate is the {edges[verdict.arm]} that was tried; a {beyond} one may do better still."
+    return step
 
 
 def _expectations(accuracy: Interval | None, nats: Interval | None, key: str) -> str:

@@ -6,6 +6,8 @@ const parse = (id) => JSON.parse(byId(id).textContent);
 
 const state = { ...parse("page-state"), arms: new Set() };
 const views = new Map();
+const FIRST_MAPS = 6;
+const FLIPS_AT_ONCE = 12;
 
 // Data and expressions never become code: `ast` parses them for Vega's interpreter, which the page's policy asks for.
 const options = {
@@ -17,17 +19,43 @@ const options = {
   tooltip: { disableDefaultStyle: true },
 };
 
-function apply(view) {
-  return view.signal("group", state.group).signal("task", state.task).signal("arms", [...state.arms]).runAsync();
+function element(tag, className = "", text = "") {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+// What the reader picked
+
+const isPicked = (arm) => state.arms.size === 0 || state.arms.has(arm);
+
+// A panel of one training set keeps to it.
+function apply({ view, group }) {
+  return view.signal("group", group ?? state.group).signal("task", state.task).signal("arms", [...state.arms]).runAsync();
 }
 
 function showChoices() {
   all("[data-group]").forEach((b) => b.setAttribute("aria-pressed", String(b.dataset.group === state.group)));
   all("[data-arm-choice]").forEach((b) => b.setAttribute("aria-pressed", String(state.arms.has(b.dataset.armChoice))));
+  all("[data-clear]").forEach((b) => { b.hidden = state.arms.size === 0; });
   all("[data-only-group]").forEach((part) => { part.hidden = part.dataset.onlyGroup !== state.group; });
-  all("[data-arm]").forEach((row) => {
-    row.classList.toggle("faded", state.arms.size > 0 && !state.arms.has(row.dataset.arm));
+  all("[data-arm]").forEach((row) => row.classList.toggle("faded", !isPicked(row.dataset.arm)));
+  all(".panels").forEach(showPanels);
+  all(".table-of-plot:not([hidden])").forEach(fillTable);
+  all("[data-flips]").forEach((list) => showFlips(list, FLIPS_AT_ONCE));
+}
+
+// A panel about one arm is there where its arm is picked; with none picked the first few are, until all are asked for.
+function showPanels(panels) {
+  const own = all("[data-panel-arm]", panels);
+  const isAll = panels.dataset.all === "true";
+  own.forEach((panel, index) => {
+    const isFirst = isAll || index < FIRST_MAPS;
+    panel.hidden = state.arms.size > 0 ? !state.arms.has(panel.dataset.panelArm) : !isFirst;
   });
+  const more = panels.parentElement.querySelector("[data-show-all]");
+  if (more) more.hidden = isAll || state.arms.size > 0 || own.length <= FIRST_MAPS;
 }
 
 function update() {
@@ -35,16 +63,19 @@ function update() {
   return Promise.all([...views.values()].map(apply));
 }
 
-// What a reader can download of a plot is the table it was drawn from, with its column names.
-function download(key) {
-  const spec = parse(`spec-${key}`);
-  const tables = Object.values(spec.datasets);
+// The numbers behind a plot: the longest of its tables, without what only says where things are drawn
+
+function tableOf(key) {
+  const tables = Object.values(parse(`spec-${key}`).datasets);
   const rows = tables.reduce((most, table) => (table.length > most.length ? table : most));
-  const columns = Object.keys(rows[0]);
-  const cell = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
-    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  };
+  return { columns: Object.keys(rows[0]).filter((name) => !name.startsWith("_")), rows };
+}
+
+const asText = (value) => (value === null || value === undefined ? "" : String(value));
+
+function download(key) {
+  const { columns, rows } = tableOf(key);
+  const cell = (value) => (/[",\r\n]/.test(asText(value)) ? `"${asText(value).replaceAll('"', '""')}"` : asText(value));
   const lines = [columns.map(cell), ...rows.map((row) => columns.map((name) => cell(row[name])))];
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([lines.map((line) => line.join(",")).join("\r\n")], { type: "text/csv" }));
@@ -53,43 +84,153 @@ function download(key) {
   URL.revokeObjectURL(link.href);
 }
 
-function search(input) {
-  const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const items = all("li", byId(input.dataset.search));
-  let found = 0;
-  for (const item of items) {
-    const text = item.textContent.toLowerCase();
-    item.hidden = !words.every((word) => text.includes(word));
-    found += item.hidden ? 0 : 1;
+function fillTable(place) {
+  const { columns, rows } = tableOf(place.dataset.of);
+  const isShown = (row) =>
+    (!("group" in row) || row.group === state.group || place.closest("[data-panel-group]")) &&
+    (!("task" in row) || !place.closest(".figure").querySelector("[data-task-choice]") || row.task === state.task) &&
+    (!("arm" in row) || isPicked(row.arm));
+  const shown = rows.filter(isShown);
+  const isNumber = (name) => shown.every((row) => row[name] === null || typeof row[name] === "number");
+  const kinds = columns.map((name) => (isNumber(name) ? "number" : ""));
+  const table = element("table");
+  const head = table.createTHead().insertRow();
+  columns.forEach((name, index) => {
+    const cell = element("th", kinds[index], name.replaceAll("_", " "));
+    cell.scope = "col";
+    head.append(cell);
+  });
+  const body = table.createTBody();
+  for (const row of shown) {
+    const line = body.insertRow();
+    columns.forEach((name, index) => line.append(element("td", kinds[index], asText(row[name]))));
   }
-  input.closest("p").querySelector(".found").textContent = words.length ? `${found} of ${items.length}` : "";
+  place.replaceChildren(table);
+}
+
+function toggleTable(button) {
+  const place = byId(`table-${button.dataset.table}`);
+  place.hidden = !place.hidden;
+  button.setAttribute("aria-expanded", String(!place.hidden));
+  if (!place.hidden) fillTable(place);
+}
+
+// Items that flipped: all that the page holds can be searched, some are shown at a time
+
+function flipCard(flip) {
+  const card = element("li", `flip ${flip.change}`);
+  const head = element("p", "flip-head");
+  head.append(element("span", "change", flip.change), ` ${flip.task} `, element("span", "tag", flip.place));
+  const facts = element("dl");
+  const fact = (name, ...values) => {
+    const line = element("div");
+    const value = element("dd");
+    value.append(...values);
+    line.append(typeof name === "string" ? element("dt", "", name) : name, value);
+    facts.append(line);
+    return line;
+  };
+  if (flip.options.length) {
+    fact("Options", ...flip.options.flatMap(([text, isTarget]) => {
+      return [element("span", isTarget ? "option target" : "option", isTarget ? `${text} \u2713` : text), " "];
+    }));
+  } else fact("Right", flip.target);
+  fact("Before", flip.before);
+  for (const [arm, after, seeds] of flip.answers) {
+    const name = element("dt");
+    name.append(element("span", `swatch ${state.classes[arm] ?? ""}`), element("span", "arm-name", arm));
+    name.firstChild.setAttribute("aria-hidden", "true");
+    const line = fact(name, `${after} `, element("span", "tag", seeds));
+    line.classList.toggle("faded", !isPicked(arm));
+  }
+  card.append(head, element("p", "prompt", flip.prompt), facts);
+  return card;
+}
+
+const flipsOf = new Map();
+
+function showFlips(list, most) {
+  if (!flipsOf.has(list.id)) {
+    const flips = parse(list.dataset.flips);
+    flipsOf.set(list.id, flips.map((flip) => ({ ...flip, text: JSON.stringify(Object.values(flip)).toLowerCase() })));
+  }
+  const part = list.parentElement;
+  const words = part.querySelector("[type=search]").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const change = part.querySelector("[data-change]").value;
+  const found = flipsOf.get(list.id).filter((flip) =>
+    words.every((word) => flip.text.includes(word)) && (change === "" || flip.change === change) &&
+    flip.answers.some(([arm]) => isPicked(arm)));
+  list.replaceChildren(...found.slice(0, most).map(flipCard));
+  list.dataset.shown = String(most);
+  part.querySelector(".found").textContent = `${Math.min(most, found.length)} of ${found.length} shown`;
+  part.querySelector("[data-more]").hidden = found.length <= most;
+}
+
+// A number's note, for those who cannot point at it: the title of what was touched
+
+function showNote(event) {
+  const note = byId("note");
+  const target = event.target.closest("table [title]");
+  note.hidden = !target;
+  if (!target) return;
+  note.textContent = target.title;
+  const place = target.getBoundingClientRect();
+  note.style.left = `${Math.max(8, Math.min(place.left, innerWidth - note.offsetWidth - 8))}px`;
+  note.style.top = `${place.bottom + 4}px`;
+}
+
+function press(button) {
+  const { group, armChoice, download: key, table, showAll, more, clear } = button.dataset;
+  if (key) return download(key);
+  if (table) return toggleTable(button);
+  if (more) {
+    const list = byId(more);
+    return showFlips(list, Number(list.dataset.shown) + FLIPS_AT_ONCE);
+  }
+  if (showAll !== undefined) button.closest(".figure").querySelector(".panels").dataset.all = "true";
+  if (group) state.group = group;
+  if (clear !== undefined) state.arms.clear();
+  if (armChoice && !state.arms.delete(armChoice)) state.arms.add(armChoice);
+  if (showAll !== undefined || group || armChoice || clear !== undefined) update();
 }
 
 function listen() {
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button");
-    if (!button) return;
-    if (button.dataset.group) state.group = button.dataset.group;
-    else if (button.dataset.armChoice) {
-      const arm = button.dataset.armChoice;
-      if (!state.arms.delete(arm)) state.arms.add(arm);
-    } else if (button.dataset.download) return download(button.dataset.download);
-    update();
+    if (button) press(button);
+    showNote(event);
   });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") byId("note").hidden = true; });
+  addEventListener("scroll", () => { byId("note").hidden = true; }, { passive: true, capture: true });
   all("[data-task-choice]").forEach((choice) => {
     choice.addEventListener("change", () => { state.task = choice.value; update(); });
   });
-  all("[data-search]").forEach((input) => input.addEventListener("input", () => search(input)));
+  for (const list of all("[data-flips]")) {
+    all("input, select", list.parentElement).forEach((field) =>
+      field.addEventListener("input", () => showFlips(list, FLIPS_AT_ONCE)));
+  }
+  // Paper cannot be opened: what is folded away as being long is printed, and folded again.
+  const folded = () => all("details.block");
+  addEventListener("beforeprint", () => folded().forEach((part) => {
+    part.dataset.was = String(part.open);
+    part.open = true;
+  }));
+  addEventListener("afterprint", () => folded().forEach((part) => { part.open = part.dataset.was === "true"; }));
 }
 
 // Plots come one after another in reading order, so that the first can be read while the last is drawn.
 async function draw() {
+  all("[data-min-width]").forEach((plot) => { plot.style.minWidth = `${plot.dataset.minWidth}px`; });
+  const hidden = all("[data-panel-arm][hidden]");
+  hidden.forEach((panel) => { panel.hidden = false; });  // a plot that is not laid out has no width to be drawn in
   for (const block of all("script.spec")) {
     const key = block.id.slice("spec-".length);
     const { view } = await vegaEmbed(byId(`plot-${key}`), JSON.parse(block.textContent), options);
-    views.set(key, view);
-    await apply(view);
+    const drawn = { view, group: block.closest("figure").dataset.panelGroup };
+    views.set(key, drawn);
+    await apply(drawn);
   }
+  hidden.forEach((panel) => { panel.hidden = true; });
   document.documentElement.dataset.drawn = String(views.size);
 }
 

@@ -1,0 +1,248 @@
+"""Learned against forgotten: the arms with their intervals, the base and its noise, the line of the best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import altair as alt
+import polars as pl
+
+from rankscope.report.figure import Figure, Panel
+from rankscope.report.labels import Place, places
+from rankscope.report.marks import (
+    GROUP_FILTER,
+    INK,
+    WIDTH,
+    Style,
+    colour,
+    data,
+    picked,
+    shape,
+    specification,
+    tooltips,
+)
+from rankscope.report.standings import SHORT, TITLES, budget_of, present, shown
+from rankscope.report.wording import amount_of, unit_of
+from rankscope.spec import Decide
+
+_HINTS = {"arm": "Arm", "rate": "Rate", "learned": "Learned", "forgotten": "Forgotten", "evidence": "Rests on"}
+_DERIVED = {"rewind": "rewound to {:g} of its update", "truncate": "cut to rank {:g}",
+            "intruders": "intruders times {:g}"}  # fmt: skip
+_MOST_NAMES = 8
+_HEIGHT, _SMALL_HEIGHT = 360, 220
+_WIDTH = {_HEIGHT: 440, _SMALL_HEIGHT: 330}  # about as wide as they are drawn, in pixels; where names go depends on it
+_BRIEF = {"gain": "Learned, points", "gain_nats": "Learned, nats per token", "forgetting": "Forgotten, points",
+          "forgetting_nats": "Forgotten, nats per token"}  # fmt: skip
+
+
+def tradeoff_figure(
+    arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style
+) -> Figure | None:
+    """Learned (up) against forgotten (right), one point an arm, intervals both ways, the base at the origin."""
+    up, rights = _axes(arms)
+    if not rights:
+        return None
+    panels = []
+    for right in rights:
+        frame = _paired(arms, up, right, _HEIGHT)
+        if frame.is_empty():
+            continue
+        layers = [*_background(frame, right, settings), *_derived_layer(derived, arms, up, right, style)]
+        layers += _arm_layers(frame, TITLES[up], TITLES[right], style)
+        chart = alt.layer(*layers).properties(width=WIDTH, height=_HEIGHT)
+        label = f"Scatter plot: {TITLES[up]} (up) against {TITLES[right]} (right), one point an arm."
+        panels.append(Panel(f"{SHORT[up]} against {SHORT[right].lower()}", label, specification(chart)))
+    return Figure(
+        key="learned_forgotten",
+        title="Learned against forgotten",
+        shows="Each mark is an arm at its chosen learning rate; its lines are the intervals. The base, untouched, "
+        "stands at zero on both, and the grey box round it is as wide and as high as the middle arm's intervals. The "
+        "stepped line joins the arms that learned most for what they forgot; the dashed line is the forgetting that "
+        "the study accepts." + _hollow(derived),
+        reading="Up is better: more was learned. Left is better: less was forgotten. An arm whose whole horizontal "
+        "line lies left of the dashed one keeps within the budget. One inside the grey box cannot be told from the "
+        "base.",
+        caution="Two arms whose lines overlap are not thereby equal; the verdict compares them item by item, "
+        "which is sharper. The stepped line is made of estimates: a neighbour below it may be as good.",
+        panels=panels,
+        measures=(up, *rights),
+        sources=("decide/record.json", *(("report/tables/derived.csv",) if derived.height else ())),
+    )
+
+
+def glances(arms: pl.DataFrame, settings: Decide | None, style: Style) -> dict[str, Panel]:
+    """By group, the first of these plots in small, to stand beside the verdict."""
+    up, rights = _axes(arms)
+    found = {}
+    for group in dict.fromkeys(arms["group"]) if rights else ():
+        frame = _paired(arms.filter(pl.col("group") == group), up, rights[0], _SMALL_HEIGHT)
+        if frame.filter(pl.col("arm") != "base").is_empty():
+            continue
+        layers = _background(frame, rights[0], settings)
+        layers += _arm_layers(frame, _BRIEF[up], _BRIEF[rights[0]], style)
+        chart = alt.layer(*layers).properties(width=WIDTH, height=_SMALL_HEIGHT)
+        label = f"Scatter plot, trained on {group}: {TITLES[up]} (up) against {TITLES[rights[0]]} (right)."
+        found[group] = Panel("Learned against forgotten", label, specification(chart), group=group)
+    return found
+
+
+def frontier(points: pl.DataFrame) -> pl.DataFrame:
+    """The points (x forgotten, y learned) than which none learned more and forgot less, by what they forgot.
+
+    Of equal ones the first stands for all.
+    """
+    kept, best = [], float("-inf")
+    for row in points.sort("x", "y", descending=[False, True], maintain_order=True).iter_rows(named=True):
+        if row["y"] is not None and row["x"] is not None and row["y"] > best:
+            best = row["y"]
+            kept.append(row)
+    return pl.DataFrame(kept, schema=points.schema)
+
+
+def _axes(arms: pl.DataFrame) -> tuple[str, list[str]]:
+    """What goes up (accuracy where there is some), and what goes right, a plot each; none where there is no both."""
+    measures = present(arms)
+    up = "gain" if "gain" in measures else "gain_nats"
+    return up, [name for name in ("forgetting", "forgetting_nats") if name in measures and up in measures]
+
+
+def _hollow(derived: pl.DataFrame) -> str:
+    return " Hollow marks are models made of the trained ones without training." if derived.height else ""
+
+
+def _paired(arms: pl.DataFrame, up: str, right: str, height: int) -> pl.DataFrame:
+    """One row an arm and group, with both numbers, and where its name goes."""
+    ups = shown(arms.filter(pl.col("measure") == up), up)
+    rights = shown(arms.filter(pl.col("measure") == right), right).select(
+        "group", "arm", pl.col("value").alias("x"), pl.col("low").alias("x_low"), pl.col("high").alias("x_high"),
+        pl.col("shown").alias("forgotten"),
+    )  # fmt: skip
+    frame = ups.join(rights, on=["group", "arm"], how="inner", maintain_order="left")
+    frame = frame.rename({"value": "y", "shown": "learned"}).drop("rank")
+    named = [_named(part, height) for _, part in frame.group_by("group", maintain_order=True)]
+    return pl.concat(named) if named else frame
+
+
+def _named(frame: pl.DataFrame, height: int) -> pl.DataFrame:
+    """With the place of each name; where arms are many, only those on the line of the best are named at first."""
+    best = set(frontier(frame)["arm"]) | {"base"}
+    is_few = frame.height <= _MOST_NAMES
+    rows = frame.rows(named=True)
+    across = _scale([row[name] for row in rows for name in ("x_low", "x", "x_high")])
+    down = _scale([row[name] for row in rows for name in ("low", "y", "high")])
+    width = _WIDTH[height]
+    spots = [(width * across(row["x"]), height * (1 - down(row["y"])), row["arm"]) for row in rows]
+    order = sorted(range(len(rows)), key=lambda index: rows[index]["arm"] not in best)
+    found: dict[int, Place] = dict(zip(order, places([spots[index] for index in order]), strict=True))
+    return frame.with_columns(
+        pl.Series("_named", [is_few or row["arm"] in best for row in rows], dtype=pl.Boolean),
+        pl.Series("_dx", [found[index].dx for index in range(len(rows))], dtype=pl.Int64),
+        pl.Series("_dy", [found[index].dy for index in range(len(rows))], dtype=pl.Int64),
+        pl.Series("_align", [found[index].align for index in range(len(rows))], dtype=pl.String),
+    )
+
+
+def _scale(values: Sequence[float | None]) -> Callable[[float], float]:
+    """From a value to its share of the way from the lowest to the highest; 0 is always among them."""
+    known = [value for value in values if value is not None] or [0.0]
+    low, span = min(0.0, *known), (max(0.0, *known) - min(0.0, *known)) or 1.0
+    return lambda value: (value - low) / span
+
+
+def _background(frame: pl.DataFrame, right: str, settings: Decide | None) -> list[alt.Chart]:
+    """The noise round the base, the axes through it, the accepted forgetting, and the line of the best."""
+    boxes, lines = [], []
+    for (group,), part in frame.group_by(["group"], maintain_order=True):
+        tuned = part.filter(pl.col("arm") != "base")
+        half = tuned.select(
+            ((pl.col("x_high") - pl.col("x_low")) / 2).median().alias("x"),
+            ((pl.col("high") - pl.col("low")) / 2).median().alias("y"),
+        ).row(0, named=True)
+        if half["x"] is not None and half["y"] is not None:
+            title = "as wide and as high as the middle arm's intervals: in here an arm cannot be told from the base"
+            boxes.append({"group": group, "left": -half["x"], "right": half["x"], "low": -half["y"],
+                          "high": half["y"], "title": title})  # fmt: skip
+        lines += frontier(part).select("group", "arm", "x", "y").to_dicts()
+    edge = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, opacity=0.25)
+    layers = []
+    if boxes:
+        box = alt.Chart(alt.Data(values=boxes)).transform_filter(GROUP_FILTER).mark_rect(color=INK, opacity=0.07)
+        layers.append(box.encode(x="left:Q", x2="right:Q", y="low:Q", y2="high:Q",
+                                 tooltip=alt.Tooltip("title:N", title="Noise")))  # fmt: skip
+    layers += [edge.encode(x="zero:Q"), edge.encode(y="zero:Q")]
+    budget = budget_of(settings, right)
+    if budget is not None:
+        line = alt.Chart(alt.Data(values=[{"x": budget, "title": f"accepted forgetting: {budget:g} {unit_of(right)}"}]))
+        layers.append(
+            line.mark_rule(strokeDash=[4, 4], color=INK, opacity=0.6).encode(
+                x="x:Q", tooltip=alt.Tooltip("title:N", title="Line")
+            )
+        )
+    if len(lines) > 1:
+        best = alt.Chart(alt.Data(values=lines)).transform_filter(GROUP_FILTER)
+        layers.append(
+            best.mark_line(interpolate="step-after", color=INK, opacity=0.35, strokeWidth=1.5).encode(x="x:Q", y="y:Q")
+        )
+    return layers
+
+
+def _arm_layers(frame: pl.DataFrame, up: str, right: str, style: Style) -> list[alt.Chart]:
+    plot = alt.Chart(data(frame)).transform_filter(GROUP_FILTER)
+    tint = colour(style, with_base=True)
+    x = alt.X("x:Q", title=right, axis=alt.Axis(grid=False))
+    y = alt.Y("y:Q", title=up)
+    is_tuned = plot.transform_filter("datum.arm !== 'base'")
+    across = is_tuned.mark_rule(strokeWidth=1.5, aria=False).encode(
+        x=alt.X("x_low:Q", title=right), x2="x_high:Q", y=y, color=tint, opacity=picked(0.06, 0.7)
+    )
+    upright = is_tuned.mark_rule(strokeWidth=1.5, aria=False).encode(
+        x=x, y=alt.Y("low:Q", title=up), y2="high:Q", color=tint, opacity=picked(0.06, 0.7)
+    )
+    points = plot.mark_point(filled=True, size=110, opacity=1).encode(
+        x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=tooltips(**_HINTS)
+    )
+    # A field cannot say where a text goes, but an expression of one can.
+    at = {name: alt.ExprRef(f"datum._{name}") for name in ("dx", "dy", "align")}
+    is_named = "length(arms) === 0 ? datum._named : indexof(arms, datum.arm) >= 0"
+    names = plot.mark_text(fontSize=12, color=INK, aria=False, **at).encode(
+        x=x, y=y, text="arm:N", opacity=alt.condition(is_named, alt.value(1), alt.value(0))
+    )
+    return [across, upright, points, names]
+
+
+def _derived_layer(
+    derived: pl.DataFrame, arms: pl.DataFrame, up: str, right: str, style: Style
+) -> list[alt.Chart]:
+    """Models made of trained ones, hollow; the trained ones themselves stand among the arms already."""
+    keys = ["group", "arm", "kind", "amount"]
+    ranks = arms.select("group", "arm", pl.col("rank").cast(pl.Float64)).unique()
+    own = pl.when(pl.col("kind") == "truncate").then(pl.col("rank")).otherwise(pl.lit(1.0))
+    made = derived.join(ranks, on=["group", "arm"], how="left").filter(pl.col("amount").ne_missing(own))
+    both = made.filter(pl.col("measure") == up).join(
+        made.filter(pl.col("measure") == right), on=keys, how="inner", suffix="_right"
+    )
+    rows = []
+    for row in both.iter_rows(named=True):
+        learned, forgotten = (
+            amount_of(row[f"value{end}"], row[f"low{end}"], row[f"high{end}"], measure)
+            for end, measure in (("", up), ("_right", right))
+        )
+        rows.append({
+            "group": row["group"], "arm": row["arm"], "what": _DERIVED[row["kind"]].format(row["amount"]),
+            "x": row["value_right"] * _factor(right), "y": row["value"] * _factor(up), "learned": learned,
+            "forgotten": forgotten, "evidence": row["source"],
+        })  # fmt: skip
+    if not rows:
+        return []
+    hints = tooltips(arm="Made of", what="It", learned="Learned", forgotten="Forgotten", evidence="Rests on")
+    marks = alt.Chart(data(pl.DataFrame(rows))).transform_filter(GROUP_FILTER)
+    return [
+        marks.mark_point(filled=False, size=45, strokeWidth=1.5).encode(
+            x="x:Q", y="y:Q", color=colour(style, with_base=True), shape=shape(style),
+            opacity=picked(0.06, 0.7), tooltip=hints,
+        )
+    ]  # fmt: skip
+
+
+def _factor(measure: str) -> float:
+    return 100.0 if unit_of(measure) == "points" else 1.0
