@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
-from rankscope.records import AnalyseRecord, Subject
+from rankscope.records import AnalyseRecord, Analysis, Subject
 from rankscope.store import Store, write_parquet, write_record
-from synthetic import ARMS, STARTED, Arm, Synthetic, write_study
+from synthetic import ARMS, STARTED, Synthetic, write_study
 
 NUM_LAYERS, NUM_HEADS = 3, 2
 MODULES = ("q_proj", "o_proj", "up_proj")
@@ -26,8 +27,8 @@ def finished_study(root: Path, **options: Any) -> Synthetic:
         root: Where it is written.
         **options: Passed on to `write_study`.
     """
-    low, *rest = ARMS
-    broken = Arm(low.method, low.rank, low.rates, low.num_trainable, low.shift, diverged=(1e-3,), failed_seeds=(2,))
+    low, *rest = options.pop("arms", ARMS)
+    broken = replace(low, diverged=(1e-3,) if len(low.rates) > 1 else (), failed_seeds=(2,))
     study = write_study(root, **{"arms": (broken, *rest), "training_sets": ("new", "other"), **options})
     update_rates(study.store, study.plan)
     decide.run(study.store, study.study, study.plan)
@@ -42,6 +43,8 @@ def finished_study(root: Path, **options: Any) -> Synthetic:
             )  # fmt: skip
             write_matrices(study.store.analysis(run.run_id, "spectra"), subject, float(run.seed))
             write_heads(study.store.analysis(run.run_id, "attention"), subject, 0.01 * (run.seed + 1))
+            write_representations(study.store.analysis(run.run_id, "representations"), subject, run.seed)
+            write_neurons(study.store.analysis(run.run_id, "neurons"), subject)
     return study
 
 
@@ -80,6 +83,39 @@ def write_heads(folder: Path, subject: Subject, divergence: float) -> None:
     _write(folder, "heads.parquet", rows, subject, "attention")
 
 
+def write_representations(folder: Path, subject: Subject, seed: int) -> None:
+    """A CKA of 1 - 0.1 * layer - 0.02 * seed on one task, and 0.02 less on the other."""
+    rows = [
+        {
+            "layer": layer,
+            "task": task,
+            "num_positions": 10 + 10 * index,
+            "cka": 1 - 0.1 * layer - 0.02 * seed - 0.02 * index,
+            "residual_cosine": 0.9,
+            "procrustes_residual": 0.05 * layer,
+        }
+        for layer in range(NUM_LAYERS)
+        for index, task in enumerate(("taught", "general"))
+    ]
+    _write(folder, "representations.parquet", rows, subject, "representations")
+
+
+def write_neurons(folder: Path, subject: Subject) -> None:
+    """Four neurons a layer whose shifts have a mean size of layer + 0.5; as many as the layer's number fell silent."""
+    rows = [
+        {
+            "layer": layer,
+            "neuron": neuron,
+            "neuron_shift": (-1.0 if neuron == 0 else 1.0) * (layer + 0.5),
+            "is_newly_dead": neuron < layer,
+            "is_newly_active": False,
+        }
+        for layer in range(NUM_LAYERS)
+        for neuron in range(4)
+    ]
+    _write(folder, "changes.parquet", rows, subject, "neurons")
+
+
 def poison(store: Store, base: str, task: str) -> None:
     """Put markup into every text of a task: prompts, options, categories, targets."""
     path = store.base_task(base, task) / "prompts.parquet"
@@ -89,7 +125,7 @@ def poison(store: Store, base: str, task: str) -> None:
 
 
 def _write(
-    folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subject, analysis: Literal["spectra", "attention"]
+    folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subject, analysis: Analysis
 ) -> None:
     write_parquet(folder / name, pl.DataFrame(rows))
     record = AnalyseRecord(

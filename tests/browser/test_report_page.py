@@ -6,24 +6,66 @@ import csv
 import io
 import itertools
 import json
+import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
+from planted import CONFIG, plant
+from rankscope.cli import main
 from rankscope.report import stage
-from report_study import finished_study, poison
+from report_study import EVIL, finished_study, poison
+from synthetic import ARMS
 
 pytestmark = pytest.mark.browser
-# Phone and desktop, light and dark.
-VIEWS = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
+ENTER, ESCAPE = "\ue007", "\ue00c"  # as WebDriver names the keys
+# A narrow phone and a desktop, light and dark.
+VIEWS = [(1280, "light"), (360, "dark")]
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    study = finished_study(tmp_path_factory.mktemp("browser") / "study")
-    poison(study.store, "small", "general")
+def study(tmp_path_factory):
+    made = finished_study(tmp_path_factory.mktemp("browser") / "study")
+    poison(made.store, "small", "general")
+    return made
+
+
+@pytest.fixture(scope="module")
+def url(study):
     return stage.run(study.store).as_uri()
+
+
+@pytest.fixture(scope="module")
+def across_url(study, tmp_path_factory):
+    other = finished_study(tmp_path_factory.mktemp("browser") / "other", training_sets=("new",), draw=1)
+    return stage.run_across([study.store, other.store], tmp_path_factory.mktemp("across")).as_uri()
+
+
+@pytest.fixture(scope="module")
+def audit_url(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audited")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(CONFIG).save_pretrained(root / "base")
+    plant(root / "base", root / "one", seed=1)
+    os.environ["RANKSCOPE_CACHE"] = str(root / "cache")
+    try:
+        assert main(["audit", str(root / "base"), str(root / "one"), "--intruders", "--out", str(root / "out")]) == 0
+    finally:
+        del os.environ["RANKSCOPE_CACHE"]
+    [page] = (root / "out").glob("*.html")
+    return page.as_uri()
+
+
+@pytest.fixture(scope="module")
+def many_url(tmp_path_factory):
+    arms = [replace(ARMS[1], rank=rank, rates=(1e-3,), best=0) for rank in range(1, 10)]
+    made = finished_study(tmp_path_factory.mktemp("browser") / "many", arms=arms, seeds=(0, 1), training_sets=("new",))
+    return stage.run(made.store).as_uri()
 
 
 def open_page(browser, url, width=1280, scheme="light"):
@@ -64,7 +106,7 @@ def test_it_opens_without_errors_and_draws_every_plot(browser, url, width, schem
         return [...document.querySelectorAll('.plot')].map((plot) =>
           [plot.id, plot.querySelectorAll('svg [role="graphics-symbol"], svg .role-mark path').length]);
     """)
-    assert len(marks) == 28
+    assert len(marks) == 35
     assert all(count > 0 for _, count in marks), marks
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
@@ -129,14 +171,30 @@ def test_the_training_set_and_the_task_can_be_switched(browser, url):
 
 def test_flipped_items_can_be_searched(browser, url):
     open_page(browser, url)
-    field = browser.find_element("css selector", "[data-search=flips-1]")
+    part = browser.find_element("css selector", "#flips-1").find_element("xpath", "..")
+    field = part.find_element("css selector", "[type=search]")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", field)
+
+    def texts():
+        return [item.text for item in part.find_elements("css selector", "#flips-1 > li")]
+
+    assert len(texts()) == 12
     field.send_keys("window.pwned general")
-    shown = [item for item in browser.find_elements("css selector", "#flips-1 > li") if item.is_displayed()]
-    assert shown
-    assert all("window.pwned" in item.text and "general" in item.text for item in shown)
+    assert texts()
+    assert all("window.pwned" in text and "general" in text for text in texts())
+    assert EVIL in texts()[0].replace("\n", " ")
     field.send_keys(" no such words")
-    assert not any(item.is_displayed() for item in browser.find_elements("css selector", "#flips-1 > li"))
+    assert texts() == []
+    assert part.find_element("css selector", ".found").text == "0 of 0 shown"
+    field.clear()
+    field.send_keys("general")
+    change = part.find_element("css selector", "[data-change]")
+    change.send_keys("gained")
+    wait_for(lambda: texts() and all(text.startswith("gained") for text in texts()))
+    # Items that the picked arm did not flip are left out.
+    browser.execute_script("document.querySelector('[data-arm-choice=lora-r4]').click()")
+    wait_for(lambda: all("lora-r4" in text for text in texts()))
+    assert browser.execute_script("return window.pwned === undefined")
 
 
 def test_the_data_of_a_plot_can_be_downloaded(browser, url):
@@ -150,6 +208,73 @@ def test_the_data_of_a_plot_can_be_downloaded(browser, url):
     rows = list(csv.DictReader(io.StringIO(text)))
     assert {row["arm"] for row in rows} == {"base", "lora-r4", "lora-r16", "lora-r64", "full"}
     assert all(float(row["x_low"]) <= float(row["x"]) <= float(row["x_high"]) for row in rows)
+
+
+def test_the_numbers_of_a_plot_can_be_read_as_a_table(browser, url):
+    """By keyboard alone, for whoever cannot point at a mark."""
+    open_page(browser, url)
+    button = browser.find_element("css selector", '[data-table="one_task-1"]')
+    assert button.get_attribute("aria-expanded") == "false"
+    button.send_keys(ENTER)
+    rows = "return [...document.querySelectorAll('#table-one_task-1 tbody tr')].map((row) => row.textContent)"
+    found = browser.execute_script(rows)
+    assert len(found) == 4 and all("taught" in row and "decide/record.json" in row for row in found)
+    assert button.get_attribute("aria-expanded") == "true"
+    browser.execute_script("document.querySelector('[data-arm-choice=full]').click()")
+    assert len(browser.execute_script(rows)) == 1
+    head = browser.execute_script("return document.querySelector('#table-one_task-1 thead').textContent")
+    assert "_" not in head
+
+
+def test_a_number_says_what_it_rests_on_when_it_is_touched(browser, url):
+    open_page(browser, url, width=360)
+    cell = browser.find_element("css selector", "table.arms td.number[title*='95% interval']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", cell)
+    note = browser.find_element("css selector", "#note")
+    wait_for(note.is_displayed)
+    assert "300 items, 3 seeds; decide/record.json" in note.text
+    browser.find_element("css selector", "body").send_keys(ESCAPE)
+    assert not note.is_displayed()
+
+
+def test_maps_of_many_arms_are_shown_when_asked_for(browser, many_url):
+    open_page(browser, many_url)
+    shown = "return [...document.querySelectorAll('#module_map figure:not([hidden])')].map((f) => f.dataset.panelArm)"
+    assert len(browser.execute_script(shown)) == 6
+    browser.execute_script("document.querySelector('[data-arm-choice=lora-r9]').click()")
+    assert browser.execute_script(shown) == ["lora-r9"]
+    assert browser.execute_script("""
+        return document.querySelector('#plot-module_map-9 svg').getBoundingClientRect().width > 100;
+    """)
+    browser.execute_script("document.querySelector('[data-clear]').click()")
+    browser.execute_script("document.querySelector('#module_map [data-show-all]').click()")
+    assert len(browser.execute_script(shown)) == 9
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_on_paper_every_table_is_there_and_no_button(browser, url):
+    open_page(browser, url)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert not any(b.is_displayed() for b in browser.find_elements("css selector", "button, input, .controls"))
+        parts = browser.find_elements("css selector", "#lost > [data-only-group]")
+        assert len(parts) == 2 and all(part.is_displayed() for part in parts)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_the_other_pages_draw_and_keep_to_themselves(browser, across_url, audit_url):
+    for address, width in itertools.product((across_url, audit_url), (1280, 360)):
+        open_page(browser, address, width)
+        assert browser.get_log("browser") == []
+        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        assert [one for one in asked if not one.startswith("data:")] == [address]
+        plots = browser.execute_script(
+            "return [...document.querySelectorAll('.plot')].map((p) => p.querySelectorAll('svg path').length)"
+        )
+        assert plots and all(plots)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_all_of_it_can_be_reached_by_keyboard_and_has_a_name(browser, url):
@@ -167,19 +292,21 @@ def test_all_of_it_can_be_reached_by_keyboard_and_has_a_name(browser, url):
     assert browser.execute_script("return document.querySelectorAll('main, header, footer').length") == 3
 
 
-def test_axe_finds_no_serious_fault(browser, url):
+def test_axe_finds_no_serious_fault(browser, url, across_url, audit_url):
     axe = pytest.importorskip("axe_core_python", reason="needs axe: pip install axe-core-python")
     source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": True})  # only so that axe itself may run
+    views = [(url, 1280, "light"), (url, 360, "dark"), (across_url, 1280, "dark"), (audit_url, 1280, "light")]
     try:
-        for scheme in ("light", "dark"):
-            open_page(browser, url, scheme=scheme)
+        for address, width, scheme in views:
+            open_page(browser, address, width, scheme)
             browser.execute_script(source)
             found = browser.execute_async_script("""
                 const done = arguments[0];
                 axe.run({resultTypes: ['violations']}).then((result) => done(result.violations.map(
                   (v) => [v.impact, v.id, v.nodes.map((node) => node.html.slice(0, 200))])));
             """)
-            assert [fault for fault in found if fault[0] in ("serious", "critical")] == []
+            serious = [fault for fault in found if fault[0] in ("serious", "critical")]
+            assert serious == [], (address, width, scheme)
     finally:
         browser.execute_cdp_cmd("Page.setBypassCSP", {"enabled": False})

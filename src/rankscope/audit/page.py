@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import polars as pl
-from markupsafe import Markup
 
 from rankscope.audit.findings import percent
 from rankscope.audit.result import Audit
 from rankscope.measures import MEASURES
 from rankscope.report import wording
 from rankscope.report.figure import Figure
-from rankscope.report.page import content_security_policy, environment, panel_specs, vega_bundle
-from rankscope.report.static import config
+from rankscope.report.page import environment, fill, panel_specs
 
 # A page stays readable with so many rows; all of them are in tables/matrices.csv.
 _MOST_ROWS = 500
@@ -28,26 +26,20 @@ _COLUMNS = {
 
 def render_page(audit: Audit, findings: list[str], figures: Mapping[str, Figure]) -> str:
     """The whole page as HTML; everything that came from data is escaped."""
-    templates = environment("rankscope.audit", "rankscope.report")
-    style = templates.get_template("style.css.j2").render(arms={}, classes={"base": "arm-base"})
-    scripts = [vega_bundle(), templates.get_template("page.js").render()]
     columns, rows = _table(audit)
-    return templates.get_template("audit.html.j2").render(
-        audit=audit,
-        findings=findings,
-        policy=content_security_policy(style, scripts),
-        style=Markup(style),
-        scripts=[Markup(script) for script in scripts],
-        figures=figures,
-        specs=panel_specs(figures, ["audit"]),
-        config=config(),
-        measures=MEASURES,
-        columns=columns,
-        first=rows[:_FIRST_ROWS],
-        rest=rows[_FIRST_ROWS:_MOST_ROWS],
-        num_left=max(0, len(rows) - _MOST_ROWS),
-        facts=_facts(audit),
-    )
+    values = {
+        "audit": audit,
+        "findings": findings,
+        "figures": figures,
+        "specs": panel_specs(figures, ["audit"]),
+        "columns": columns,
+        "first": rows[:_FIRST_ROWS],
+        "rest": rows[_FIRST_ROWS:_MOST_ROWS],
+        "num_left": max(0, len(rows) - _MOST_ROWS),
+        "facts": _facts(audit),
+    }
+    templates = environment("rankscope.audit", "rankscope.report")
+    return fill(templates, "audit.html.j2", {}, {"group": "audit", "task": None}, values)
 
 
 def _table(audit: Audit) -> tuple[list[tuple[str, str]], list[list[str]]]:

@@ -17,15 +17,21 @@ from rankscope.report.marks import (
     Style,
     colour,
     data,
+    horizontal_rule,
+    log_axis,
     picked,
     shape,
     specification,
+    tooltips,
 )
+from rankscope.report.standings import TITLES
+from rankscope.report.wording import amount_of, evidence, scaled
 
+# By kind: what was done, what its axis says, and whether that is logarithmic.
 _KINDS = {
-    "rewind": ("Rewound towards the base", "Share of the update"),
-    "truncate": ("Cut to a lower rank", "Rank that is left"),
-    "intruders": ("Intruder dimensions scaled", "Share of them that is left"),
+    "rewind": ("Rewound towards the base", "Share of the update", False),
+    "truncate": ("Cut to a lower rank", "Rank that is left", True),
+    "intruders": ("Intruders scaled", "Share of them that is left", False),
 }
 _TARGETS = {"forgetting": "Forgetting, accuracy", "forgetting_nats": "Forgetting, nats per token"}
 # What might explain, in words that fit beside a plot; the rest of them is in the definitions.
@@ -43,33 +49,34 @@ def derived_figure(
     derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequence[str]]
 ) -> Figure | None:
     """What gain and forgetting become when a trained update is shrunk, cut or mended, without training again."""
-    points = derived.filter(pl.col("measure").is_in(["gain", "forgetting"]))
-    if points.is_empty():
-        points = derived.filter(pl.col("measure").is_in(["gain_nats", "forgetting_nats"]))
+    measures = set(derived["measure"])
+    pairs = [("gain", "forgetting"), ("gain_nats", "forgetting_nats")]
+    drawn = next((pair for pair in pairs if set(pair) & measures), ())
     panels = []
-    for kind, (title, axis) in _KINDS.items():
-        part = points.filter(pl.col("kind") == kind)
-        if not part.is_empty():
-            label = f"Line plot: gain and forgetting against {axis.lower()}, one pair of lines an arm."
-            nats = points["measure"].str.ends_with("_nats").any()
-            unit = "against the base, nats per token" if nats else "against the base, points of accuracy"
-            panels.append(Panel(title, label, specification(_curve(part, axis, style)), unit=unit))
+    for kind, (title, axis, _) in _KINDS.items():
+        for measure in drawn:
+            part = derived.filter((pl.col("kind") == kind) & (pl.col("measure") == measure))
+            if not part.is_empty():
+                what, unit = TITLES[measure].split(": ")
+                label = f"Line plot: {unit} against {axis.lower()}, one line an arm."
+                chart = specification(_curve(part, kind, measure, style))
+                better = "higher is better" if what == "Learned" else "lower is better"
+                panels.append(Panel(f"{title}: {what.lower()}", label, chart, unit=f"{unit}; {better}"))
     if not panels:
         return None
     return Figure(
         key="derived",
         title="Undoing parts of the update",
         shows="Models made of the trained ones without training: the update shrunk, cut to its first directions, or "
-        "its intruder dimensions scaled. Solid: gain in domain; dashed: forgetting on retention; each on the same "
-        "items as the run itself, which stands at 1 or at its own rank. Bars are intervals over items and seeds.",
-        reading="Where the dashed line falls faster than the solid one, what was forgotten can be had back for little "
-        "of what was learned. If cutting ranks leaves both as they were, the rank was not used.",
+        "its intruder dimensions scaled; each on the same items as the run itself, which stands at 1 or at its own "
+        "rank. Bars are intervals over items and seeds; those that reach beyond the plot are cut off at its edge.",
+        reading="Where the plot of what was forgotten falls faster than that of what was learned, it can be had back "
+        "for little. If cutting ranks leaves both as they were, the rank was not used.",
         caution="A point that looks better than the run was found on test items. To claim it, score it on others.",
         panels=panels,
-        measures=tuple(dict.fromkeys(points["measure"])),
-        sources=("runs/*/derive/*/*/record.json",),
-        columns=3,
-        notes=notes,
+        measures=drawn,
+        sources=("runs/*/derive/*/*/record.json", "report/tables/derived.csv"),
+        sentences=notes,
     )
 
 
@@ -113,38 +120,34 @@ def _warnings(explanations: pl.DataFrame) -> dict[str, list[str]]:
     return found
 
 
-def _curve(part: pl.DataFrame, axis: str, style: Style) -> alt.LayerChart:
-    factor = pl.when(pl.col("measure").str.ends_with("_nats")).then(1.0).otherwise(100.0)
-    shown = part.with_columns(
-        pl.col("measure").str.replace("_nats", "").alias("what"),
-        *((factor * pl.col(name)).alias(name) for name in ("value", "low", "high")),
-    ).select("group", "arm", "amount", "what", "value", "low", "high", "num_items", "num_seeds", "source")
-    plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
-    x, tint = alt.X("amount:Q", title=axis), colour(style)
-    y = alt.Y("value:Q", title=None)
-    scale = alt.Scale(domain=["gain", "forgetting"], range=[[1, 0], [5, 4]])
-    legend = alt.Legend(orient="top", symbolType="stroke", symbolSize=500, symbolStrokeColor="#808080")
-    dash = alt.StrokeDash("what:N", scale=scale, title=None, legend=legend)
-    hints = [
-        alt.Tooltip("arm:N", title="Arm"),
-        alt.Tooltip("what:N", title="Measure"),
-        alt.Tooltip("amount:Q", title=axis),
-        alt.Tooltip("value:Q", title="Value", format=".3~f"),
-        alt.Tooltip("low:Q", title="From", format=".3~f"),
-        alt.Tooltip("high:Q", title="To", format=".3~f"),
-        alt.Tooltip("num_items:Q", title="Items"),
-        alt.Tooltip("num_seeds:Q", title="Seeds"),
-        alt.Tooltip("source:N", title="File"),
-    ]
+def _curve(part: pl.DataFrame, kind: str, measure: str, style: Style) -> alt.LayerChart:
+    rows = part.rows(named=True)
+    rows_shown = part.with_columns(
+        *(pl.col(name).map_elements(lambda x: scaled(x, measure), pl.Float64) for name in ("value", "low", "high")),
+        pl.col("amount").alias("x"),
+        pl.Series("shown", [amount_of(row["value"], row["low"], row["high"], measure) for row in rows]),
+        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"])
+                               for row in rows]),
+    ).select("group", "arm", "x", "value", "low", "high", "shown", "evidence")  # fmt: skip
+    plot = alt.Chart(data(rows_shown)).transform_filter(GROUP_FILTER)
+    _, title, is_log = _KINDS[kind]
+    x = log_axis(rows_shown["x"].to_list(), title, base=2) if is_log else alt.X("x:Q", title=title)
+    # One wide interval must not flatten all curves.
+    low, high = (float(end or 0.0) for end in (rows_shown["value"].min(), rows_shown["value"].max()))
+    air = 0.2 * (high - low) or 1.0
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(domain=[min(0.0, low) - air, high + air]))
+    tint = colour(style)
     return alt.layer(
-        plot.mark_line(strokeWidth=1.5, aria=False).encode(x=x, y=y, color=tint, strokeDash=dash, opacity=picked()),
-        plot.mark_rule(strokeWidth=1, aria=False).encode(
-            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=tint, opacity=picked(full=0.5)
+        horizontal_rule(0, "the base"),
+        plot.mark_line(strokeWidth=1.5, aria=False).encode(x=x, y=y, color=tint, opacity=picked(0.06, 0.9)),
+        plot.mark_rule(strokeWidth=1, aria=False, clip=True).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=tint, opacity=picked(0.05, 0.5)
         ),
         plot.mark_point(filled=True, size=50).encode(
-            x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
+            x=x, y=y, color=tint, shape=shape(style), opacity=picked(),
+            tooltip=tooltips(arm="Arm", x=title, shown="Value", evidence="Rests on"),
         ),
-    ).properties(width=WIDTH, height=240)
+    ).properties(width=WIDTH, height=220)  # fmt: skip
 
 
 def _forest(part: pl.DataFrame) -> alt.LayerChart:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from rankscope.report.contents import Contents
+from rankscope.report.wording import plain
 from rankscope.spreads import own_seed_variance, spread
 from rankscope.statistics import estimate, ratio_differences
 
@@ -79,10 +80,10 @@ def _said(part: pl.DataFrame, point: pl.DataFrame, measure: str, whole: float) -
     if own.is_empty() or cut.is_empty():
         return None
     row = cut.row(0, named=True)
-    ends = f"{100 * own['value'][0]:.1f} to {100 * row['value']:.1f} points"
+    ends = f"{plain(100 * own['value'][0], 1)} to {plain(100 * row['value'], 1)} points"
     if row["change_low"] is None:
         return f"{measure} {ends}"
-    return f"{measure} {ends}, a change of {100 * row['change_low']:.1f} to {100 * row['change_high']:.1f}"
+    return f"{measure} {ends}, a change of {plain(100 * row['change_low'], 1)} to {plain(100 * row['change_high'], 1)}"
 
 
 def _estimates(items: pl.DataFrame, sign: float, confidence: float, *, is_bounded: bool) -> dict[str, Any]:

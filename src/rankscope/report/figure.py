@@ -43,7 +43,8 @@ class Figure:
         measures: The measures drawn, whose definitions are put below it.
         sources: The files, relative to the study directory, that its numbers come from.
         tasks: The tasks that a reader can switch between; empty where the figure is not per task.
-        notes: By group, what the reader should know of these very numbers.
+        notes: By group, what the reader should be warned of in these very numbers.
+        sentences: By group, the plots in words, for those who want them.
         columns: How many panels stand side by side where there is room.
         ramp: The two ends of the colour scale that its panels share, in words; None where there is none.
     """
@@ -58,5 +59,6 @@ class Figure:
     sources: Sequence[str]
     tasks: Sequence[str] = ()
     notes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sentences: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: int = 2
     ramp: tuple[str, str] | None = None

@@ -31,42 +31,59 @@ from rankscope.report.verdicts import VerdictView, verdict_view
 
 def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures: Mapping[str, Figure]) -> str:
     """The whole page as HTML; everything that came from data is escaped."""
-    templates = environment("rankscope.report")
     groups = list(group_names(contents).values())
     arms = looks(contents.plan)
-    classes = {name: f"arm-{index}" for index, name in enumerate(arms)}
-    style = style_sheet(templates, arms, classes)
-    scripts = [vega_bundle(), templates.get_template("page.js").render()]
     glances = make_glances(tables, contents)
+    values = {
+        "plan": contents.plan,
+        "groups": groups,
+        "state": _state(tables["runs"]),
+        "verdicts": verdict_views(contents, tables["runs"]),
+        "figures": figures,
+        "specs": panel_specs(figures, groups),
+        "glances": glances,
+        "glance_specs": {group: panel_spec(panel.spec, group) for group, panel in glances.items()},
+        "lost": _lost(contents, tables),
+        "forecasts": tables["forecast"].to_dicts(),
+        "settings_table": _settings_table(tables["settings"]),
+        "provenance": _provenance(contents),
+        "files": sorted(tables),
+        **{name: tables[name].to_dicts() for name in ("runs", "troubles", "not_available", "data", "contamination")},
+    }
     first_task = next((figure.tasks[0] for figure in figures.values() if figure.tasks), None)
-    return templates.get_template("page.html.j2").render(
-        plan=contents.plan,
-        settings=contents.settings,
+    state = {"group": groups[0], "task": first_task}
+    return fill(environment("rankscope.report"), "page.html.j2", arms, state, values)
+
+
+def fill(
+    templates: Environment,
+    name: str,
+    arms: Mapping[str, Look],
+    state: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> str:
+    """One page of the family: its template with the one style sheet, the plots' scripts and the policy.
+
+    Args:
+        templates: Where its template is looked up.
+        name: Its template, which extends `shell.html.j2`.
+        arms: The looks of the arms on it.
+        state: What its script starts from: the group and the task that are shown.
+        values: What the template needs besides.
+    """
+    classes = {arm: f"arm-{index}" for index, arm in enumerate(arms)}
+    style = templates.get_template("style.css.j2").render(arms=arms, classes=classes, gain_colour=GAIN_COLOUR)
+    scripts = [vega_bundle(), templates.get_template("page.js").render()]
+    return templates.get_template(name).render(
+        **values,
+        arms=arms,
+        classes=classes,
+        measures=MEASURES,
         policy=content_security_policy(style, scripts),
         style=Markup(style),
         scripts=[Markup(script) for script in scripts],
-        groups=groups,
-        arms=arms,
-        classes=classes,
-        state=_state(tables["runs"]),
-        verdicts=verdict_views(contents, tables["runs"]),
-        figures=figures,
-        page_state={"group": groups[0], "task": first_task, "classes": classes},
-        specs=panel_specs(figures, groups),
-        glances=glances,
-        glance_specs={group: _spec(panel.spec, group, None) for group, panel in glances.items()},
+        page_state={**state, "classes": classes},
         config=config(),
-        lost=_lost(contents, tables),
-        measures=MEASURES,
-        runs=tables["runs"].to_dicts(),
-        troubles=tables["troubles"].to_dicts(),
-        not_available=tables["not_available"].to_dicts(),
-        data=tables["data"].to_dicts(),
-        contamination=tables["contamination"].to_dicts(),
-        forecasts=tables["forecast"].to_dicts(),
-        settings_table=_settings_table(tables["settings"]),
-        provenance=_provenance(contents),
-        files=sorted(tables),
     )
 
 
@@ -85,11 +102,6 @@ def environment(*packages: str) -> Environment:
         "json": safe_json, "code": with_code,
     }  # fmt: skip
     return made
-
-
-def style_sheet(templates: Environment, arms: Mapping[str, Look], classes: Mapping[str, str]) -> str:
-    """The one style sheet of all pages, with the look of each arm under its class."""
-    return templates.get_template("style.css.j2").render(arms=arms, classes=classes, gain_colour=GAIN_COLOUR)
 
 
 def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:
@@ -169,11 +181,12 @@ def panel_specs(figures: Mapping[str, Figure], groups: Sequence[str]) -> dict[st
     """By figure, the specifications of its panels as the page's script takes them."""
     firsts = {key: next(iter(figure.tasks), None) for key, figure in figures.items()}
     return {
-        key: [_spec(panel.spec, groups[0], firsts[key]) for panel in figure.panels] for key, figure in figures.items()
+        key: [panel_spec(panel.spec, groups[0], firsts[key]) for panel in figure.panels]
+        for key, figure in figures.items()
     }
 
 
-def _spec(spec: Mapping[str, Any], group: str, task: str | None) -> dict[str, Any]:
+def panel_spec(spec: Mapping[str, Any], group: str, task: str | None = None) -> dict[str, Any]:
     """A panel's specification with the values that the page's script sets; the configuration is the page's."""
     kept = {key: value for key, value in spec.items() if key not in ("config", "$schema")}
     return {

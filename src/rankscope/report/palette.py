@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rankscope.plan import Plan
@@ -39,6 +39,14 @@ def looks(plan: Plan) -> dict[str, Look]:
     if len({(colours[label], shapes[label]) for label in arms}) < len(arms):
         colours = _colours(arms, is_spread=True)
     return {**{label: Look(colours[label], shapes[label]) for label in arms}, "base": Look(BASE_COLOUR, "cross")}
+
+
+def several_looks(names: Sequence[str]) -> dict[str, Look]:
+    """A look for each of several things that are no arms and have no order, such as studies."""
+    colours = (GAIN_COLOUR, *_OTHER)
+    return {
+        name: Look(colours[index % len(colours)], SHAPES[index % len(SHAPES)]) for index, name in enumerate(names)
+    }
 
 
 def family(label: str) -> str:

@@ -22,7 +22,7 @@ from rankscope.report.marks import (
     tooltips,
 )
 from rankscope.report.standings import SHORT, TITLES, budget_of, present, shown
-from rankscope.report.wording import amount_of, unit_of
+from rankscope.report.wording import amount_of, evidence, scaled, unit_of
 from rankscope.spec import Decide
 
 _HINTS = {"arm": "Arm", "rate": "Rate", "learned": "Learned", "forgotten": "Forgotten", "evidence": "Rests on"}
@@ -44,10 +44,11 @@ def tradeoff_figure(
         return None
     panels = []
     for right in rights:
-        frame = _paired(arms, up, right, _HEIGHT)
+        made = _made(derived, arms, up, right)
+        frame = _paired(arms, up, right, _HEIGHT, made)
         if frame.is_empty():
             continue
-        layers = [*_background(frame, right, settings), *_derived_layer(derived, arms, up, right, style)]
+        layers = [*_background(frame, right, settings), *_derived_layer(made, style)]
         layers += _arm_layers(frame, TITLES[up], TITLES[right], style)
         chart = alt.layer(*layers).properties(width=WIDTH, height=_HEIGHT)
         label = f"Scatter plot: {TITLES[up]} (up) against {TITLES[right]} (right), one point an arm."
@@ -110,7 +111,9 @@ def _hollow(derived: pl.DataFrame) -> str:
     return " Hollow marks are models made of the trained ones without training." if derived.height else ""
 
 
-def _paired(arms: pl.DataFrame, up: str, right: str, height: int) -> pl.DataFrame:
+def _paired(
+    arms: pl.DataFrame, up: str, right: str, height: int, made: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """One row an arm and group, with both numbers, and where its name goes."""
     ups = shown(arms.filter(pl.col("measure") == up), up)
     rights = shown(arms.filter(pl.col("measure") == right), right).select(
@@ -119,21 +122,28 @@ def _paired(arms: pl.DataFrame, up: str, right: str, height: int) -> pl.DataFram
     )  # fmt: skip
     frame = ups.join(rights, on=["group", "arm"], how="inner", maintain_order="left")
     frame = frame.rename({"value": "y", "shown": "learned"}).drop("rank")
-    named = [_named(part, height) for _, part in frame.group_by("group", maintain_order=True)]
+    named = []
+    for (group,), part in frame.group_by(["group"], maintain_order=True):
+        others = [] if made is None else list(made.filter(pl.col("group") == group).select("x", "y").iter_rows())
+        named.append(_named(part, height, others))
     return pl.concat(named) if named else frame
 
 
-def _named(frame: pl.DataFrame, height: int) -> pl.DataFrame:
+def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float]]) -> pl.DataFrame:
     """With the place of each name; where arms are many, only those on the line of the best are named at first."""
     best = set(frontier(frame)["arm"]) | {"base"}
     is_few = frame.height <= _MOST_NAMES
     rows = frame.rows(named=True)
-    across = _scale([row[name] for row in rows for name in ("x_low", "x", "x_high")])
-    down = _scale([row[name] for row in rows for name in ("low", "y", "high")])
-    width = _WIDTH[height]
-    spots = [(width * across(row["x"]), height * (1 - down(row["y"])), row["arm"]) for row in rows]
+    across = _scale([*(row[name] for row in rows for name in ("x_low", "x", "x_high")), *(x for x, _ in others)])
+    down = _scale([*(row[name] for row in rows for name in ("low", "y", "high")), *(y for _, y in others)])
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return _WIDTH[height] * across(x), height * (1 - down(y))
+
+    spots = [(*at(row["x"], row["y"]), row["arm"]) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: rows[index]["arm"] not in best)
-    found: dict[int, Place] = dict(zip(order, places([spots[index] for index in order]), strict=True))
+    chosen = places([spots[index] for index in order], [at(*point) for point in others])
+    found: dict[int, Place] = dict(zip(order, chosen, strict=True))
     return frame.with_columns(
         pl.Series("_named", [is_few or row["arm"] in best for row in rows], dtype=pl.Boolean),
         pl.Series("_dx", [found[index].dx for index in range(len(rows))], dtype=pl.Int64),
@@ -210,10 +220,8 @@ def _arm_layers(frame: pl.DataFrame, up: str, right: str, style: Style) -> list[
     return [across, upright, points, names]
 
 
-def _derived_layer(
-    derived: pl.DataFrame, arms: pl.DataFrame, up: str, right: str, style: Style
-) -> list[alt.Chart]:
-    """Models made of trained ones, hollow; the trained ones themselves stand among the arms already."""
+def _made(derived: pl.DataFrame, arms: pl.DataFrame, up: str, right: str) -> pl.DataFrame:
+    """One row a model made of a trained one, with both its numbers; the trained ones stand among the arms already."""
     keys = ["group", "arm", "kind", "amount"]
     ranks = arms.select("group", "arm", pl.col("rank").cast(pl.Float64)).unique()
     own = pl.when(pl.col("kind") == "truncate").then(pl.col("rank")).otherwise(pl.lit(1.0))
@@ -229,20 +237,22 @@ def _derived_layer(
         )
         rows.append({
             "group": row["group"], "arm": row["arm"], "what": _DERIVED[row["kind"]].format(row["amount"]),
-            "x": row["value_right"] * _factor(right), "y": row["value"] * _factor(up), "learned": learned,
-            "forgotten": forgotten, "evidence": row["source"],
+            "x": scaled(row["value_right"], right), "y": scaled(row["value"], up), "learned": learned,
+            "forgotten": forgotten,
+            "evidence": evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"]),
         })  # fmt: skip
-    if not rows:
+    names = ("group", "arm", "what", "learned", "forgotten", "evidence")
+    return pl.DataFrame(rows, schema={**dict.fromkeys(names, pl.String), "x": pl.Float64, "y": pl.Float64})
+
+
+def _derived_layer(made: pl.DataFrame, style: Style) -> list[alt.Chart]:
+    if made.is_empty():
         return []
     hints = tooltips(arm="Made of", what="It", learned="Learned", forgotten="Forgotten", evidence="Rests on")
-    marks = alt.Chart(data(pl.DataFrame(rows))).transform_filter(GROUP_FILTER)
+    marks = alt.Chart(data(made)).transform_filter(GROUP_FILTER)
     return [
         marks.mark_point(filled=False, size=45, strokeWidth=1.5).encode(
             x="x:Q", y="y:Q", color=colour(style, with_base=True), shape=shape(style),
             opacity=picked(0.06, 0.7), tooltip=hints,
         )
     ]  # fmt: skip
-
-
-def _factor(measure: str) -> float:
-    return 100.0 if unit_of(measure) == "points" else 1.0

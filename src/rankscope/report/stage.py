@@ -14,6 +14,7 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.plan import Plan
 from rankscope.records import Analysis, ForecastRecord, Rates, Status
 from rankscope.report.across import Study, counts, findings
+from rankscope.report.across_figure import standings
 from rankscope.report.across_page import render_across
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.derived_items import derived_items
@@ -77,11 +78,12 @@ def run_across(stores: Sequence[Store], out: Path) -> Path:
             raise UserError(f"'{repeated[0]}' is named twice", where="report", mend="name each study directory once")
     studies = [Study(name, read_contents(store)) for name, store in zip(names, stores, strict=True)]
     found = findings(studies)
-    counted = counts(found)
+    counted, stood = counts(found), standings(studies)
+    write_text(out / "tables" / "standings.csv", _csv(stood))
     write_text(out / "tables" / "settings.csv", _csv(counted))
     write_text(out / "tables" / "findings.csv", _csv(found))
     page = out / "across.html"
-    write_text(page, render_across(studies, found, counted))
+    write_text(page, render_across(studies, found, counted, stood))
     return page
 
 

@@ -171,8 +171,9 @@ def _next_step(verdict: Verdict, edges: Mapping[str, str]) -> str:
         return "Keep the base, or ask again with other data; the margin and the accepted forgetting stand in `decide:`."
     step = "`rankscope export DIR` writes the trained model with a card that states these numbers."
     if verdict.arm in edges:
-        beyond = "higher" if edges[verdict.arm] == "highest" else "lower"
-        return f"{step} Its learning rate is the {edges[verdict.arm]} that was tried; a {beyond} one may do better still."
+        edge = edges[verdict.arm]
+        beyond = "higher" if edge == "highest" else "lower"
+        return f"{step} Its learning rate is the {edge} that was tried; a {beyond} one may do better still."
     return step
 
 

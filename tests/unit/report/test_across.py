@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rankscope.errors import UserError
 from rankscope.records import ArmResult, Interval
 from rankscope.report import stage
 from rankscope.report.across import OUTCOMES, outcome, setting_in_words
+from rankscope.report.across_figure import across_figure
 from rankscope.runs import ArmSettings
 from rankscope.store import Store
 from synthetic import ARMS, write_study
@@ -63,13 +65,33 @@ def test_settings_are_counted_over_all_and_by_model_domain_and_kind(stores: list
         assert sum(row[name] for name in OUTCOMES) == row["verdicts"]
     text = page.read_text()
     assert "one, two, three" in text and "not a law" in text
-    assert "http" not in text.replace("http-equiv", "")
+    assert not re.findall(r'(?:src|href)="http', text)
+    assert text.count("Use LoRA of rank") + text.count("Undecided.") >= 3
+    assert "The same settings, study by study" in text
 
 
 def test_each_finding_names_its_file(stores: list[Store], tmp_path: Path) -> None:
     stage.run_across(stores, tmp_path)
     found = pl.read_csv(tmp_path / "tables" / "findings.csv")
     assert set(found["source"]) == {f"{name}/decide/record.json" for name in ("one", "two", "three")}
+
+
+def test_what_two_studies_share_is_drawn_side_by_side(stores: list[Store], tmp_path: Path) -> None:
+    stage.run_across(stores[:2], tmp_path)
+    stood = pl.read_csv(tmp_path / "tables" / "standings.csv")
+    assert set(stood["study"]) == {"one", "two"}
+    for name, store in zip(("one", "two"), stores, strict=False):
+        mine = stood.filter((pl.col("study") == name) & (pl.col("measure") == "gain"))
+        expected = [arm for arm in store.read_decide().verdicts[0].arms if arm.arm != "base"]
+        assert mine["value"].to_list() == pytest.approx([arm.gain.value for arm in expected])
+        assert mine["high"].to_list() == pytest.approx([arm.gain.high for arm in expected])
+    figure = across_figure(stood)
+    drawn = max(figure.panels[0].spec["datasets"].values(), key=len)
+    shared = set(stood.filter(pl.col("study") == "one")["setting"]) & set(
+        stood.filter(pl.col("study") == "two")["setting"]
+    )
+    assert {row["setting"] for row in drawn} == shared
+    assert {row["arm"] for row in drawn} == {"one", "two"}
 
 
 def interval(low: float, high: float) -> Interval:

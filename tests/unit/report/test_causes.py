@@ -4,6 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.records import AnalyseRecord, DeriveRecord, Subject
 from rankscope.report.derived import derived_models, sentences
@@ -49,6 +50,7 @@ def contents(tmp_path_factory):
         summary = {"update_norm": float(run.arm.rank), "cka": 0.9, "intruder_dimensions": float(run.seed)}
         record = AnalyseRecord(**COMMON, settings_hash="0" * 64, subject=subject, analysis="spectra", summary=summary)
         write_record(study.store.analysis(run.run_id, "spectra"), record)
+    decide.run(study.store, study.study, plan)
     return study, read_contents(study.store)
 
 
@@ -110,6 +112,32 @@ def test_figures_are_drawn_where_there_is_something(contents):
     _, read = contents
     figures = make_figures(make_tables(read), read)
     assert "derived" in figures and "explanations" not in figures
-    assert [panel.title for panel in figures["derived"].panels] == ["Rewound towards the base", "Cut to a lower rank"]
-    [notes] = figures["derived"].notes.values()
-    assert "cut to rank 2" in notes[0]
+    titles = ["Rewound towards the base", "Cut to a lower rank"]
+    parts = [f"{title}: {what}" for title in titles for what in ("learned", "forgotten")]
+    assert [panel.title for panel in figures["derived"].panels] == parts
+    [said] = figures["derived"].sentences.values()
+    assert "cut to rank 2" in said[0]
+    table = derived_models(read).filter((pl.col("kind") == "truncate") & (pl.col("measure") == "forgetting"))
+    drawn = max(figures["derived"].panels[3].spec["datasets"].values(), key=len)
+    assert [row["value"] for row in drawn] == pytest.approx([100 * value for value in table["value"]], abs=1e-3)
+
+
+def test_derived_models_stand_hollow_among_the_arms(contents):
+    _, read = contents
+    figures = make_figures(make_tables(read), read)
+    table = derived_models(read)
+    sets = figures["learned_forgotten"].panels[0].spec["datasets"].values()
+    [made] = [rows for rows in sets if rows and "what" in rows[0]]
+    assert {(row["arm"], row["what"]) for row in made} == {
+        (arm, what) for arm in ("lora-r8", "lora-r4") for what in ("cut to rank 2", "rewound to 0.5 of its update")
+    }
+    for row in made:
+        mine = table.filter((pl.col("arm") == row["arm"]) & (pl.col("kind") == "truncate") & (pl.col("amount") == 2))
+        values = dict(mine.select("measure", "value").iter_rows())
+        if row["what"] == "cut to rank 2":
+            assert row["x"] == pytest.approx(100 * values["forgetting"], abs=1e-3)
+            assert row["y"] == pytest.approx(100 * values["gain"], abs=1e-3)
+    # Beside the ranks that were trained stands the largest one, cut.
+    sets = figures["rank_curves"].panels[0].spec["datasets"].values()
+    [cut] = [rows for rows in sets if rows and "what" in rows[0]]
+    assert [(row["arm"], row["x"]) for row in cut] == [("lora-r8", 2), ("lora-r8", 8)]

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import itertools
 import json
+import statistics
+from types import SimpleNamespace
 
 import altair as alt
 import polars as pl
 import pytest
 
 from rankscope.measures import MEASURES
-from rankscope.report.figures import make_figures
+from rankscope.report.figures import make_figures, make_glances
+from rankscope.report.labels import _box, _shared, places
 from rankscope.report.marks import data
 from rankscope.report.palette import looks
+from rankscope.report.scatter_figure import frontier
 from rankscope.report.tables import make_tables
+from rankscope.runs import ArmSettings
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +34,7 @@ def rows_of(panel):
 def test_all_figures_are_there_in_the_reports_order(figures):
     assert list(figures) == [
         "learned_forgotten", "rank_curves", "learning_rates", "train_test", "one_task", "task_differences",
-        "module_map", "spectra", "attention", "explanations", "cost", "losses",
+        "module_map", "spectra", "attention", "representations", "neurons", "explanations", "cost", "losses",
     ]  # fmt: skip
 
 
@@ -40,7 +45,7 @@ def test_specifications_are_valid_vega_lite(figures):
             alt.Chart.from_dict(dict(panel.spec), validate=True)
             json.dumps(panel.spec, allow_nan=False)
             count += 1
-    assert count == 28
+    assert count == 33
 
 
 def test_no_plot_without_its_words(figures):
@@ -74,8 +79,67 @@ def test_the_budget_of_the_study_file_is_drawn(figures):
 
 def test_warnings_of_rates_name_the_arm_and_its_group(figures):
     notes = figures["learning_rates"].notes
-    assert any(note.startswith("full: the best rate, 1e-5, is the lowest") for note in notes["new"])
+    assert any(note.startswith("The best rate is the lowest") and "full (1e-5)" in note for note in notes["new"])
     assert any(note.startswith("lora-r4: rate 0.001 gave no score") for note in notes["other"])
+
+
+def test_the_stepped_line_joins_the_arms_that_learned_most_for_what_they_forgot():
+    points = pl.DataFrame({"arm": list("abcde"), "x": [0.0, 1.0, 1.0, 2.0, 3.0], "y": [0.0, 2.0, 3.0, 1.0, 4.0]})
+    assert frontier(points)["arm"].to_list() == ["a", "c", "e"]
+
+
+def test_the_noise_round_the_base_is_the_middle_interval(reported, figures):
+    sets = figures["learned_forgotten"].panels[0].spec["datasets"].values()
+    [boxes] = [rows for rows in sets if rows and "left" in rows[0]]
+    for verdict in reported.study.store.read_decide().verdicts:
+        [box] = [row for row in boxes if row["group"] == verdict.training_set]
+        tuned = [arm for arm in verdict.arms if arm.arm != "base"]
+        half = statistics.median((arm.gain.high - arm.gain.low) / 2 for arm in tuned)
+        assert box["high"] == -box["low"] == pytest.approx(100 * half, abs=1e-4)
+        half = statistics.median((arm.forgetting.high - arm.forgetting.low) / 2 for arm in tuned)
+        assert box["right"] == -box["left"] == pytest.approx(100 * half, abs=1e-4)
+
+
+def test_each_verdict_has_its_own_small_picture(reported):
+    found = make_glances(make_tables(reported.contents), reported.contents)
+    assert list(found) == ["new", "other"]
+    for group, panel in found.items():
+        alt.Chart.from_dict(dict(panel.spec), validate=True)
+        assert {row["group"] for row in rows_of(panel)} == {group} == {panel.group}
+
+
+def test_names_of_points_neither_cover_each_other_nor_the_points():
+    points = [(100.0, 100.0, "lora-r16"), (108.0, 104.0, "lora-r64"), (100.0, 118.0, "full")]
+    found = places(points)
+    boxes = [_box(x, y, name, (p.dx, p.dy, p.align)) for (x, y, name), p in zip(points, found, strict=True)]
+    spots = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
+    for one, other in itertools.combinations([*boxes, *spots], 2):
+        assert (one in spots and other in spots) or _shared(one, other) == 0
+    assert found[0] == places(points[:1])[0]
+
+
+def test_layers_are_means_over_tasks_and_seeds(reported, figures):
+    rows = [row for row in rows_of(figures["representations"].panels[2]) if row["group"] == "new"]
+    assert figures["representations"].measures == ["procrustes_residual", "residual_cosine", "cka"]
+    for row in rows:  # 1 - 0.1 * layer, and 0.02 less for each seed, on two tasks 0.02 apart
+        seeds = (0, 1) if row["arm"] == "lora-r4" else (0, 1, 2)
+        expected = [1 - 0.1 * row["layer"] - 0.02 * seed - 0.01 for seed in seeds]
+        assert row["value"] == pytest.approx(sum(expected) / len(expected))
+        assert (row["lowest"], row["highest"]) == pytest.approx((min(expected), max(expected)))
+        assert (row["num_seeds"], row["num_tasks"], row["num_positions"]) == (len(seeds), 2, 30)
+        assert row["source"].startswith("runs/")
+    assert {row["arm"] for row in rows} == {"lora-r4", "lora-r16", "lora-r64", "full"}
+
+
+def test_neurons_are_counted_by_layer(figures):
+    assert figures["neurons"].measures == ["neuron_shift", "neurons_newly_dead"]  # none woke, which needs no plot
+    shift, dead = (
+        {(row["arm"], row["layer"]): row for row in rows_of(panel)} for panel in figures["neurons"].panels
+    )
+    for layer in range(3):
+        assert shift["full", layer]["value"] == pytest.approx(layer + 0.5)  # of the sizes, one of them negative
+        assert dead["full", layer]["value"] == layer
+        assert dead["full", layer]["num_neurons"] == 4
 
 
 def test_numbers_that_are_not_finite_are_left_out_not_zero():
@@ -92,6 +156,26 @@ def test_each_arm_has_one_look_that_can_be_told_apart(reported):
     assert ranks == sorted(ranks, reverse=True)
     for look, paper in itertools.product(found.values(), ("#fcfcfb", "#14161a")):
         assert contrast(look.colour, paper) >= 3
+
+
+def test_many_arms_of_many_methods_each_look_different():
+    arms = [
+        ArmSettings(label=f"lora-r8-{name}", method="lora", options={"r": 8}) for name in "abcdefghijklmnop"
+    ] + [ArmSettings(label=name, method="ia3", options={}) for name in "uvwxyz"]
+    found = looks(SimpleNamespace(runs=[SimpleNamespace(arm=arm) for arm in arms]))
+    assert len(set(found.values())) == len(arms) + 1
+
+
+def test_families_share_a_shape_and_ranks_a_colour():
+    arms = [
+        ArmSettings(label=f"lora-r{rank}{end}", method="lora", options={"r": rank})
+        for end in ("", "-dora")
+        for rank in (8, 32)
+    ]
+    found = looks(SimpleNamespace(runs=[SimpleNamespace(arm=arm) for arm in arms]))
+    assert found["lora-r8"].colour == found["lora-r8-dora"].colour != found["lora-r32"].colour
+    assert found["lora-r8"].shape == found["lora-r32"].shape == "circle"
+    assert found["lora-r8-dora"].shape == found["lora-r32-dora"].shape == "square"
 
 
 def luminance(colour):

@@ -12,12 +12,14 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import polars as pl
 import pytest
 
 from rankscope.errors import UserError
-from rankscope.records import Interval, Verdict
+from rankscope.records import ArmResult, Interval, Verdict
 from rankscope.report import stage
 from rankscope.report.figures import make_figures
+from rankscope.report.losses import flips
 from rankscope.report.page import _provenance, render_page, safe_json, verdict_views, with_code
 from rankscope.report.tables import make_tables
 from rankscope.report.verdicts import verdict_view
@@ -87,13 +89,15 @@ def test_nothing_on_the_page_is_fetched_or_runs_from_an_attribute(page):
         assert not any(name.startswith("on") or name == "style" for name in attrs), (tag, attrs)
         for name in ("src", "href", "action", "srcset", "data"):
             if name in attrs:
-                assert attrs[name].startswith(("#", "data:")), (tag, attrs)
+                # A link to a table beside the page is followed by a reader, never by the page.
+                beside = ("tables/",) if tag == "a" else ()
+                assert attrs[name].startswith(("#", "data:", *beside)), (tag, attrs)
     assert "url(" not in page.styles[0]
     assert "@import" not in page.styles[0]
 
 
 def test_text_from_data_stays_text(page, reported):
-    assert EVIL in "".join(page.text)
+    assert any(flip["prompt"] == EVIL for flip in page.blocks["flips-data-1"])
     assert "<script>window.pwned" not in reported.html
     assert len([tag for tag, _ in page.tags if tag == "script"]) == 2 + len(page.blocks)
 
@@ -121,7 +125,7 @@ def test_a_rebuild_changes_nothing(reported, tmp_path):
         for name in names:
             old, new = reported.page.parent / folder / name, copy / "report" / folder / name
             assert old.read_bytes() == new.read_bytes(), name
-    assert len(list((copy / "report" / "figures").iterdir())) == 2 * 12
+    assert len(list((copy / "report" / "figures").iterdir())) == 2 * 14
 
 
 def test_every_verdict_and_every_failure_is_said(page, reported):
@@ -222,8 +226,44 @@ def test_not_to_fine_tune_and_undecided_are_verdicts_too():
     assert (none.headline, none.decision) == ("Do not fine-tune.", "none")
     open_ = verdict(decision="undecided", arm=None, learning_rate=None, gain=None, forgetting=None, needed="Two seeds.")
     view = verdict_view(open_, "t", (), "decide/record.json")
-    assert (view.headline, view.sentence) == ("Undecided.", "Two seeds.")
+    assert (view.headline, view.next_step) == ("Undecided.", "Two seeds.")
+    assert view.sentence == "No arm surely keeps within the accepted forgetting."
 
+
+def arm(name, gain, eligible):
+    return ArmResult(
+        arm=name, method="lora", rank=8, learning_rate=3e-4, num_trainable=8, gain=interval(gain), gain_nats=None,
+        forgetting=interval(0.01), forgetting_nats=None, eligible=eligible, behind_best=None,
+    )  # fmt: skip
+
+
+def test_what_is_known_while_undecided_is_said():
+    arms = (arm("lora-r4", 0.1, "yes"), arm("lora-r8", 0.3, "yes"), arm("mine", 0.4, "unknown"), arm("full", 0.5, "no"))
+    view = verdict_view(verdict(decision="undecided", arm=None, arms=arms), "t", (), "decide/record.json")
+    assert view.sentence == (
+        "So far LoRA of rank 8 is the best that surely keeps within the accepted forgetting: expect to learn 30.0 "
+        "points (29.0 to 31.0) in the domain it was trained on and to forget 1.0 points (0.0 to 2.0) of what the base "
+        "could do before (95% intervals in brackets). Whether mine does cannot be told yet."
+    )
+
+
+def test_the_next_step_follows_from_the_verdict():
+    view = verdict_view(verdict(), "t", (), "f")
+    assert view.next_step.startswith("`rankscope export DIR` writes")
+    at_edge = verdict_view(verdict(), "t", (), "f", None, {"lora-r8": "lowest"})
+    assert "lowest that was tried; a lower one" in at_edge.next_step
+    none = verdict(arm="base", learning_rate=None, arms=(arm("lora-r8", 0.0, "yes"),))
+    assert "try lower learning rates first" in verdict_view(none, "t", (), "f", None, {"lora-r8": "lowest"}).next_step
+    assert verdict_view(none, "t", (), "f", None, {"lora-r8": "highest"}).next_step.startswith("Keep the base, or ask")
+
+
+def test_the_page_holds_as_many_flips_as_it_can_carry(reported):
+    table = make_tables(reported.contents)["flipped_items"].filter(pl.col("training_set") == "new")
+    every, some = flips(table), flips(table, 20_000)
+    assert len(every) == table.select("task", "item_id").n_unique()
+    assert 0 < len(some) < len(every) and some[0] == every[0]
+    assert sum(len(str(flip)) for flip in some) <= 20_000
+    assert sorted(flip.change for flip in every)[::-1] == [flip.change for flip in every]
 
 def test_the_report_never_imports_torch():
     code = "import sys, rankscope.report.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
