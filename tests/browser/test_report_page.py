@@ -228,8 +228,10 @@ def test_the_numbers_of_a_plot_can_be_read_as_a_table(browser, url):
 
 def test_a_number_says_what_it_rests_on_when_it_is_touched(browser, url):
     open_page(browser, url, width=360)
-    cell = browser.find_element("css selector", "table.arms td.number[title*='95% interval']")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].click()", cell)
+    cell = browser.find_element("css selector", "tr[data-arm=lora-r16] td.number[title^='gain']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", cell)
+    time.sleep(0.2)  # scrolling takes a note away, and is told of a frame later
+    browser.execute_script("arguments[0].click()", cell)
     note = browser.find_element("css selector", "#note")
     wait_for(note.is_displayed)
     assert "300 items, 3 seeds; decide/record.json" in note.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import altair as alt
@@ -45,7 +46,7 @@ def tradeoff_figure(
     panels = []
     for right in rights:
         made = _made(derived, arms, up, right)
-        frame = _paired(arms, up, right, _HEIGHT, made)
+        frame = _paired(arms, (up, right), _HEIGHT, budget_of(settings, right), made)
         if frame.is_empty():
             continue
         layers = [*_background(frame, right, settings), *_derived_layer(made, style)]
@@ -76,7 +77,8 @@ def glances(arms: pl.DataFrame, settings: Decide | None, style: Style) -> dict[s
     up, rights = _axes(arms)
     found = {}
     for group in dict.fromkeys(arms["group"]) if rights else ():
-        frame = _paired(arms.filter(pl.col("group") == group), up, rights[0], _SMALL_HEIGHT)
+        mine = arms.filter(pl.col("group") == group)
+        frame = _paired(mine, (up, rights[0]), _SMALL_HEIGHT, budget_of(settings, rights[0]))
         if frame.filter(pl.col("arm") != "base").is_empty():
             continue
         layers = _background(frame, rights[0], settings)
@@ -112,9 +114,10 @@ def _hollow(derived: pl.DataFrame) -> str:
 
 
 def _paired(
-    arms: pl.DataFrame, up: str, right: str, height: int, made: pl.DataFrame | None = None
+    arms: pl.DataFrame, axes: tuple[str, str], height: int, budget: float | None, made: pl.DataFrame | None = None
 ) -> pl.DataFrame:
-    """One row an arm and group, with both numbers, and where its name goes."""
+    """One row an arm and group, with both numbers (up and right), and where its name goes."""
+    up, right = axes
     ups = shown(arms.filter(pl.col("measure") == up), up)
     rights = shown(arms.filter(pl.col("measure") == right), right).select(
         "group", "arm", pl.col("value").alias("x"), pl.col("low").alias("x_low"), pl.col("high").alias("x_high"),
@@ -125,17 +128,20 @@ def _paired(
     named = []
     for (group,), part in frame.group_by(["group"], maintain_order=True):
         others = [] if made is None else list(made.filter(pl.col("group") == group).select("x", "y").iter_rows())
-        named.append(_named(part, height, others))
+        named.append(_named(part, height, others, budget or 0.0))
     return pl.concat(named) if named else frame
 
 
-def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float]]) -> pl.DataFrame:
+def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float]], farthest: float) -> pl.DataFrame:
     """With the place of each name; where arms are many, only those on the line of the best are named at first."""
     best = set(frontier(frame)["arm"]) | {"base"}
     is_few = frame.height <= _MOST_NAMES
     rows = frame.rows(named=True)
-    across = _scale([*(row[name] for row in rows for name in ("x_low", "x", "x_high")), *(x for x, _ in others)])
-    down = _scale([*(row[name] for row in rows for name in ("low", "y", "high")), *(y for _, y in others)])
+    half = _noise(frame)
+    xs = [*(row[name] for row in rows for name in ("x_low", "x", "x_high")), *(x for x, _ in others), farthest]
+    ys = [*(row[name] for row in rows for name in ("low", "y", "high")), *(y for _, y in others)]
+    across = _scale([*xs, half["x"], -(half["x"] or 0.0)])
+    down = _scale([*ys, half["y"], -(half["y"] or 0.0)])
 
     def at(x: float, y: float) -> tuple[float, float]:
         return _WIDTH[height] * across(x), height * (1 - down(y))
@@ -153,21 +159,29 @@ def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float
 
 
 def _scale(values: Sequence[float | None]) -> Callable[[float], float]:
-    """From a value to its share of the way from the lowest to the highest; 0 is always among them."""
-    known = [value for value in values if value is not None] or [0.0]
-    low, span = min(0.0, *known), (max(0.0, *known) - min(0.0, *known)) or 1.0
-    return lambda value: (value - low) / span
+    """From a value to its share of the axis, which holds them all and 0, and ends at round numbers."""
+    known = [0.0, *(value for value in values if value is not None)]
+    span = max(known) - min(known) or 1.0
+    step = 10.0 ** math.floor(math.log10(span / 6))
+    step *= next(factor for factor in (1, 2, 5, 10) if factor * step >= span / 8)
+    low, high = step * math.floor(min(known) / step), step * math.ceil(max(known) / step)
+    return lambda value: (value - low) / ((high - low) or 1.0)
+
+
+def _noise(frame: pl.DataFrame) -> dict[str, float | None]:
+    """Half the width and height of the middle arm's intervals, of one group."""
+    tuned = frame.filter(pl.col("arm") != "base")
+    return tuned.select(
+        ((pl.col("x_high") - pl.col("x_low")) / 2).median().alias("x"),
+        ((pl.col("high") - pl.col("low")) / 2).median().alias("y"),
+    ).row(0, named=True)
 
 
 def _background(frame: pl.DataFrame, right: str, settings: Decide | None) -> list[alt.Chart]:
     """The noise round the base, the axes through it, the accepted forgetting, and the line of the best."""
     boxes, lines = [], []
     for (group,), part in frame.group_by(["group"], maintain_order=True):
-        tuned = part.filter(pl.col("arm") != "base")
-        half = tuned.select(
-            ((pl.col("x_high") - pl.col("x_low")) / 2).median().alias("x"),
-            ((pl.col("high") - pl.col("low")) / 2).median().alias("y"),
-        ).row(0, named=True)
+        half = _noise(part)
         if half["x"] is not None and half["y"] is not None:
             title = "as wide and as high as the middle arm's intervals: in here an arm cannot be told from the base"
             boxes.append({"group": group, "left": -half["x"], "right": half["x"], "low": -half["y"],

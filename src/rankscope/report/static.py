@@ -82,7 +82,7 @@ def _title(panel: Panel, task: str | None) -> dict[str, Any]:
 
 def _for_paper(spec: Mapping[str, Any], task: str | None) -> dict[str, Any]:
     """A panel's specification as part of a larger one, with a width and a legend of its own."""
-    inner = {key: value for key, value in spec.items() if key not in ("$schema", "config", "datasets")}
+    inner = {key: value for key, value in spec.items() if key not in ("$schema", "config", "datasets", "padding")}
     alone = _standing_alone(inner)
     # A concatenation has one value of a parameter for all its panels, so the task is written into each.
     text = json.dumps(alone).replace(json.dumps(TASK_FILTER), json.dumps(f"datum.task === {json.dumps(task)}"))

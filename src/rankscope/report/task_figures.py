@@ -171,7 +171,9 @@ def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
         x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)
     )
     numbers = plot.mark_text(fontSize=12, color=INK).encode(x=x, y=y, text="number:N", opacity=picked(0.25))
-    return alt.layer(cells, numbers).properties(width=WIDTH, height=28 * len(down[1]))
+    # What is written aslant reaches beyond the last column.
+    padding = {"left": 5, "top": 5, "bottom": 5, "right": 40 if angle else 5}
+    return alt.layer(cells, numbers).properties(width=WIDTH, height=28 * len(down[1]), padding=padding)
 
 
 def _one_task(shown: pl.DataFrame, style: Style) -> alt.LayerChart:

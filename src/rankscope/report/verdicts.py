@@ -209,6 +209,8 @@ def _measure(key: str, verdict: Verdict) -> str:
 def _cell(interval: Interval | None, measure: str, source: str) -> Cell:
     if interval is None:
         return Cell(EMPTY, title="not measured")
+    if interval.num_items == 0:  # the base against itself
+        return Cell(signed(0.0, digits_of(measure)), title="the base itself, against which all others are measured")
     rests = evidence(interval.confidence, interval.num_items, interval.num_seeds, source)
     value = signed(scaled(interval.value, measure), digits_of(measure))
     return Cell(value, between(interval.low, interval.high, measure), f"{measure}: {rests}")
