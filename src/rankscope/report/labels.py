@@ -14,6 +14,7 @@ _PLACES: tuple[tuple[int, int, Align], ...] = (
 )  # fmt: skip
 _CHARACTER, _LINE = 6.6, 13.0  # of the plots' type, in pixels
 _REACH = 6.0  # half the size of a point
+_MARGIN = (-1e3, -1e3, 0.0, 1e4)  # left of the plot, where the axis has its numbers
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def places(points: Sequence[tuple[float, float, str]], others: Sequence[tuple[fl
         points: Across and down in pixels, and the name, in the order of importance.
         others: Points without a name that should not be covered either.
     """
-    taken = [(x - _REACH, y - _REACH, x + _REACH, y + _REACH) for x, y, *_ in (*points, *others)]
+    taken = [_MARGIN, *((x - _REACH, y - _REACH, x + _REACH, y + _REACH) for x, y, *_ in (*points, *others))]
     found = []
     for x, y, name in points:
         boxes = [_box(x, y, name, place) for place in _PLACES]
