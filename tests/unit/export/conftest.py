@@ -20,7 +20,7 @@ def exported_study(tmp_path_factory: pytest.TempPathFactory) -> Synthetic:
     """Rank 16 is recommended; every completed run has weights, and rank 16's first runs a cut adapter too."""
     limits = {"margin": 0.15, "forgetting_budget": 0.08, "forgetting_budget_nats": 0.06}
     study = finished_study(tmp_path_factory.mktemp("exported") / "study", decide=limits, training_sets=("new",))
-    analyses = ("spectra", "attention")
+    analyses = ("spectra", "attention", "representations", "neurons")
     plan = study.plan.model_copy(update={"derived": {"lora-r16": (CUT,)}, "analyses": analyses})
     write_text(study.store.plan_file, plan.model_dump_json())
     for run in plan.runs:
