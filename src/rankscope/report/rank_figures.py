@@ -85,8 +85,8 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
     return Figure(
         key="learning_rates",
         title="The learning rate of each arm",
-        shows="How each arm did on validation items at every rate that was tried. The ringed rate was chosen, by the "
-        "score, then by the loss, then the lower one; no test item had been seen.",
+        shows="How each arm did on validation items at every rate that was tried. The ringed rate was chosen: the "
+        "best score, and among scores within a standard error of it the lower loss. No test item had been seen.",
         reading="A peak inside the range is a fair choice. A best rate at the end of the range means that the arm may "
         "do better than this study shows.",
         caution="Validation scores chose the rates, so they flatter them a little; the plots above use other items.",
