@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from rankscope.plan import Plan
 from rankscope.records import Interval, RateChoice, TaskComparison, TrainRecord, Verdict
-from rankscope.runs import DerivedPoint
+from rankscope.runs import DataOrigin, DerivedPoint
 
 _RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
 _PACKAGES = ("rankscope", "torch", "transformers", "peft")
@@ -159,7 +160,7 @@ def _data(facts: CardFacts) -> str:
     lines = ["| | name | source | split | revision or hash | rows |", "|---|---|---|---|---|---|"]
     for role, name, data, number in rows:
         version = "" if data is None else data.commit or data.revision or (data.sha256 or "")[:12]
-        source = "" if data is None else " ".join(part for part in (data.source, data.subset) if part)
+        source = "" if data is None else " ".join(part for part in (_origin(data), data.subset) if part)
         split = "" if data is None else data.split or ""
         cells = (role, _code(name), _code(source), _code(split), _code(version), f"{number:,}")
         lines.append("| " + " | ".join(cells) + " |")
@@ -172,6 +173,11 @@ def _data(facts: CardFacts) -> str:
     if overlaps:
         lines += ["", f"Found in the training data too: {'; '.join(overlaps)}."]
     return "\n".join(lines)
+
+
+def _origin(data: DataOrigin) -> str:
+    """A data set as others may know it: of local files their name, for their folder is nobody else's business."""
+    return data.source if data.sha256 is None else PurePath(data.source).name
 
 
 def _training(facts: CardFacts) -> str:

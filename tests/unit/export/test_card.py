@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from huggingface_hub import ModelCard
 
@@ -44,6 +46,15 @@ def test_a_folder_of_this_machine_is_not_told(study: Synthetic) -> None:
     assert ModelCard(text).data.base_model == "small"
     assert "/home/me" not in text
     assert "put its folder where the name stands" in text
+
+
+def test_nor_is_the_folder_of_local_data(study: Synthetic) -> None:
+    told = facts(study, base("org/small", "a" * 40))
+    local = DataOrigin(source="/home/me/secret/ours.jsonl", split="train", sha256="c" * 64)
+    training_set = told.train.run.training_set.model_copy(update={"data": local})
+    run = told.train.run.model_copy(update={"training_set": training_set})
+    text = model_card(replace(told, train=told.train.model_copy(update={"run": run})))
+    assert "| `ours.jsonl` | `train` | `cccccccccccc` |" in text and "/home/me" not in text
 
 
 def test_markup_in_a_name_stays_text(study: Synthetic) -> None:
