@@ -168,7 +168,8 @@ class LiveDisplay:
             bar = ProgressBar(event.total, event.done, width=20)
             table.add_row(Text(event.run_id), event.pack.stage, bar, f"{event.done}/{event.total}", loss)
         done = sum(board.has_ended(work) for work in needed)
-        whole = ProgressBar(max(1, len(needed)), done, width=60)
+        whole = Table.grid()  # a bar by itself ends no line
+        whole.add_row(ProgressBar(max(1, len(needed)), done, width=60))
         return Group(whole, Text(_summary(board, needed, self._clock)), table)
 
 

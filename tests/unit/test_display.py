@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import time
 from pathlib import Path
 
@@ -86,3 +87,5 @@ def test_a_failure_is_shown_at_once_and_losses_as_they_come(tmp_path: Path, kind
     assert "a file was damaged" in text
     assert f"FAILED {run_id}: RuntimeError: [no] memory" in text
     assert "1.234" in text
+    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
+    assert any(re.match(r" *train \d+/\d+, ", line) for line in written), "the summary has a line of its own"
