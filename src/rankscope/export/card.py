@@ -190,7 +190,7 @@ def _training(facts: CardFacts) -> str:
         f"- learning rate {run.learning_rate:g}{_chosen(facts.choice)}",
         f"- {run.num_steps:,} steps of {settings.batch_size} examples, at most {settings.max_length} tokens each, "
         f"{settings.lr_scheduler} schedule, warm-up {settings.warmup_ratio:g}, weight decay {settings.weight_decay:g}, "
-        f"{settings.dtype}",
+        f"{settings.dtype}{', products in bfloat16' if settings.bf16 is True else ''}",
         f"- seed {run.seed}: these weights are of one run, the numbers below are over all seeds of the study",
     ]
     if record.num_trainable is not None and record.num_parameters is not None:

@@ -57,6 +57,15 @@ def test_nor_is_the_folder_of_local_data(study: Synthetic) -> None:
     assert "| `ours.jsonl` | `train` | `cccccccccccc` |" in text and "/home/me" not in text
 
 
+def test_mixed_precision_is_said(study: Synthetic) -> None:
+    told = facts(study, base("org/small", "a" * 40))
+    assert "float32\n" in model_card(told)
+    run = told.train.run
+    run = run.model_copy(update={"optimization": run.optimization.model_copy(update={"bf16": True})})
+    told = replace(told, train=told.train.model_copy(update={"run": run}))
+    assert "float32, products in bfloat16" in model_card(told)
+
+
 def test_markup_in_a_name_stays_text(study: Synthetic) -> None:
     text = model_card(facts(study, base("org/small", "a" * 40), "a|b ``` <script>`\nx"))
     (row,) = [line for line in text.splitlines() if "<script>" in line]
