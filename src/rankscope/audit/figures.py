@@ -6,7 +6,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from rankscope.audit.result import Audit
+from rankscope.audit.result import Audit, short_name
 from rankscope.measures import MEASURES
 from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import INK, WIDTH, data, specification
@@ -48,8 +48,8 @@ def _where(audit: Audit) -> Figure | None:
         key="map",
         title="Where the update lies",
         shows="Each weight matrix by layer and module; where one place holds several (experts), their mean.",
-        reading="The stronger the colour, the larger the number; each map has a scale of its own, from 0 to its "
-        "largest value, which its heading names.",
+        reading="The stronger the colour, the larger the number; each map has a scale of its own, which stands "
+        "below its title.",
         caution="A large update is not by itself a harmful one, and a low rank not a worse one.",
         panels=[_map_panel(audit.matrices, key, _MAPS[key]) for key in keys],
         measures=keys,
@@ -66,7 +66,7 @@ def _spread(audit: Audit) -> Figure | None:
     for module in curves["module"].unique(maintain_order=True):
         frame = curves.filter(pl.col("module") == module)
         label = f"Line plot: share of the update's energy in its first directions, {module}, median over layers."
-        panels.append(Panel(module, label, specification(_curve(frame))))
+        panels.append(Panel(module, label, specification(_curve(frame)), unit="share of the update's energy"))
     return Figure(
         key="energy",
         title="How many directions it needs",
@@ -129,7 +129,7 @@ def _against(audit: Audit) -> Figure | None:
         return None
     return Figure(
         key="against",
-        title=f"Against {audit.against.tuned}",
+        title=f"Against {short_name(audit.against.tuned)}",
         shows="The two updates of each matrix, set against each other.",
         reading="A cosine of 1: the same update but for its size. 0: nothing in common. For the ratio, 1: both moved "
         "as far.",
@@ -180,8 +180,9 @@ def _map_panel(table: pl.DataFrame, key: str, title: str) -> Panel:
     )
     highest = _SCALES.get(key, float(frame["value"].abs().max() or 0.0))
     label = f"Heat map: {MEASURES[key].meaning}, by layer and module."
-    note = f", {outside} outside the layers left out" if outside else ""
-    return Panel(f"{title} (to {_short(key, highest)}{note})", label, specification(_map(frame, key, highest or 1.0)))
+    note = f"; {outside} outside the layers left out" if outside else ""
+    unit = f"from 0, no colour, to {_short(key, highest)}{note}"
+    return Panel(title, label, specification(_map(frame, key, highest or 1.0)), unit=unit)
 
 
 def _short(key: str, value: float) -> str:
@@ -193,6 +194,7 @@ def _map(frame: pl.DataFrame, key: str, highest: float) -> alt.Chart:
     signed = "value" if float(frame["value"].min() or 0.0) >= 0.0 else "magnitude"
     shown = frame.with_columns(pl.col("value").abs().alias("magnitude"))
     opacity = alt.FillOpacity(f"{signed}:Q", scale=alt.Scale(domain=[0, highest], range=[0.02, 1]), legend=None)
+    bare = {"domain": False, "ticks": False}
     hints = [
         alt.Tooltip("module:N", title="Module"),
         alt.Tooltip("layer:O", title="Layer"),
@@ -203,8 +205,8 @@ def _map(frame: pl.DataFrame, key: str, highest: float) -> alt.Chart:
         alt.Chart(data(shown.select("layer", "module", "value", "magnitude", "num_matrices")))
         .mark_rect(cornerRadius=2, fill=GAIN_COLOUR)
         .encode(
-            x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy")),
-            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(labelLimit=110)),
+            x=alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy", **bare)),
+            y=alt.Y("module:N", sort=order, title=None, axis=alt.Axis(labelLimit=110, **bare)),
             fillOpacity=opacity,
             tooltip=hints,
         )
@@ -216,7 +218,7 @@ def _curve(frame: pl.DataFrame) -> alt.LayerChart:
     plot = alt.Chart(data(frame))
     x = alt.X("k:Q", title="Directions", scale=alt.Scale(domain=[0, int(frame["k"].max())], nice=False))
     y_axis = alt.Axis(format="%", tickCount=4)
-    y = alt.Y("share:Q", title="Share of the energy", scale=alt.Scale(domain=[0, 1]), axis=y_axis)
+    y = alt.Y("share:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=y_axis)
     hints = [
         alt.Tooltip("k:Q", title="Directions"),
         alt.Tooltip("share:Q", title="Median share", format=".1%"),
@@ -226,7 +228,7 @@ def _curve(frame: pl.DataFrame) -> alt.LayerChart:
     ]
     goal = alt.Chart(alt.Data(values=[{"share": 0.95}])).mark_rule(strokeDash=[4, 4], color=INK, opacity=0.5)
     return alt.layer(
-        plot.mark_area(opacity=0.2, color=GAIN_COLOUR).encode(x=x, y=alt.Y("lowest:Q"), y2="highest:Q"),
+        plot.mark_area(opacity=0.2, color=GAIN_COLOUR).encode(x=x, y=alt.Y("lowest:Q", title=None), y2="highest:Q"),
         goal.encode(y="share:Q"),
         plot.mark_line(color=GAIN_COLOUR, strokeWidth=2).encode(x=x, y=y),
         plot.mark_point(filled=True, size=60, opacity=0, color=GAIN_COLOUR).encode(x=x, y=y, tooltip=hints),

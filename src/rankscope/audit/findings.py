@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import polars as pl
 
-from rankscope.audit.result import Audit, Comparison, OnTexts, Truncation
+from rankscope.audit.result import Audit, Comparison, OnTexts, Truncation, short_name
 
 _SHARES = (
     (1.0, "whole"), (0.9, "nine tenths"), (0.75, "three quarters"), (2 / 3, "two thirds"), (0.5, "half"),
@@ -170,10 +170,11 @@ def _on_texts(found: OnTexts) -> Iterator[str]:
     moved = "stayed the same" if abs(change) < 5e-4 else f"{'rose' if change > 0 else 'fell'} by {abs(change):.3f}"
     higher = int((losses["loss_nats_per_token"] > losses["loss_nats_per_token_base"]).sum())
     lower = int((losses["loss_nats_per_token"] < losses["loss_nats_per_token_base"]).sum())
+    which = "text" if losses.height == 1 else f"{losses.height} texts"
+    split = "" if losses.height == 1 else f": higher in {higher} of them, lower in {lower}"
     yield (
-        f"On the {losses.height} texts given the loss {moved} nats per token, from "
-        f"{summary['loss_nats_per_token_base']:.3f} to {summary['loss_nats_per_token']:.3f}: higher in {higher} of "
-        f"them, lower in {lower}."
+        f"On the {which} given the loss {moved} nats per token, from "
+        f"{summary['loss_nats_per_token_base']:.3f} to {summary['loss_nats_per_token']:.3f}{split}."
     )
     if not found.heads.is_empty():
         first = found.heads.sort("attention_divergence", descending=True).row(0, named=True)
@@ -184,9 +185,9 @@ def _on_texts(found: OnTexts) -> Iterator[str]:
 
 
 def _of_comparison(against: Comparison) -> Iterator[str]:
-    cosine = against.summary.get("update_cosine")
+    cosine, name = against.summary.get("update_cosine"), short_name(against.tuned)
     if cosine is None:
-        yield f"{against.tuned} changed no matrix that this one changed."
+        yield f"{name} changed no matrix that this one changed."
         return
     if cosine > 0.9:
         text = "moved almost the same way"
@@ -198,8 +199,8 @@ def _of_comparison(against: Comparison) -> Iterator[str]:
         text = "moved against each other"
     ratio = against.summary["update_norm_ratio"]
     yield (
-        f"Against {against.tuned}: the two {text} (cosine of their updates {cosine:.2f} on average); "
-        f"{against.tuned} moved {ratio:.3g} times as far."
+        f"Against {name}: the two {text} (cosine of their updates {cosine:.2f} on average); "
+        f"the other moved {ratio:.3g} times as far."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from rankscope.audit.findings import percent
-from rankscope.audit.result import Audit
+from rankscope.audit.result import Audit, short_name
 from rankscope.measures import MEASURES
 from rankscope.report import wording
 from rankscope.report.figure import Figure
@@ -29,6 +29,7 @@ def render_page(audit: Audit, findings: list[str], figures: Mapping[str, Figure]
     columns, rows = _table(audit)
     values = {
         "audit": audit,
+        "name": short_name(audit.tuned),
         "findings": findings,
         "figures": figures,
         "specs": panel_specs(figures, ["audit"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,21 @@ from typing import Any
 import polars as pl
 
 _PLACE = ("name", "layer", "module", "shape", "rank")
+
+
+# Folders that say what they hold, not whose it is.
+_PLAIN = re.compile(r"adapter|model|train|final|merged|output|checkpoint-\d+")
+
+
+def short_name(tuned: str) -> str:
+    """What a reader calls a model: a hub id as it is, a folder by its last part that is a name of its own."""
+    parts = [part for part in tuned.replace("\\", "/").split("/") if part]
+    if len(parts) <= 2:
+        return tuned
+    first = len(parts) - 1
+    while first > 0 and _PLAIN.fullmatch(parts[first]):
+        first -= 1
+    return "/".join(parts[first:])
 
 
 @dataclass(frozen=True)

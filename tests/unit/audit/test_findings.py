@@ -4,7 +4,7 @@ import polars as pl
 import pytest
 
 from rankscope.audit.findings import findings, percent, place_in_words, share_in_words
-from rankscope.audit.result import Audit, OnTexts, Truncation
+from rankscope.audit.result import Audit, OnTexts, Truncation, short_name
 
 
 def audit(rows, **options):
@@ -99,3 +99,17 @@ def test_places():
     assert place_in_words("model.layers.3.mlp.experts.7.up_proj", 3, "up_proj") == "layer 3's up_proj of expert 7"
     assert place_in_words("lm_head", None, "lm_head") == "lm_head"
     assert [percent(value) for value in (0.5, 0.0123, 0.00001)] == ["50%", "1.2%", "0.001%"]
+
+
+@pytest.mark.parametrize(
+    ("tuned", "expected"),
+    [
+        ("org/an-adapter", "org/an-adapter"),
+        ("/home/me/runs/mine/train/adapter", "mine/train/adapter"),
+        ("/data/out/mine/checkpoint-40", "mine/checkpoint-40"),
+        ("/data/out/mine", "mine"),
+        ("adapter", "adapter"),
+    ],
+)
+def test_a_model_is_called_by_its_own_name(tuned, expected):
+    assert short_name(tuned) == expected
