@@ -13,6 +13,7 @@ _COSTS = {
     "num_trainable": ("Trainable parameters", "logarithmic", True),
     "peak_memory": ("Peak memory", "MB that the process held", False),
 }
+_FEW_POINTS = 12
 _MOST_POINTS = 40  # in one line: batches are small, and what matters is the trend
 
 
@@ -99,10 +100,12 @@ def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Cha
 
 
 def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
+    # A line of one point cannot be seen, and few points should be.
+    has_points = int(frame.group_by("run_id").len()["len"].max() or 0) <= _FEW_POINTS
     return (
         alt.Chart(data(frame))
         .transform_filter(GROUP_FILTER)
-        .mark_line(strokeWidth=1.5)
+        .mark_line(strokeWidth=1.5, point={"size": 25} if has_points else False)
         .encode(
             x=alt.X("step:Q", title="Optimizer step"),
             y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False)),
