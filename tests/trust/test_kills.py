@@ -27,6 +27,7 @@ STAGES = (
 )  # fmt: skip
 NUM_STUDIES = 2
 WHO = ("driver", "worker", "group")
+FORKED = ("spawn_main", "forkserver")  # what multiprocessing starts
 
 
 def progress(out: Path) -> dict[str, tuple]:
@@ -65,8 +66,9 @@ def kill(process: subprocess.Popen, who: str, generator: random.Random) -> None:
     elif who == "driver":
         process.kill()
     else:
-        children = psutil.Process(process.pid).children()
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        children = psutil.Process(process.pid).children(recursive=True)
+        # The server that workers are forked from looks like them; without it those that are there go on.
+        workers = [child for child in children if any(word in " ".join(child.cmdline()) for word in FORKED)]
         if workers:  # else they have all just ended, and the driver dies a moment later
             generator.choice(workers).kill()
 

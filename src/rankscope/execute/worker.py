@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,8 +16,6 @@ from rankscope.execute.bench import Bench, redirect_output
 from rankscope.execute.events import Event
 from rankscope.plan import Plan
 from rankscope.store import Store, read_model
-
-_PARENT_CHECK_SECONDS = 0.5
 
 
 def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
@@ -54,12 +52,13 @@ def _tell(connection: Connection, event: Event) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process soon after its parent has, so that no orphan writes into a study that goes on elsewhere."""
-    parent = os.getppid()
+    """End this process with the one that started it, so that no orphan writes into a study that goes on elsewhere."""
+    parent = multiprocessing.parent_process()  # not getppid: that may be the server that this one was forked from
+    if parent is None:
+        raise RuntimeError("a worker is started by multiprocessing")
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PARENT_CHECK_SECONDS)
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -86,8 +86,9 @@ def lora_triplets(
     With the side of `W0` that its vectors span written in them, `W'W` (or `WW'`) is `diag(S0^2) + Z K Z'` with Z of 2r
     columns. What `B` (or `A`) has outside the base's thin basis enters through its Gram matrix, exactly.
     """
-    C_B = scaling * (base.U.double().T @ B.double())  # num_values rank
-    C_A = base.Vh.double() @ A.double().T
+    # The thin factor on the left: the other way round, some layouts take thirty times as long.
+    C_B = scaling * (B.double().T @ base.U.double()).T  # num_values rank
+    C_A = (A.double() @ base.Vh.double().T).T
     is_tall = base.U.shape[0] >= base.Vh.shape[1]
     near, far = (C_A, C_B) if is_tall else (C_B, C_A)
     gram = scaling**2 * (B.double().T @ B.double()) if is_tall else A.double() @ A.double().T
@@ -162,7 +163,7 @@ def lora_rho(
     0: none; 1: all of it. None for an update that is zero. The scaling cancels. OPLoRA, arXiv 2510.13003.
     """
     B, A = B.double(), A.double()
-    inside = base.U[:, :k].double().T @ B if side == "left" else base.Vh[:k].double() @ A.T
+    inside = (B.T @ base.U[:, :k].double() if side == "left" else A @ base.Vh[:k].double().T).T
     B_gram, A_gram = B.T @ B, A @ A.T
     total = float((B_gram * A_gram).sum())
     part = inside.T @ inside
@@ -228,16 +229,16 @@ def _largest_of_sum(D: Tensor, Z: Tensor, K: Tensor, k: int) -> Eigen:
 
 def _cheapest(D: Tensor, width: int, k: int) -> tuple[int, int]:
     """How many coordinates to keep and how many blocks to add, for the smallest problem that is expected to do."""
-    best = (len(D), 0)
-    for kept in range(k, len(D), max(1, k // 8)):
-        z = 2.0 * float(D[k - 1]) / max(float(D[kept]), torch.finfo(D.dtype).tiny) - 1.0
-        if z <= 1.0 + 1e-6:
-            continue
-        rate = math.log(z) if z > 1e8 else math.acosh(z)
-        blocks = max(1, math.ceil(-math.log(_PLANNED) / rate))
-        if kept + blocks * width < best[0] + best[1] * width:
-            best = kept, blocks
-    return best
+    kept = torch.arange(k, len(D), max(1, k // 8))
+    z = 2.0 * D[k - 1] / D[kept].clamp_min(torch.finfo(D.dtype).tiny) - 1.0
+    kept, z = kept[z > 1.0 + 1e-6], z[z > 1.0 + 1e-6]
+    rates = torch.where(z > 1e8, z.log(), z.acosh())
+    blocks = (-math.log(_PLANNED) / rates).ceil().clamp_min(1.0)
+    sizes = kept + blocks * width
+    if not len(sizes) or float(sizes.min()) >= len(D):
+        return len(D), 0
+    best = int(sizes.argmin())
+    return int(kept[best]), int(blocks[best])
 
 
 def _ritz(D: Tensor, Z: Tensor, K: Tensor, k: int, sizes: tuple[int, int]) -> Eigen:

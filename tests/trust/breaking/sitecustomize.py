@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 
-if any("spawn_main" in argument for argument in sys.orig_argv):
+if any("spawn_main" in argument or "forkserver" in argument for argument in sys.orig_argv):
     import torch
 
     _step = torch.optim.AdamW.step

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
 import pytest
 
 from rankscope.execute.events import Event, Failed, Finished, Progress
-from rankscope.execute.local import LocalExecutor, worker_environment
+from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports, worker_environment
 from rankscope.pipeline import _write_start
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.planning import make_plan
@@ -32,6 +36,30 @@ def test_each_worker_has_a_gpu_of_its_own(
     assert "CUDA_VISIBLE_DEVICES" not in worker_environment(
         Layout(device="cpu", num_workers=4, threads_per_worker=1), slot
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "num_workers", "is_shared"), [("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False), ("mps", 1, False)]
+)
+def test_several_workers_on_a_processor_are_forked_from_one(device: str, num_workers: int, is_shared: bool) -> None:
+    layout = Layout(device=device, num_workers=num_workers, threads_per_worker=1)
+    assert can_share_imports(layout) is (is_shared and sys.platform == "linux")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_what_workers_are_forked_from_has_no_threads() -> None:
+    """A fork of a process with threads can hang in a lock that nobody will release."""
+    code = f"""
+        import importlib, threading
+        from pathlib import Path
+        for name in {_SHARED_MODULES!r}:
+            importlib.import_module(name)
+        print(len(list(Path("/proc/self/task").iterdir())))
+    """
+    environment = os.environ | worker_environment(Layout(device="cpu", num_workers=2, threads_per_worker=1), 0)
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert found.stdout.split()[-1] == "1"
 
 
 def until(executor: LocalExecutor, kind: type) -> list[Event]:

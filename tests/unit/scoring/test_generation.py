@@ -193,3 +193,11 @@ def test_stop_texts_end_each_adapters_items_by_themselves(make_llama, tokenizer)
         alone = generate_together(pack.model, tokenizer, PROMPTS, Limits(30, stops, 10**6), (index,), route)
         assert together[index] == alone[0]
     assert together != free
+
+
+def test_only_last_positions_reach_the_head(make_llama, tokenizer):
+    model = make_llama()
+    seen = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, output: seen.append(tuple(output.shape[:2])))
+    generate(model, tokenizer, PROMPTS, 6, (), 10**6)
+    assert seen == [(len(PROMPTS), 1)] * 6

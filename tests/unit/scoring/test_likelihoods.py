@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from rankscope.models.joined import JoinedText
+from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.scoring import likelihoods, rows
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
+from rankscope.scoring.losses import completion_losses
+from tiny import lora_run
 
 TREES, ROWS = OptionTrees(None), OptionTrees("for the test")
 
@@ -48,13 +51,61 @@ def test_options_equal_a_forward_pass_each(make_llama, trees, implementation):
 @pytest.mark.parametrize("is_joined", [True, False])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
 def test_scores_do_not_depend_on_the_batch(make_llama, monkeypatch, dtype, tolerance, is_joined):
+    """One row at a time against 64 items at once, per scored token."""
     model = make_llama(dtype)
     monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
+    monkeypatch.setattr(rows, "_MAX_TOKENS_CPU", 10**9)
+    sizes = []
+    tokens = rows._token_log_likelihoods
+    monkeypatch.setattr(rows, "_token_log_likelihoods", lambda m, b, j: sizes.append(len(b)) or tokens(m, b, j))
     choices = random_choices(model.config.vocab_size, number=64)
-    for trees in (TREES, ROWS):
+    for trees, most in ((TREES, 64), (ROWS, 256)):
         alone = option_log_likelihoods(model, choices, trees, 128, 1)
+        assert max(sizes) == 1
         together = option_log_likelihoods(model, choices, trees, 128, 10**9)
+        assert sizes[-1] == most
+        sizes.clear()
         for choice, one, other in zip(choices, alone.log_likelihoods, together.log_likelihoods, strict=True):
+            for option, a, b in zip(choice.option_ids, one, other, strict=True):
+                assert a == pytest.approx(b, abs=tolerance * len(option))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_losses_do_not_depend_on_the_batch(make_llama, monkeypatch, dtype, tolerance):
+    model = make_llama(dtype)
+    monkeypatch.setattr(rows, "_MAX_TOKENS_CPU", 10**9)
+    pairs = [(list(choice.prompt_ids), list(choice.option_ids[0])) for choice in random_choices(300, number=64)]
+    alone = [completion_losses(model, [pair], 128, 10**9)[0] for pair in pairs]
+    together = completion_losses(model, pairs, 128, 10**9)
+    for a, b in zip(alone, together, strict=True):
+        assert a.nll_nats == pytest.approx(b.nll_nats, abs=tolerance * a.num_scored_tokens)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)])
+def test_scores_do_not_depend_on_the_pack(make_llama, dtype, tolerance, tmp_path):
+    """An adapter beside others over one base, and alone with its update in the base's weights."""
+    runs = [lora_run(4, 1e-3, seed=0, num_steps=1), lora_run(16, 1e-3, seed=1, num_steps=1, use_rslora=True)]
+    model = make_llama(dtype)
+    choices = random_choices(model.config.vocab_size)
+    pack = make_trainable(model, runs)
+    generator = torch.Generator().manual_seed(3)
+    for index in (0, 1):
+        with torch.no_grad():
+            for name, tensor in pack.state(index).items():
+                if "lora_B" in name:
+                    tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator, dtype=dtype))
+        pack.save(index, tmp_path / str(index))
+    together = []
+    for index in (0, 1):
+        pack.route((index,), (1,), is_training=False)
+        together.append(option_log_likelihoods(model, choices, TREES, 128, 4096).log_likelihoods)
+    assert together[0] != together[1]
+    pack.close()
+    for index, run in enumerate(runs):
+        alone = load_tuned(model, [run], [tmp_path / str(index)])
+        scores = option_log_likelihoods(model, choices, TREES, 128, 4096).log_likelihoods
+        alone.close()
+        for choice, one, other in zip(choices, scores, together[index], strict=True):
             for option, a, b in zip(choice.option_ids, one, other, strict=True):
                 assert a == pytest.approx(b, abs=tolerance * len(option))
 

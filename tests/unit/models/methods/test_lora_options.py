@@ -61,17 +61,24 @@ def test_modules_that_a_word_stands_for(said: dict, modules: list[str], layers: 
     assert {name.split(".")[4] for name in pack.state(0)} == set(layers)
 
 
-def test_loraplus_is_pefts_own() -> None:
-    run = method_run("lora", 1e-3, 0, 8, rank=4, use_dora=True, loraplus_lr_ratio=16.0)
-    _, (state,) = trained(tiny_llama(torch.float64), [run])
-    wrapped = peft_model(run, torch.float64)
-    theirs = create_loraplus_optimizer(
-        wrapped, torch.optim.AdamW, lr=run.learning_rate, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.01
-    )
-    groups = [{key: group[key] for key in ("params", "weight_decay", "lr")} for group in theirs.param_groups]
-    # PEFT's vectors without decay are those of normalisations and biases; DoRA's lengths are of neither.
-    assert losses_of(state) == pytest.approx(reference(wrapped, run, [g for g in groups if g["params"]]), rel=1e-8)
-    assert state.logs[0].learning_rate < 1e-3
+def test_loraplus_is_pefts_own_in_a_pack_too() -> None:
+    runs = [
+        method_run("lora", 1e-3, 0, 8, rank=4, use_dora=True, loraplus_lr_ratio=16.0),
+        method_run("lora", 3e-3, 1, 8, rank=16),
+        method_run("lora", 3e-3, 1, 4, rank=2, use_rslora=True, loraplus_lr_ratio=4.0),
+    ]
+    _, states = trained(tiny_llama(torch.float64), runs)
+    for run, state in zip(runs, states, strict=True):
+        wrapped, groups = peft_model(run, torch.float64), None
+        if ratio := run.arm.options.get("loraplus_lr_ratio"):
+            theirs = create_loraplus_optimizer(
+                wrapped, torch.optim.AdamW, lr=run.learning_rate, loraplus_lr_ratio=ratio, loraplus_weight_decay=0.01
+            )
+            made = [{key: group[key] for key in ("params", "weight_decay", "lr")} for group in theirs.param_groups]
+            # PEFT's vectors without decay are those of normalisations and biases; DoRA's lengths are of neither.
+            groups = [group for group in made if group["params"]]
+        assert losses_of(state) == pytest.approx(reference(wrapped, run, groups), rel=1e-8)
+    assert states[0].logs[0].learning_rate < 1e-3
 
 
 def started_by_peft(run: RunSettings) -> PeftModel:
