@@ -34,6 +34,7 @@ HERE = Path(__file__).resolve().parent
 PARTS = ("training", "scoring", "text", "spectra", "study")
 STACKS = ("rankscope", "peer")
 _PEER_ENVIRONMENT: dict[str, str] = {}
+_OUR_ENVIRONMENT: dict[str, str] = {}
 _SAMPLE_SECONDS = 1.0  # a look costs tens of milliseconds of the processors that are measured
 
 
@@ -51,7 +52,7 @@ def main() -> None:
         _PEER_ENVIRONMENT["OMP_NUM_THREADS"] = str(arguments.peer_threads)
     for base in arguments.base or BASES:
         if base in NEEDS_SHARED and not SHARED.is_dir():
-            print(f"{base}: left out, there is no folder of real data at {SHARED}")
+            print(f"{base}: left out, there is no folder of real data at {SHARED} (name it in RANKSCOPE_SHARED)")
             continue
         folder = arguments.folder / base
         work = prepare(base, folder)
@@ -100,6 +101,9 @@ def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
 
 
 def _ours(part: str, folder: Path) -> dict:
+    # Nothing that an earlier repetition decomposed: the other stack keeps nothing either.
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    _OUR_ENVIRONMENT["RANKSCOPE_CACHE"] = str(folder / "cache")
     if part != "study":
         return run_process([str(HERE / "ours.py"), part, str(folder)])
     out = folder / "out"
@@ -119,7 +123,7 @@ def run_process(arguments: list[str], *, accepted: tuple[int, ...] = (0,)) -> di
         log = Path(folder) / "log.txt"
         command = [sys.executable, *arguments] if arguments[0] == "-m" else [sys.executable, *arguments, str(out)]
         environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment |= _PEER_ENVIRONMENT if "peer.py" in command[1] else {}
+        environment |= _PEER_ENVIRONMENT if "peer.py" in command[1] else _OUR_ENVIRONMENT
         started, used = time.perf_counter(), _used_by_children()
         with log.open("w") as stream:
             process = subprocess.Popen(command, stdout=stream, stderr=stream, env=environment, cwd=HERE)

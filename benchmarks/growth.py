@@ -56,7 +56,7 @@ def _study(num_arms: int, num_items: int, num_shots: int, folder: Path) -> dict[
         "optimization": {"max_steps": 40, "batch_size": 8, "num_validations": 1},
         "seeds": [0],
         "evaluate": {"items": {"source": str(items), "in_domain_for": ["set"]}},
-        "analyse": {"attention": False},
+        "analyse": {"attention": False, "representations": False, "neurons": False},
     }
 
 

@@ -60,7 +60,7 @@ def _packs(plan: Plan, base: str, part: str) -> list[Pack]:
     if part == "training":
         return [Pack("train", base, (run_id,)) for run_id in run_ids]
     if part == "spectra":
-        return [Pack("analyse", base, (run_id,), ("spectra",)) for run_id in run_ids]
+        return [Pack("analyse", base, (run_id,), ("spectra", "subspaces")) for run_id in run_ids]
     is_text = part == "text"
     names = tuple(name for name, task in plan.tasks[base].items() if (task.scoring == "loss") == is_text)
     return [Pack("evaluate", base, run, names) for run in ((), *((run_id,) for run_id in run_ids))]
@@ -83,7 +83,8 @@ def _forget(store: Store, plan: Plan, stage: str) -> None:
     for base in plan.bases:
         for record in (store.base(base) / stage).rglob("record.json"):
             record.unlink()
-        shutil.rmtree(store.base_analysis(base, "spectra"), ignore_errors=True)
+        for name in ("spectra", "subspaces"):
+            shutil.rmtree(store.base_analysis(base, name), ignore_errors=True)
 
 
 if __name__ == "__main__":

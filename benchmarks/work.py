@@ -197,7 +197,8 @@ def _study(base: str, model: str, train: dict, tasks: dict, ranks: list[int], nu
         "evaluate": {
             name: {"in_domain_for": ["set"], **task} if "role" not in task else task for name, task in tasks.items()
         },
-        "analyse": {"spectra": True, "attention": False},
+        # What the other stack does too.
+        "analyse": {"spectra": True, "subspaces": True, "attention": False, "representations": False, "neurons": False},
         "keep": "all",
     }
 
