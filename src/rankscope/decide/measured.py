@@ -28,6 +28,7 @@ class Measured:
         choices: By arm; an arm whose rate is not chosen yet is missing.
         num_trainable: By arm, from any of its runs.
         seconds: By arm, of each chosen run with its scores.
+        scoring_seconds: By task, of scoring all chosen runs.
         lost_seeds: By arm, what became of its seeds at the chosen rate that gave no number.
         sums: Checksum of every file that was read.
     """
@@ -38,6 +39,7 @@ class Measured:
     tasks: list[TaskScores] = field(default_factory=list)
     num_trainable: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    scoring_seconds: dict[str, float] = field(default_factory=dict)
     lost_seeds: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     sums: dict[str, str] = field(default_factory=dict)
@@ -110,7 +112,9 @@ def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
             continue
         task.tuned.setdefault(arm, {})[settings.seed] = values
         record = store.read_evaluate(folder)
-        seconds += record.seconds if record else 0.0
+        taken = record.seconds if record else 0.0
+        measured.scoring_seconds[task.task] = measured.scoring_seconds.get(task.task, 0.0) + taken
+        seconds += taken
     measured.seconds.setdefault(arm, []).append(seconds)
 
 

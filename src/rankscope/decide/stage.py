@@ -98,6 +98,7 @@ def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         },
         seeds=study.seeds,
         seconds_per_seed=sum(sum(each) / len(each) for each in measured.seconds.values()) or None,
+        scoring_seconds=measured.scoring_seconds,
     )
     standings, between = measure(measured.tasks, arms, question)
     return judge(standings, between, question, [*measured.warnings, *_overlap_warnings(measured, plan)])

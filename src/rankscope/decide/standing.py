@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rankscope.records import Interval
@@ -47,6 +47,7 @@ class Question:
         score: `gain` where a task in domain has right answers, else `gain_nats`.
         tasks: Names of the tasks by what they are for: `score`, `forgetting`, `forgetting_nats`.
         seconds_per_seed: What one more seed of all arms costs, where known.
+        scoring_seconds: What scoring all arms on a task has cost, by task.
     """
 
     base: str
@@ -56,6 +57,7 @@ class Question:
     tasks: Mapping[str, Sequence[str]]
     seeds: Sequence[int]
     seconds_per_seed: float | None = None
+    scoring_seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def margin(self) -> float:

@@ -143,9 +143,11 @@ def _more_seeds(question: Question, count: int) -> str:
 
 def _more_items(question: Question, questions: Sequence[OpenQuestion], factor: float) -> str:
     names = list(dict.fromkeys(name for item in questions for name in question.tasks[item.about]))
+    cost = factor * sum(question.scoring_seconds.get(name, 0.0) for name in names)
+    time = f", about {_duration(cost)} of scoring" if cost else ""
     return (
-        f"Seeds alone would not decide; {math.ceil(10 * factor) / 10:g} times the items would, {_CHANCE}; in the study "
-        f"file: a larger `max_examples`, or a larger source, under `evaluate:` for {_names(names)}."
+        f"Seeds alone would not decide; {math.ceil(10 * factor) / 10:g} times the items would, {_CHANCE}{time}; in the "
+        f"study file: a larger `max_examples`, or a larger source, under `evaluate:` for {_names(names)}."
     )
 
 

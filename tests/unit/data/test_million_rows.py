@@ -28,7 +28,7 @@ print(data.summaries[0].num_rows, len(data.examples), exact, ngram)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("ending", ["jsonl"])
 def test_a_million_rows(tmp_path: Path, ending: str) -> None:
     folder = write_tokenizer(tmp_path / "model", bos=True)

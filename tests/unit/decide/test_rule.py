@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import random
 from dataclasses import replace
 
@@ -304,9 +305,12 @@ def test_needed_names_the_seeds_the_time_and_the_line_of_the_study_file() -> Non
 def test_needed_asks_for_items_where_seeds_cannot_help() -> None:
     items_only = Spread(0.02, (0.02,) * 3, 400, 3e-5, 399.0, 1e-9, 1 / 400)
     wide = Estimate(0.02, 0.01, 0.032, 0.95, 400, 3, items_only, SeedVariance(0.0, 0.0, 9))
-    found = verdict(arm("r16", 16, est(0.30), wide))
+    seconds = {"general": 600.0, "work": 300.0, "taught": 1e6}
+    found = verdict(arm("r16", 16, est(0.30), wide), scoring_seconds=seconds)
     assert found.decision == "undecided"
     assert "Seeds alone would not decide" in found.needed
+    times, minutes = map(float, re.search(r"; ([\d.]+) times .* about (\d+) minutes of scoring", found.needed).groups())
+    assert minutes == pytest.approx(times * 15, abs=1.6)
     assert "`max_examples`" in found.needed
     assert "general and work" in found.needed
 
