@@ -102,7 +102,8 @@ def verdict_view(
         sentence=_sentence(verdict),
         cost=cost,
         rule=verdict.rule,
-        runner_up=verdict.runner_up and arm_in_words(verdict.runner_up),
+        # Undecided, the sentence has already named the arm that leads.
+        runner_up=arm_in_words(verdict.runner_up) if verdict.arm and verdict.runner_up else None,
         next_step=_next_step(verdict, edges or {}),
         warnings=verdict.warnings,
         defaults=[(name.rsplit("/", 1)[-1], f"../decide/{quote(name)}") for name in verdict.defaults],

@@ -245,6 +245,7 @@ def test_what_is_known_while_undecided_is_said():
         "points (29.0 to 31.0) in the domain it was trained on and to forget 1.0 points (0.0 to 2.0) of what the base "
         "could do before (95% intervals in brackets). Whether mine does cannot be told yet."
     )
+    assert view.runner_up is None, "who leads is said already"
 
 
 def test_the_next_step_follows_from_the_verdict():
