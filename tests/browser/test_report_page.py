@@ -239,6 +239,22 @@ def test_a_number_says_what_it_rests_on_when_it_is_touched(browser, url):
     assert not note.is_displayed()
 
 
+def test_a_mark_says_what_it_rests_on_when_it_is_pointed_at(browser, url):
+    open_page(browser, url)
+    spot = browser.execute_script("""
+        const marks = [...document.querySelectorAll('#plot-rank_curves-1 .mark-symbol path')];
+        const mark = marks.find((one) => one.__data__.datum.arm === 'lora-r16');
+        mark.scrollIntoView({block: 'center', behavior: 'instant'});
+        const box = mark.getBoundingClientRect();
+        return [box.x + box.width / 2, box.y + box.height / 2];
+    """)
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", {"type": "mouseMoved", "x": spot[0], "y": spot[1]})
+    text = "return document.querySelector('#vg-tooltip-element.visible')?.textContent ?? ''"
+    wait_for(lambda: browser.execute_script(text))
+    said = browser.execute_script(text)
+    assert all(part in said for part in ("lora-r16", "points (", "95% interval, 300 items, 3 seeds; decide/record.json"))
+
+
 def test_maps_of_many_arms_are_shown_when_asked_for(browser, many_url):
     open_page(browser, many_url)
     shown = "return [...document.querySelectorAll('#module_map figure:not([hidden])')].map((f) => f.dataset.panelArm)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import polars as pl
@@ -36,6 +37,7 @@ def render_across(
         "waiting": [study.name for study in studies if study.contents.decision is None],
         "sections": [section for section in sections if section[1]],
         "outcomes": OUTCOMES,
+        "glances": {},
         "figures": figures,
         "specs": panel_specs(figures, ["all"]),
     }
@@ -46,7 +48,8 @@ def render_across(
 def _verdicts(study: Study) -> list[dict[str, Any]]:
     """A study's verdicts in words, with what each was trained on."""
     views = verdict_views(study.contents, run_states(study.contents))
-    return [{"study": study.name, "view": view} for view in views]
+    # Files beside a study's own report are not beside this page.
+    return [{"study": study.name, "view": replace(view, defaults=())} for view in views]
 
 
 def _sorted(rows: pl.DataFrame) -> pl.DataFrame:

@@ -50,10 +50,11 @@ def tradeoff_figure(
         if frame.is_empty():
             continue
         layers = [*_background(frame, right, settings), *_derived_layer(made, style)]
-        layers += _arm_layers(frame, TITLES[up], TITLES[right], style)
+        layers += _arm_layers(frame, _BRIEF[up], _BRIEF[right], style)
         chart = alt.layer(*layers).properties(width=WIDTH, height=_HEIGHT)
         label = f"Scatter plot: {TITLES[up]} (up) against {TITLES[right]} (right), one point an arm."
-        panels.append(Panel(f"{SHORT[up]} against {SHORT[right].lower()}", label, specification(chart)))
+        unit = f"up: {TITLES[up].split(': ')[1]}; right: {TITLES[right].split(': ')[1]}"
+        panels.append(Panel(f"{SHORT[up]} against {SHORT[right].lower()}", label, specification(chart), unit=unit))
     return Figure(
         key="learned_forgotten",
         title="Learned against forgotten",

@@ -210,7 +210,7 @@ function listen() {
       field.addEventListener("input", () => showFlips(list, FLIPS_AT_ONCE)));
   }
   // Paper cannot be opened: what is folded away as being long is printed, and folded again.
-  const folded = () => all("details.block");
+  const folded = () => all("details.block, details.warnings, .verdict details");
   addEventListener("beforeprint", () => folded().forEach((part) => {
     part.dataset.was = String(part.open);
     part.open = true;
