@@ -252,7 +252,8 @@ def test_a_mark_says_what_it_rests_on_when_it_is_pointed_at(browser, url):
     text = "return document.querySelector('#vg-tooltip-element.visible')?.textContent ?? ''"
     wait_for(lambda: browser.execute_script(text))
     said = browser.execute_script(text)
-    assert all(part in said for part in ("lora-r16", "points (", "95% interval, 300 items, 3 seeds; decide/record.json"))
+    rests = "95% interval, 300 items, 3 seeds; decide/record.json"
+    assert all(part in said for part in ("lora-r16", "points (", rests))
 
 
 def test_maps_of_many_arms_are_shown_when_asked_for(browser, many_url):
