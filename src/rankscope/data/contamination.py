@@ -44,7 +44,7 @@ class Overlap(Frozen):
         if not (self.num_exact or self.num_ngram):
             return None
         set_name = f"train.{self.training_set}"
-        place = set_name if self.part == "train" else f"the validation rows of {set_name}, where rates are chosen,"
+        place = set_name if self.part == "train" else f"the validation rows of {set_name} (where rates are chosen)"
         return overlap_warning(
             f"evaluate.{self.task}", "items", self.num_items, (self.num_exact, self.num_ngram), place
         )
