@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import multiprocessing
 import os
 import signal
@@ -26,6 +27,8 @@ def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
         root: The study directory.
         log_file: Where what is printed before the first pack goes; later it goes to the log of the pack's run.
     """
+    # What was imported before the fork is shared until somebody writes to it, and a collection writes to every object.
+    gc.freeze()
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # the parent's wish for a checkpoint and an end
