@@ -347,8 +347,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _audit_folder(tuned: str) -> Path:
-    """`results/audit-<tuned>`, after the last part of a folder's name or hub id."""
-    name = Path(tuned).resolve().name if Path(tuned).exists() else tuned.rpartition("/")[2]
+    """`results/audit-<tuned>`, after the last part of a folder's name or hub id, or after the run that it is of."""
+    path = Path(tuned).resolve()
+    name = path.name if path.exists() else tuned.rpartition("/")[2]
+    if path.parent.name == "train":  # a study's runs all call their folder `adapter` or `model`
+        name = path.parent.parent.name
     return Path("results") / f"audit-{name.replace('@', '-')}"
 
 

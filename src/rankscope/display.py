@@ -190,7 +190,7 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
             for line in summary_lines(summary):
                 console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in (*plan.warnings, *remarks):
-        console.print(f"note: {text}", markup=False)
+        console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
 def _summary(board: Board, needed: list[Work], clock: Clock) -> str:

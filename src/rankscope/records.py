@@ -53,6 +53,7 @@ class Record(Frozen):
         settings_hash: Of everything that the result depends on; another hash means the work is to be redone.
         provenance: Code revision, packages, device (see provenance.py).
         files: SHA-256 of every file the stage wrote, by name relative to the record's folder.
+        seal: SHA-256 of the record itself, in its file only; None in records from before there were seals.
     """
 
     format_version: int = FORMAT_VERSION
@@ -65,6 +66,7 @@ class Record(Frozen):
     seconds: float
     peak_memory_bytes: int | None = None
     files: dict[str, str] = Field(default_factory=dict)
+    seal: str | None = None
 
     @model_validator(mode="after")
     def _says_why(self) -> Self:

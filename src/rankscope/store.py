@@ -163,7 +163,17 @@ def read_model(path: Path, kind: type[Model]) -> Model | None:
         mend = "choose another --out, or remove the directory"
         what = f"written by an older rankscope (format {version}), which this one cannot read"
         raise UserError(what, where=path, mend=mend)
+    if isinstance(value, Record) and value.seal is not None:
+        if value.seal != _seal(text):
+            raise DamagedFile(f"{path} differs from what was written (checksum)")
+        return value.model_copy(update={"seal": None})
     return value
+
+
+def _seal(text: str) -> str:
+    """The checksum of a record's content, however its JSON is laid out."""
+    content = {key: value for key, value in json.loads(text).items() if key != "seal"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_record(folder: Path, record: Record, files: Iterable[str] = ()) -> None:
@@ -178,7 +188,9 @@ def write_record(folder: Path, record: Record, files: Iterable[str] = ()) -> Non
     for name in sorted(files):
         _sync(folder / name)  # what a record vouches for outlives a loss of power
         sums[name] = checksum(folder / name)
-    write_text(folder / RECORD, record.model_copy(update={"files": sums}).model_dump_json(indent=1) + "\n")
+    whole = record.model_copy(update={"files": sums, "seal": None})
+    sealed = whole.model_copy(update={"seal": _seal(whole.model_dump_json())})
+    write_text(folder / RECORD, sealed.model_dump_json(indent=1) + "\n")
 
 
 def check_files(folder: Path, record: Record) -> None:

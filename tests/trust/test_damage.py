@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,13 @@ def chosen(out: Path, arm: str, seed: int) -> Path:
     return Store(out).run(settings.run_id)
 
 
+def better(path: Path) -> None:
+    """Give a task another score than its items say."""
+    content = json.loads(path.read_text())
+    content["values"]["accuracy"] = 0.99
+    path.write_text(json.dumps(content, indent=1))
+
+
 def damages(out: Path) -> list[tuple[Path, Callable[[Path], None]]]:
     """What is done to which file: weights, scores, inputs, records, plan, choices, caches."""
     base = out / "base" / "smallworld-base"
@@ -46,6 +54,7 @@ def damages(out: Path) -> list[tuple[Path, Callable[[Path], None]]]:
         (lora / "evaluate" / "recall" / "items.parquet", flip),
         (lora / "evaluate" / "facts" / "record.json", cut),
         (full / "evaluate" / "text" / "items.parquet", Path.unlink),
+        (full / "evaluate" / "facts" / "record.json", better),
         (full / "analyse" / "spectra" / "matrices.parquet", flip),
         (full / "analyse" / "attention" / "record.json", cut),
         (base / "evaluate" / "facts" / "items.parquet", flip),

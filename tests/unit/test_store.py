@@ -100,6 +100,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=r"items.parquet is missing"):
         check_files(tmp_path, record)
     text = (tmp_path / "record.json").read_text()
+    (tmp_path / "record.json").write_text(text.replace('"seconds": ', '"seconds": 1'))
+    with pytest.raises(DamagedFile, match=r"record.json differs from what was written"):
+        read_model(tmp_path / "record.json", TrainRecord)
+    (tmp_path / "record.json").write_text(json.dumps(json.loads(text)))  # laid out anew, the same content
+    assert read_model(tmp_path / "record.json", TrainRecord).model_dump_json() == record.model_dump_json()
     (tmp_path / "record.json").write_text(text[: len(text) // 2])
     with pytest.raises(DamagedFile, match=r"record.json"):
         read_model(tmp_path / "record.json", TrainRecord)
