@@ -19,6 +19,7 @@ from rankscope.store import Store, read_checked, write_checked
 from rankscope.track.trackers import Scalar, Tracker
 
 VERDICTS = "verdicts"
+_TRAINED = "/trained"  # no name of a task: those are folders
 _STEP_VALUES = ("loss_nats_per_token", "learning_rate", "grad_norm")
 _ARM_VALUES = ("gain", "gain_nats", "forgetting", "forgetting_nats")
 
@@ -29,7 +30,7 @@ class Told(BaseModel):
     Attributes:
         known: What the tracker knows the name by.
         step: The last step whose numbers it has.
-        done: Tasks whose scores it has, `train` for what a training record says, a hash for verdicts.
+        done: Tasks whose scores it has, `_TRAINED` for what a training record says, a hash for verdicts.
     """
 
     known: str
@@ -87,14 +88,14 @@ class Follower:
         record = self._read_train(name)
         if record is None or record.status in {"interrupted", "paused"}:
             return
-        if not self._has(name, "train"):
+        if not self._has(name, _TRAINED):
             self._begin(name, run_config(self._plan, run))
             for point in record.validations:
                 self._tracker.numbers(name, point.step, {"validation/loss_nats_per_token": point.loss_nats_per_token})
             if record.status != "complete":
                 why = record.divergence or (record.error.message if record.error else "")
                 self._tracker.text(name, "status", f"{record.status}: {why}")
-            self._told[name].done.append("train")
+            self._told[name].done.append(_TRAINED)
         if self._tell_scores(name, run.base.name, run, record.num_steps) == 0 and name in self._open:
             self._end(name)
 
