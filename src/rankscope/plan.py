@@ -27,13 +27,7 @@ UNREAD = "unread"  # in the place of a hash of what is not on this machine
 MIN_HALVED = 3  # rates; halving two would save a fifth
 # Shares of a run's steps after which halving compares rates. A quarter and a half chose worse (docs/log.md).
 EARLY_ROUND, LAST_ROUND = 0.15, 0.7
-ROUND_VALIDATION = "validation-step"
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
-
-
-def round_validation(step: int) -> str:
-    """The name of the folder with a run's scores on the validation items after some of its steps."""
-    return f"{ROUND_VALIDATION}{step}"
 
 
 def validation_task(training_set: str) -> str:
@@ -56,12 +50,12 @@ def round_steps(num_rates: int, num_steps: int) -> tuple[int, ...]:
 
 
 def halved_search(num_rates: int, num_steps: int) -> tuple[int, int]:
-    """How many steps a search by halving trains in all, of each rate as far as it comes; and how often it scores."""
-    steps, scores, alive, done = 0, 0, num_rates, 0
+    """How many steps a search by halving trains in all, and how many of the rates it trains to their end."""
+    steps, alive, done = 0, num_rates, 0
     for step in round_steps(num_rates, num_steps):
-        steps, scores = steps + alive * (step - done), scores + alive
+        steps += alive * (step - done)
         alive, done = math.ceil(alive / 2), step
-    return steps + alive * (num_steps - done), scores + alive
+    return steps + alive * (num_steps - done), alive
 
 
 class Trial(Frozen):
@@ -222,10 +216,7 @@ class Plan(Frozen):
 
     def evaluation_hash(self, base: str, run_id: str | None, task: str) -> str:
         """What the scores of a run (None: of the base) on a task depend on."""
-        model_hash = self._model_hash(base, run_id)
-        if run_id is not None and task.startswith(f"{VALIDATION}-"):
-            model_hash = f"{model_hash}-{task}"  # the run after some of its steps is another model
-        return evaluation_hash(self.task(base, run_id, task), model_hash)
+        return evaluation_hash(self.task(base, run_id, task), self._model_hash(base, run_id))
 
     def analysis_hash(self, base: str, run_id: str | None, analysis: str) -> str:
         """What an analysis of a run (None: of the base) depends on."""
@@ -257,7 +248,7 @@ class Plan(Frozen):
         Raises:
             KeyError: The plan has no such task.
         """
-        if run_id is not None and name.startswith(VALIDATION):
+        if run_id is not None and name == VALIDATION:
             return self.validation[base][self.run(run_id).training_set.name]
         if run_id is None and name.startswith(f"{VALIDATION}-"):
             return self.validation[base][name.removeprefix(f"{VALIDATION}-")]

@@ -185,12 +185,12 @@ class Round(Frozen):
     """One round of a search by halving: how the rates stood after some steps, and which went on.
 
     Attributes:
-        scores, losses: By rate (as text), means over the search seeds; None where the rate diverged or failed.
+        losses: By rate (as text), validation loss in nats per token, mean over the search seeds; None where the rate
+            diverged or failed.
         kept: The rates that went on.
     """
 
     step: int
-    scores: dict[str, float | None]
     losses: dict[str, float | None]
     kept: tuple[float, ...]
 
@@ -216,6 +216,7 @@ class Search(Frozen):
     asked: tuple[Asked, ...]
     rounds: tuple[Round, ...] = ()
     run_ids: tuple[str, ...] = ()
+
 
 class DeriveRecord(Record):
     """What a model that was made of a trained one scored; its items lie beside it, a folder for each task.

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.errors import DamagedFile
-from rankscope.plan import ROUND_VALIDATION, VALIDATION, Pack, Plan, piece_key, round_validation, validation_task
+from rankscope.plan import VALIDATION, Pack, Plan, piece_key, validation_task
 from rankscope.records import Rates, Record, Status, TrainRecord
 from rankscope.runs import OF_WEIGHTS, RunSettings
 from rankscope.store import RECORD, Store, check_files
@@ -73,7 +73,7 @@ def all_work(plan: Plan) -> Iterator[Work]:
     for run in plan.runs:
         yield "train", run.base.name, run.run_id, ""
         for step in plan.round_steps(run) if run.seed in plan.search_seeds else ():
-            yield from round_work(run, step)
+            yield round_work(run, step)
         for name in (VALIDATION, *plan.tasks[run.base.name]):
             yield "evaluate", run.base.name, run.run_id, name
         for analysis in plan.analyses:
@@ -94,7 +94,7 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
         base, run_id = run.base.name, run.run_id
         step = asked_step(plan, rates, run)
         if step is not None and step < run.num_steps and run_id not in chosen:
-            yield from round_work(run, step)
+            yield round_work(run, step)
         elif step is not None or run_id in chosen:
             yield "train", base, run_id, ""
             if run.seed in plan.search_seeds:
@@ -119,10 +119,9 @@ def asked_step(plan: Plan, rates: Rates, run: RunSettings) -> int | None:
     return None if plan.is_beyond(run) else next(iter(plan.round_steps(run)), run.num_steps)
 
 
-def round_work(run: RunSettings, step: int) -> Iterator[Work]:
-    """A run is trained up to a round's step, and scored as it is then."""
-    yield "train", run.base.name, run.run_id, str(step)
-    yield "evaluate", run.base.name, run.run_id, round_validation(step)
+def round_work(run: RunSettings, step: int) -> Work:
+    """A run is trained up to a round's step; its validation loss there is all that the round asks for."""
+    return "train", run.base.name, run.run_id, str(step)
 
 
 def possible_work(plan: Plan, board: Board, rates: Rates) -> list[Work]:
@@ -134,7 +133,7 @@ def _is_possible(board: Board, work: Work) -> bool:
     stage, base, run_id, name = work
     if run_id is None or stage == "train":
         return True
-    if board.status.get(_training(run_id, base, name)) in {"failed", "diverged"}:
+    if board.status.get(("train", base, run_id, "")) in {"failed", "diverged"}:
         return False
     is_alone = stage != "analyse" or name in OF_WEIGHTS
     return is_alone or board.status.get(("analyse", base, None, name)) != "failed"
@@ -189,8 +188,6 @@ def work_seconds(plan: Plan, work: Work) -> float:
     seconds = plan.estimate.seconds_by_piece
     if run is not None and stage == "train" and name:
         return seconds.get(piece_key(stage, base, run, ""), 0.0) * int(name) / run.num_steps
-    if run is not None and name.startswith(ROUND_VALIDATION):
-        name = VALIDATION
     return seconds.get(piece_key(stage, base, run, name), 0.0)
 
 
@@ -233,14 +230,13 @@ def _chunk_of(plan: Plan, pack: Pack, chunks: Mapping[tuple, tuple]) -> tuple | 
     is_generated = stage == "evaluate" and any(plan.task(base, run_id, task).is_generated for task in pack.names)
     if run_id is None or not plan.run(run_id).arm.capabilities.packs or not (stage == "train" or is_generated):
         return None
-    training = (run_id, name if stage == "train" else _training(run_id, base, name)[3])
-    return (stage, pack.names, *chunks[training])
+    return (stage, pack.names, *chunks[run_id, name if stage == "train" else ""])
 
 
 def _is_of_search(plan: Plan, work: Work) -> bool:
     """Whether the choice of a rate waits for this."""
     stage, _, run_id, name = work
-    is_asked = stage == "train" or (stage == "evaluate" and name.startswith(VALIDATION))
+    is_asked = stage == "train" or (stage == "evaluate" and name == VALIDATION)
     return is_asked and run_id is not None and plan.run(run_id).seed in plan.search_seeds
 
 
@@ -413,14 +409,9 @@ def _inputs_complete(board: Board, stage: str, base: str, run_id: str | None, na
     """Whether the trained weights, and for attention the base's own patterns, are there."""
     if run_id is None:
         return True
-    if not board.is_complete(_training(run_id, base, name)):
+    if not board.is_complete(("train", base, run_id, "")):
         return False
     return stage != "analyse" or name in OF_WEIGHTS or board.is_complete(("analyse", base, None, name))
-
-
-def _training(run_id: str, base: str, name: str) -> Work:
-    """The training that a piece of work on a run waits for: all of it, or as far as its round goes."""
-    return "train", base, run_id, name.removeprefix(ROUND_VALIDATION) if name.startswith(ROUND_VALIDATION) else ""
 
 
 def _urgency(plan: Plan, stage: str, run_id: str | None, name: str) -> int:

@@ -113,7 +113,7 @@ def _failure(store: Store, work: Work) -> dict[str, Any]:
 def _works(plan: Plan, run: RunSettings) -> list[Work]:
     base, run_id = run.base.name, run.run_id
     scores: list[Work] = [("evaluate", base, run_id, name) for name in (VALIDATION, *plan.tasks[base])]
-    rounds = [work for step in plan.round_steps(run) for work in round_work(run, step)]
+    rounds = [round_work(run, step) for step in plan.round_steps(run)]
     points = plan.derived.get(run.arm.label, ())
     return [
         ("train", base, run_id, ""),

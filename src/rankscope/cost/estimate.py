@@ -94,9 +94,7 @@ def estimate(outline: Outline, device: Device, factors: Mapping[str, float] | No
     workers = outline.layout.num_workers
     fixed = _fixed_seconds(outline, device)
     seconds = sum(_makespan(pieces, wave, workers) for wave in waves) + sum(fixed.values())
-    disk = disk_bytes(
-        outline.study, candidates, later, dict(outline.loads), dict(outline.shapes), workers
-    )
+    disk = disk_bytes(outline.study, candidates, later, dict(outline.loads), dict(outline.shapes), workers)
     by_arm, scoring = _memory(outline, device)
     return Estimate(
         trained_tokens=int(totals["train"].tokens),
@@ -138,8 +136,10 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
                 name, loads.probe_lengths, shape, device, part
             )
         for point in _points(outline, run):
-            scored = (evaluate_piece(loads.tasks[name], shape, device, max_tokens, part)
-                      for name in _derive_tasks(outline.study, training_set))
+            scored = (
+                evaluate_piece(loads.tasks[name], shape, device, max_tokens, part)
+                for name in _derive_tasks(outline.study, training_set)
+            )
             whole = functools.reduce(Piece.__add__, scored).longer_by(2 * opened * len(loads.tasks))
             pieces[piece_key("derive", base, run, point.name)] = whole
     for base, loads in outline.loads.items():
@@ -163,7 +163,7 @@ def _scaled(piece: Piece, key: str, is_full: bool, factors: Mapping[str, float])
 def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> Counter[str]:
     """What is done before every rate is known, and how often: the search, and the base meanwhile.
 
-    Of a search by halving the runs count by the share of their steps that it trains, and are scored in every round.
+    Of a search by halving the runs count by the share of their steps that it trains, and of them that it scores.
     """
     rates: dict[str, set[float]] = {}
     for run in candidates:
@@ -172,8 +172,8 @@ def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> Counter
     for run in candidates:
         number, trained, scored = len(rates[run.arm.label]), 1.0, 1.0
         if outline.study.search.halving:
-            steps, scores = halved_search(number, run.num_steps)
-            trained, scored = steps / (number * run.num_steps), scores / number
+            steps, whole = halved_search(number, run.num_steps)
+            trained, scored = steps / (number * run.num_steps), whole / number
         counts[piece_key("train", run.base.name, run, "")] += trained
         counts[piece_key("evaluate", run.base.name, run, VALIDATION)] += scored
     keys = []
@@ -240,9 +240,7 @@ def _fixed_seconds(outline: Outline, device: Device) -> dict[str, float]:
     """What is there once, whatever the study."""
     arms = len({run.arm.label for run in outline.runs}) * len(outline.study.train) * len(outline.shapes)
     largest = max((shape_seconds(shape) for shape in outline.shapes.values()), default=0.0)
-    decompositions = {
-        "decompositions": sum(decomposition_seconds(shape, device) for shape in outline.shapes.values())
-    }
+    decompositions = {"decompositions": sum(decomposition_seconds(shape, device) for shape in outline.shapes.values())}
     return {
         **(decompositions if outline.study.analyse.subspaces else {}),
         "start": START_SECONDS + PLAN_SECONDS + largest,

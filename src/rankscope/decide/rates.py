@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from rankscope.decide.search import Choice, Trial, advance
-from rankscope.plan import VALIDATION, Grid, Plan, round_validation
+from rankscope.plan import VALIDATION, Grid, Plan
 from rankscope.records import Asked, RateChoice, Rates, Search
 from rankscope.runs import RunSettings
 from rankscope.store import Store, write_text
@@ -88,14 +88,18 @@ def _candidates(plan: Plan) -> dict[tuple[str, str, str], list[RunSettings]]:
 
 
 def _trial(store: Store, plan: Plan, run: RunSettings, step: int) -> Trial | None:
-    """What a run says after a step of it; None while it is not so far, or not scored."""
+    """What a run says after a step of it, and at its end by its score too; None while it is not so far."""
     is_whole = step >= run.num_steps
     train = store.read_train(run.run_id)
     if train is None or (train.status not in DONE and (is_whole or train.num_steps < step)):
         return None
     if train.status in {"diverged", "failed"}:
         return Trial(run.learning_rate, train.status)
-    scored = store.read_evaluate(store.task(run.run_id, VALIDATION if is_whole else round_validation(step)))
+    losses = [point.loss_nats_per_token for point in train.validations if point.step <= step]
+    loss = losses[-1] if losses else None
+    if not is_whole:
+        return Trial(run.learning_rate, "complete", loss=loss)
+    scored = store.read_evaluate(store.task(run.run_id, VALIDATION))
     if scored is None or scored.status not in DONE:
         return None
     if scored.status != "complete":
@@ -103,9 +107,8 @@ def _trial(store: Store, plan: Plan, run: RunSettings, step: int) -> Trial | Non
     key = _score_key(plan, run)
     value = scored.values.get(key)
     score = -value if value is not None and key == "loss_nats_per_token" else value
-    losses = [point.loss_nats_per_token for point in train.validations if point.step <= step]
     num_items = None if key == "loss_nats_per_token" else scored.num_items
-    return Trial(run.learning_rate, "complete", score, losses[-1] if losses else None, num_items)
+    return Trial(run.learning_rate, "complete", score, loss, num_items)
 
 
 def _score_key(plan: Plan, run: RunSettings) -> str:

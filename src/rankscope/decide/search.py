@@ -16,7 +16,8 @@ class Trial:
     """What one run of the search says of its rate.
 
     Attributes:
-        score: Accuracy on the validation items, or the negative loss where they are scored by loss.
+        score: Accuracy on the validation items, or the negative loss where they are scored by loss; None in the middle
+            of a run, where nothing is scored.
         loss: The run's last validation loss, in nats per token.
         num_items: That the accuracy was taken over; None for a loss.
     """
@@ -60,9 +61,7 @@ class Progress:
 Trials = Callable[[Sequence[float], int], "list[Trial] | None"]
 
 
-def advance(
-    grid: Grid, steps: Sequence[int], num_steps: int, trials: Trials, known: Sequence[Round] = ()
-) -> Progress:
+def advance(grid: Grid, steps: Sequence[int], num_steps: int, trials: Trials, known: Sequence[Round] = ()) -> Progress:
     """Take a search as far as its trials go.
 
     In each round the better half of the rates goes on (see `_kept`); the last is trained in full. If it ends badly,
@@ -86,8 +85,7 @@ def advance(
         else:
             found = _round(step, shown)
         rounds.append(found)
-        able = [rate for rate in alive if found.scores.get(f"{rate:g}") is not None]
-        left = [rate for rate in _by_loss(able, found.scores, found.losses) if rate not in found.kept] + left
+        left = [rate for rate in _by_loss(found.losses, alive) if rate not in found.kept] + left
         alive = sorted(found.kept)
     return _finish(grid, num_steps, trials, Progress(asked, tuple(rounds)), (alive, left))
 
@@ -116,23 +114,22 @@ def _finish(
 def _with_rounds(
     choice: Choice, rounds: Sequence[Round], asked: Mapping[float, int], num_steps: int, grid: Grid
 ) -> Choice:
-    """The choice with what was seen of the rates that were left behind, and after which step."""
+    """The choice with the losses of the rates that were left behind, and after which step."""
     added = tuple(sorted(rate for rate in asked if rate not in grid.rates))
-    scores, losses = dict(choice.scores), dict(choice.losses)
+    losses = dict(choice.losses)
     for item in reversed(rounds):
-        scores = {**item.scores, **scores}
         losses = {**item.losses, **losses}
     steps = {f"{rate:g}": step for rate, step in sorted(asked.items()) if step < num_steps}
     order = [f"{rate:g}" for rate in sorted(asked)]
     reason = choice.reason
     if rounds:
         left = ", ".join(f"{rate} after {step} of {num_steps} steps" for rate, step in steps.items())
-        reason = f"best in each round of halving (left behind: {left})" if left else reason
+        reason = f"went through every round of halving (left behind: {left})" if left else reason
     if added:
         reason += f"; beyond the grid: {', '.join(f'{rate:g}' for rate in added)}"
     return replace(
         choice,
-        scores={rate: scores.get(rate) for rate in order},
+        scores={rate: choice.scores.get(rate) for rate in order},
         losses={rate: losses.get(rate) for rate in order},
         reason=reason,
         steps=steps,
@@ -141,13 +138,14 @@ def _with_rounds(
 
 
 def _round(step: int, trials: Sequence[Trial]) -> Round:
-    """What is seen of the rates after a step, and the better half of them."""
-    scores, losses, _ = _summed(trials)
-    by_text = {f"{rate:g}": value for rate, value in scores.items()}
-    losses_by_text = {f"{rate:g}": value for rate, value in losses.items()}
-    ranked = _by_loss([rate for rate in scores if scores[rate] is not None], by_text, losses_by_text)
-    kept = _kept(ranked, math.ceil(len(scores) / 2))
-    return Round(step=step, scores=by_text, losses=losses_by_text, kept=tuple(sorted(kept)))
+    """The losses of the rates after a step, and the better half of them.
+
+    Before a run's end many answers are still guesses: the loss says more than how many are right, so nothing is scored.
+    """
+    rates = sorted({trial.learning_rate for trial in trials})
+    losses = {f"{rate:g}": _mean([run.loss for run in trials if run.learning_rate == rate]) for rate in rates}
+    kept = _kept(_by_loss(losses, rates), math.ceil(len(rates) / 2))
+    return Round(step=step, losses=losses, kept=tuple(sorted(kept)))
 
 
 def _kept(ranked: Sequence[float], number: int) -> list[float]:
@@ -159,14 +157,13 @@ def _kept(ranked: Sequence[float], number: int) -> list[float]:
     return list(dict.fromkeys([*ranked[:1], *above, *ranked]))[:number]
 
 
-def _by_loss(
-    rates: Sequence[float], scores: Mapping[str, float | None], losses: Mapping[str, float | None]
-) -> list[float]:
-    """Rates with a score, best first: the lower loss, then the higher score, then the lower rate.
-
-    Before a run's end many answers are still guesses, and a loss says more than how many are right.
-    """
-    return sorted(rates, key=lambda rate: (_or_infinite(losses[f"{rate:g}"]), -scores[f"{rate:g}"], rate))
+def _by_loss(losses: Mapping[str, float | None], rates: Sequence[float]) -> list[float]:
+    """The rates that have a finite loss, best first: the lower loss, then the lower rate."""
+    known = {rate: losses[f"{rate:g}"] for rate in rates}
+    return sorted(
+        (rate for rate, loss in known.items() if loss is not None and math.isfinite(loss)),
+        key=lambda rate: (known[rate], rate),
+    )
 
 
 def choose_rate(trials: Sequence[Trial], tried: Sequence[float] = ()) -> Choice:
@@ -181,14 +178,12 @@ def choose_rate(trials: Sequence[Trial], tried: Sequence[float] = ()) -> Choice:
         tried: All rates that were tried, so that the edge is theirs; those of the trials where not given.
     """
     scores, losses, excluded = _summed(trials)
-    by_text = {f"{rate:g}": value for rate, value in scores.items()}
-    losses_by_text = {f"{rate:g}": value for rate, value in losses.items()}
-    tied = _by_loss(_tied(scores, trials), by_text, losses_by_text)
+    tied = sorted(_tied(scores, trials), key=lambda rate: (_or_infinite(losses[rate]), -scores[rate], rate))
     best = tied[0] if tied else None
     return Choice(
         learning_rate=best,
-        scores=by_text,
-        losses=losses_by_text,
+        scores={f"{rate:g}": value for rate, value in scores.items()},
+        losses={f"{rate:g}": value for rate, value in losses.items()},
         at_edge=_edge(best, sorted({*scores, *tried})),
         reason=_reason(tied, scores, losses, excluded),
     )

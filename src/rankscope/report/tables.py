@@ -101,6 +101,8 @@ def rates(contents: Contents) -> pl.DataFrame:
     for choice in contents.rates.choices:
         for rate, score in choice.scores.items():
             for measure, value in ((choice.score_key, score), ("loss_nats_per_token", choice.losses.get(rate))):
+                if value is None and rate in choice.steps:
+                    continue  # halving left it behind by its loss, and nothing was scored
                 rows.append(
                     {
                         "base": choice.base,

@@ -32,7 +32,9 @@ class World:
 
     def _trial(self, rate: float, step: int) -> Trial:
         value = self.scores[rate][{15: 0, 70: 1, 100: 2}[step]]
-        return Trial(rate, value) if isinstance(value, str) else Trial(rate, "complete", value, -value)
+        if isinstance(value, str):
+            return Trial(rate, value)
+        return Trial(rate, "complete", value if step == 100 else None, -value)
 
     def search(self) -> Progress:
         """Train what is asked for until there is a choice."""
@@ -59,7 +61,8 @@ def test_the_better_half_goes_on_from_round_to_round() -> None:
     assert one.asked[-1] == {1e-4: 15, 3e-4: 15, 1e-3: 100, 3e-3: 70}
     assert found.choice.learning_rate == 1e-3
     assert found.choice.steps == {"0.0001": 15, "0.0003": 15, "0.003": 70}
-    assert found.choice.scores == {"0.0001": 0.1, "0.0003": 0.3, "0.001": 0.8, "0.003": 0.4}
+    assert found.choice.scores == {"0.0001": None, "0.0003": None, "0.001": 0.8, "0.003": None}
+    assert found.choice.losses == {"0.0001": -0.1, "0.0003": -0.3, "0.001": -0.8, "0.003": -0.4}
     assert [item.kept for item in found.rounds] == [(1e-3, 3e-3), (1e-3,)]
     assert "left behind: 0.0001 after 15 of 100 steps" in found.choice.reason
 
@@ -93,6 +96,7 @@ def test_four_rates_cost_half_and_more_cost_less(num_rates: int, steps: tuple[in
 def test_two_rates_are_not_halved() -> None:
     assert round_steps(2, 100) == ()
     assert halved_search(2, 100) == (200, 2)
+    assert halved_search(4, 100) == (200, 1), "only the last is scored"
     assert round_steps(4, 2) == (1,), "no round without a step"
 
 
@@ -106,7 +110,7 @@ def test_a_tie_goes_to_the_lower_loss_and_then_to_the_lower_rate() -> None:
 
 def test_a_rate_that_diverges_in_a_round_is_out() -> None:
     found = world({**SCORES, 1e-3: ("diverged",) * 3}).search()
-    assert found.rounds[0].scores["0.001"] is None
+    assert found.rounds[0].losses["0.001"] is None
     assert found.choice.learning_rate == 3e-4
     assert found.choice.scores["0.001"] is None
 
