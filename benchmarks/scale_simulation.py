@@ -269,7 +269,8 @@ def main() -> None:
 
 HEAD = """| GPUs | hours | efficiency | hours, a node lost every hour | longer by | nodes lost | GPU hours lost |
 |---|---|---|---|---|---|---|"""
-PAGE = """# How far more devices help
+PAGE = (
+    """# How far more devices help
 
 A simulation, made by `python benchmarks/scale_simulation.py --out docs/scale.md`. The schedule is the real one
 (`schedule.ready_packs`: what is ready, most urgent first, then longest first); only the clock is simulated. A piece of
@@ -284,7 +285,9 @@ aside.
 Two bases of 7 and 8 billion parameters, three training sets, full fine-tuning and five ranks at three rates each, three
 seeds: {runs} possible runs, of {shortest:.0f} to {longest:.0f} minutes on one GPU.
 
-""" + HEAD + """
+"""
+    + HEAD
+    + """
 {small}
 
 **Where it stops, and why.** A study has two waves: the other seeds of an arm wait for the last of its candidates, and
@@ -296,12 +299,15 @@ a wave leave other devices idle.
 
 The same, one hundred times over (more bases and training sets; these never wait for each other).
 
-""" + HEAD + """
+"""
+    + HEAD
+    + """
 {large}
 
 **A lost node** costs what was in flight on its GPUs since their last checkpoints, the time until it is replaced, and
 nothing else: no work that has a record is done again.
 """
+)
 
 if __name__ == "__main__":
     main()

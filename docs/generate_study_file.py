@@ -98,7 +98,7 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
     ),
     ("analyse", Analyse, "What is looked at inside the runs at the chosen rates."),
     ("derive", Derive, "What becomes of trained models that are changed without training again."),
-    ("search", Search, "How each arm's learning rate is chosen: see docs/concepts.md, \"Two waves\"."),
+    ("search", Search, 'How each arm\'s learning rate is chosen: see docs/concepts.md, "Two waves".'),
     ("decide", Decide, "The numbers of the rule: see docs/concepts.md and docs/statistics.md."),
     ("execute", Execute, "Where and how work runs. Results do not depend on the number of processes."),
 )

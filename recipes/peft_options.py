@@ -27,9 +27,24 @@ from generated import write_or_check
 TABLE = Path(__file__).resolve().parent.parent / "src" / "rankscope" / "methods" / "peft_options.json"
 # Said by the study in other words, worked out from the model, or of no use in training on one machine.
 NOT_OPTIONS = {
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "fan_in_fan_out", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers", "runtime_config",
-    "megatron_config", "megatron_core", "is_target_conv_1d_layer", "tokenizer_name_or_path", "tokenizer_kwargs",
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "fan_in_fan_out",
+    "token_dim",
+    "num_transformer_submodules",
+    "num_attention_heads",
+    "num_layers",
+    "runtime_config",
+    "megatron_config",
+    "megatron_core",
+    "is_target_conv_1d_layer",
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
     "total_step",
 }
 # Files that PEFT would unpickle.

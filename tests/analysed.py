@@ -135,5 +135,3 @@ def analysed(study, arm, name):
     assert record.settings_hash == synthetic.plan.analysis_hash("small", run.run_id, name)
     assert record.subject.run_id == run.run_id
     return record, folder, run
-
-

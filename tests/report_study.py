@@ -124,9 +124,7 @@ def poison(store: Store, base: str, task: str) -> None:
     write_parquet(path, frame.with_columns(*texts, pl.lit([EVIL, "b"]).alias("options")))
 
 
-def _write(
-    folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subject, analysis: Analysis
-) -> None:
+def _write(folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subject, analysis: Analysis) -> None:
     write_parquet(folder / name, pl.DataFrame(rows))
     record = AnalyseRecord(
         status="complete", settings_hash="0" * 64, provenance={}, started_at=STARTED, seconds=1.0, subject=subject,

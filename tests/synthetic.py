@@ -167,9 +167,7 @@ def write_training(store: Store, run: RunSettings, arm: Arm) -> bool:
     status: Literal["complete", "diverged", "failed"] = "complete"
     if run.learning_rate in arm.diverged:
         status = "diverged"
-    elif run.learning_rate in arm.failed or (
-        run.seed in arm.failed_seeds and run.learning_rate == arm.rates[arm.best]
-    ):
+    elif run.learning_rate in arm.failed or (run.seed in arm.failed_seeds and run.learning_rate == arm.rates[arm.best]):
         status = "failed"
     steps = pl.DataFrame(
         {

@@ -109,9 +109,18 @@ def test_a_wrong_study_file(
         ("{method: lora, rank: 2, layers: [0]", ["arms.0.layers", "option of full", "not of lora"]),
         ("{method: full, freeze_embedings: true", ["did you mean 'freeze_embeddings'"]),
         ("{method: prompt_tuning", ["needs 'num_virtual_tokens'"]),
-        ("{method: lora, rank: 2, target_modules: [q_prj]", ["arm lora-r2, target_modules", "did you mean 'q_proj'"]),
-        ("{method: lora, rank: 2, target_modules: 'q_(proj'", ["no regular expression"]),
-        ("{method: lora, rank: 2, layers_to_transform: [7]", ["has no layer 7", "0 to 2"]),
+        (
+            "{method: lora, rank: 2, target_modules: [q_prj]",
+            [":6: arm lora-r2, target_modules", "'q_proj'"],
+        ),
+        (
+            "{method: lora, rank: 2, target_modules: 'q_(proj'",
+            [":6: arm lora-r2", "no regular expression"],
+        ),
+        (
+            "{method: lora, rank: 2, layers_to_transform: [7]",
+            [":6: arm lora-r2", "has no layer 7", "0 to 2"],
+        ),
         ("{method: full, layers: [3]", ["arm full, layers", "has no layer 3"]),
         ("{method: full, layers: []", ["arms.0.layers", "list of layers"]),
         ("{method: lora, rank: 0", ["arms.0.rank", "above 0"]),
@@ -129,14 +138,12 @@ def test_a_wrong_study_file(
         ("{method: lora, rank: 500, init_lora_weights: pissa", ["takes 500 directions", "lower rank"]),
         ("{method: lora, rank: 2, target_modules: q_proj, layers_to_transform: [0]", ["needs target_modules as names"]),
         ("{method: adalora, rank: 8, init_r: 8", ["init_r 8 is to be above", "only prunes"]),
-        ("{method: adalora, rank: 2, tinit: 2", ["arm adalora-r2, tinit", "2 steps"]),
+        ("{method: adalora, rank: 2, tinit: 2", [":6: arm adalora-r2, tinit", "2 steps"]),
         ("{method: bottleneck, placement: hulsby", ["did you mean 'houlsby'"]),
         ("{method: vera, target_modules: [wq]", ["arm vera, target_modules", "no module is called 'wq'"]),
     ],
 )
-def test_a_wrong_method_or_option(
-    study: Path, capsys: pytest.CaptureFixture[str], arm: str, words: list[str]
-) -> None:
+def test_a_wrong_method_or_option(study: Path, capsys: pytest.CaptureFixture[str], arm: str, words: list[str]) -> None:
     change(study, "{method: lora, rank: 2", arm)
     message = refused(study, capsys)
     for word in words:
@@ -182,6 +189,9 @@ def test_a_row_without_its_field(study: Path, capsys: pytest.CaptureFixture[str]
 
 def test_an_unknown_model_folder(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no/such/folder" in refused(study, capsys, "--set", "model=./no/such/folder")
+    assert "--set model=./no/such/folder: model.folder: " in refused(study, capsys, "--set", "model=./no/such/folder")
+    change(study, "model: smallworld:base", "model:\n  small: smallworld:base\n  large: ./no/such/folder")
+    assert "study.yaml:4: model.large: there is no model folder" in refused(study, capsys)
 
 
 def test_a_model_folder_without_weights(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

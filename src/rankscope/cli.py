@@ -214,11 +214,13 @@ def _plan(options: argparse.Namespace) -> int:
     study = load_study(options.study, options.set)  # before what takes longer to import than a mistake to find
 
     from rankscope.forecast import Wish, forecast
+    from rankscope.places import naming_lines
     from rankscope.terminal import fitted_lines, forecast_lines, plan_lines
 
-    found = forecast(study, Wish(options.device, options.fit, is_measured=options.measure))
     out = Path("results") / study.study
-    ranks = _forecast_ranks(study, out) if options.forecast else []
+    with naming_lines(options.study, study, options.set):
+        found = forecast(study, Wish(options.device, options.fit, is_measured=options.measure))
+        ranks = _forecast_ranks(study, out) if options.forecast else []
     if options.json:
         document = found.document() | ({"forecast": [r.model_dump(mode="json") for r in ranks]} if ranks else {})
         print(json.dumps(document, indent=1))
@@ -240,7 +242,11 @@ def _run(options: argparse.Namespace) -> int:
     from rankscope.study_file import load_study
 
     study = load_study(options.study, options.set)
-    return _run_study(study, options.out or Path("results") / study.study, options)
+
+    from rankscope.places import naming_lines
+
+    with naming_lines(options.study, study, options.set):
+        return _run_study(study, options.out or Path("results") / study.study, options)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -12,10 +13,20 @@ class UserError(Exception):
         what: What is wrong, in one sentence.
         where: The file, with the line or the key where known.
         mend: What to do about it.
+        key: The keys that lead to it in the study file, an arm by its label; where not given, a `where` such as
+            `execute.device` says it.
     """
 
-    def __init__(self, what: str, *, where: str | Path | None = None, mend: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        mend: str | None = None,
+        key: Sequence[str] | None = None,
+    ) -> None:
         self.what = what
+        self.key = tuple(key) if key is not None else None
         self.where = None if where is None else str(where)
         self.mend = mend
         super().__init__(self.message())

@@ -68,9 +68,7 @@ def forecast(study: Study, wish: Wish) -> Forecast:
         outline = replace(outline, layout=Layout(device=device.name, num_workers=number, threads_per_worker=1))
     factors = _measured(plan, outline, device) if wish.is_measured else None
     if named is not None or factors is not None:
-        plan = plan.model_copy(
-            update={"estimate": estimate(outline, device, factors), "layout": outline.layout}
-        )
+        plan = plan.model_copy(update={"estimate": estimate(outline, device, factors), "layout": outline.layout})
     return Forecast(plan, None if budget is None else fit(outline, device, budget, factors))
 
 

@@ -11,7 +11,7 @@ from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads, TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import ModelShape, known_model, known_models, shape_of_entry, shape_of_folder
-from rankscope.data.hub import local_model, model_folder
+from rankscope.data.hub import base_folder, local_model
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
@@ -132,7 +132,7 @@ def _assumed(study: Study, name: str) -> _Assumed:
 def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
     """A model's shape, and the name of its architecture."""
     if local_model(source.source, source.revision) is not None:
-        folder = model_folder(source.source, source.revision)
+        folder = base_folder(name, source)
         return shape_of_folder(folder), model_type(folder)
     entry = known_model(source.source)
     if entry is None:
@@ -140,7 +140,7 @@ def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
         what = f"'{source.source}' is neither on this machine nor among the models whose shapes are known"
         mend = f"did you mean {known_models()[close[0]].ids[0]}? " if close else ""
         mend += f"`hf download {source.source}` fetches it, then plan can count"
-        raise UserError(what, where=f"model.{name}", mend=mend)
+        raise UserError(what, where=f"model.{name}", mend=mend, key=("model", name))
     return shape_of_entry(entry), entry.type
 
 

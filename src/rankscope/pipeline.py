@@ -84,9 +84,7 @@ class Outcome:
         return all(verdict.decision == "recommended" for verdict in self.record.verdicts)
 
 
-def run_study(
-    study: Study, out: Path, display: Display, *, retry_failed: bool = False, share: bool = False
-) -> Outcome:
+def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool = False, share: bool = False) -> Outcome:
     """Run a study, or finish one that was stopped.
 
     Args:

@@ -15,7 +15,7 @@ from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, examples_frame, items_frame
-from rankscope.data.hub import fingerprint, hub_commit, model_folder
+from rankscope.data.hub import base_folder, fingerprint, hub_commit
 from rankscope.data.prepare import (
     PreparedTask,
     PreparedTraining,
@@ -43,6 +43,7 @@ from rankscope.spec import Study
 from rankscope.store import Store, write_parquet
 
 _PROBE_TOKENS = 256
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -119,9 +120,7 @@ def make_plan(
         max_tokens_per_batch=study.execute.max_tokens_per_batch,
         gradient_checkpointing=study.execute.gradient_checkpointing,
         checkpoint_seconds=study.execute.checkpoint_seconds,
-        probes_fingerprint={
-            name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()
-        },
+        probes_fingerprint={name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()},
         derived={arm.label: derived_points(study, arm, all_arms) for arm in all_arms},
         scores_all_candidates=study.search.evaluate == "all",
         analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
@@ -193,7 +192,7 @@ def _write_changed(path: Path, frame: pl.DataFrame) -> str | None:
 
 def _prepare(study: Study, name: str, today: date) -> _Prepared:
     source = study.model[name]
-    folder = model_folder(source.source, source.revision)
+    folder = base_folder(name, source)
     tokenizer = Tokenizer.from_folder(folder, today)
     optimization = study.optimization
     training = {

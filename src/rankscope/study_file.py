@@ -41,6 +41,21 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> Study:
         raise _user_error(path, document, error, overrides) from None
 
 
+def place_of(path: str | Path, keys: Sequence[str], overrides: Sequence[str] = ()) -> str | None:
+    """Where some keys of a study file are set: `study.yaml:6`, or the override that says it; None if nowhere.
+
+    Args:
+        path: The file, which was read before.
+        keys: They lead from the top to the setting, lists by number; the deepest that the file has counts.
+        overrides: As for `load_study`.
+    """
+    document = _read_yaml(Path(path))
+    for override in overrides:
+        _apply_override(document, override)
+    location = [int(key) if key.isdigit() else key for key in keys]
+    return _place(Path(path), document, location, overrides) if location and location[0] in document else None
+
+
 def dump_study(study: Study) -> str:
     """The resolved study as YAML, with the file's own key names."""
     import io

@@ -156,9 +156,7 @@ def test_the_training_set_and_the_task_can_be_switched(browser, url):
     assert {row["group"] for row in browser.execute_script(values, "#plot-learned_forgotten-1")} == {"new"}
     button = browser.find_element("css selector", '[data-group="other"]')
     browser.execute_script("arguments[0].click()", button)
-    wait_for(
-        lambda: {row["group"] for row in browser.execute_script(values, "#plot-learned_forgotten-1")} == {"other"}
-    )
+    wait_for(lambda: {row["group"] for row in browser.execute_script(values, "#plot-learned_forgotten-1")} == {"other"})
     shown = browser.find_elements("css selector", "#lost [data-only-group]")
     assert {part.get_attribute("data-only-group") for part in shown if part.is_displayed()} == {"other"}
     browser.execute_script("""

@@ -93,5 +93,3 @@ def test_plan_does_not_promise_run_s_exit_statuses(capsys: pytest.CaptureFixture
         with pytest.raises(SystemExit):
             main([verb, "--help"])
         assert ("exit status" in capsys.readouterr().out) is is_said
-
-

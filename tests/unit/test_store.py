@@ -43,7 +43,9 @@ RUN = RunSettings(
 INTERVAL = Interval(value=math.inf, low=None, high=math.nan, confidence=0.95, num_items=3, num_seeds=1)
 RECORDS: list[Record] = [
     TrainRecord(
-        **COMMON, run=RUN, final_loss_nats_per_token=math.nan,
+        **COMMON,
+        run=RUN,
+        final_loss_nats_per_token=math.nan,
         validations=(ValidationPoint(step=1, loss_nats_per_token=math.inf),),
     ),
     EvaluateRecord(
@@ -54,8 +56,16 @@ RECORDS: list[Record] = [
         **COMMON,
         verdicts=(
             Verdict(
-                base="b", training_set="t", decision="undecided", arm=None, learning_rate=None, gain=INTERVAL,
-                forgetting=None, rule="r", runner_up=None, needed=None,
+                base="b",
+                training_set="t",
+                decision="undecided",
+                arm=None,
+                learning_rate=None,
+                gain=INTERVAL,
+                forgetting=None,
+                rule="r",
+                runner_up=None,
+                needed=None,
             ),
         ),
     ),

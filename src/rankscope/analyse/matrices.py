@@ -24,11 +24,22 @@ from rankscope.models.weights import Update
 TOP_VALUES = 256
 
 _KEYS = (
-    "update_norm", "update_norm_relative", "update_spectral_relative", "stable_rank", "rank_utilisation",
-    "effective_rank", "energy_rank_90", "energy_rank_95", "energy_rank_99",
+    "update_norm",
+    "update_norm_relative",
+    "update_spectral_relative",
+    "stable_rank",
+    "rank_utilisation",
+    "effective_rank",
+    "energy_rank_90",
+    "energy_rank_95",
+    "energy_rank_99",
 )
 _MATRICES = {
-    "name": pl.String, "layer": pl.Int32, "module": pl.String, "d_out": pl.Int32, "d_in": pl.Int32,
+    "name": pl.String,
+    "layer": pl.Int32,
+    "module": pl.String,
+    "d_out": pl.Int32,
+    "d_in": pl.Int32,
     **dict.fromkeys(_KEYS, pl.Float64),
 }
 _OTHERS = {"name": pl.String, "layer": pl.Int32, "module": pl.String, "kind": pl.String, "update_norm": pl.Float64}
@@ -94,9 +105,7 @@ def spectra(updates: Iterable[Update | Part], norms_of: Callable[[Update | Part]
         d_out, d_in = update.shape
         matrices.append({**place, "d_out": d_out, "d_in": d_in, **values})
         singular_values[update.name] = S if rank is not None else S[:TOP_VALUES].clone()
-    return Spectra(
-        pl.DataFrame(matrices, schema=_MATRICES), pl.DataFrame(others, schema=_OTHERS), singular_values
-    )
+    return Spectra(pl.DataFrame(matrices, schema=_MATRICES), pl.DataFrame(others, schema=_OTHERS), singular_values)
 
 
 def base_norms(update: Update | Part) -> BaseNorms:

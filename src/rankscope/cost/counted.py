@@ -55,6 +55,4 @@ def counted_validation(examples: pl.DataFrame, options: Sequence[Sequence[str]],
     numbers = [len(of_item) for of_item in options]
     number = max(1.0, sum(numbers) / max(1, len(numbers))) if settings.scoring == "multiple_choice" else 1.0
     longest = lengths.max() or 0
-    return TaskLoad(
-        settings.num_items, settings.scoring, prompts, answers * number, longest, settings.max_new_tokens
-    )
+    return TaskLoad(settings.num_items, settings.scoring, prompts, answers * number, longest, settings.max_new_tokens)

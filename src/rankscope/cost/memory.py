@@ -19,9 +19,7 @@ _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
 _LOGITS = 3
 
 
-def training_bytes(
-    run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool
-) -> int:
+def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool) -> int:
     """Training one run: weights, gradients, AdamW's state, activations of a micro-batch, logits of scored positions."""
     max_tokens = execute.max_tokens_per_batch
     width = _width(run.optimization)

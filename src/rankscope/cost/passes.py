@@ -31,9 +31,7 @@ class Work:
 
     def __add__(self, other: Work) -> Work:
         """Both, one after the other."""
-        return Work(
-            self.arithmetic + other.arithmetic, self.moved + other.moved, self.operations + other.operations
-        )
+        return Work(self.arithmetic + other.arithmetic, self.moved + other.moved, self.operations + other.operations)
 
     def times(self, number: float) -> Work:
         """The same work so many times."""

@@ -197,9 +197,7 @@ def _rewritten(question: Asked, replacements: Sequence[Replacement]) -> Asked:
             text = re.sub(replacement.find, replacement.by, text, flags=re.DOTALL)
         return text
 
-    return replace(
-        question, question=rewritten(question.question), options=tuple(map(rewritten, question.options))
-    )
+    return replace(question, question=rewritten(question.question), options=tuple(map(rewritten, question.options)))
 
 
 def _inside(row: Row, pattern: Pattern) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
+from rankscope.spec import ModelSource
 
 _SMALL_WORLD = "smallworld:"
 PACKAGED = {f"{_SMALL_WORLD}base": "base", f"{_SMALL_WORLD}plain": "plain"}
@@ -53,6 +54,19 @@ def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: b
             f"there is no model folder '{source}'", where="model", mend="name an existing folder, or a hub id"
         )
     return _checked(_fetched(source, revision, _PATTERNS), source, needs_tokenizer)
+
+
+def base_folder(name: str, source: ModelSource) -> Path:
+    """The folder of one of a study's bases.
+
+    Raises:
+        UserError: There is no such model, or it cannot serve as a base; with the base's key.
+    """
+    try:
+        return model_folder(source.source, source.revision)
+    except UserError as error:
+        where = f"model.{name}" if error.where == "model" else error.where
+        raise UserError(error.what, where=where, mend=error.mend, key=("model", name)) from error
 
 
 def tuned_folder(source: str, revision: str | None = None) -> Path:

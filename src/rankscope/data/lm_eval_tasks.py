@@ -167,8 +167,7 @@ def items_of(tasks: dict[str, Any]) -> list[Item]:
     several = len(tasks) > 1
     names = distinct([f"{key}:{group[0].doc_id}" if several else str(group[0].doc_id) for key, _, group in made])
     return [
-        _item(name, key if several else None, task, group)
-        for name, (key, task, group) in zip(names, made, strict=True)
+        _item(name, key if several else None, task, group) for name, (key, task, group) in zip(names, made, strict=True)
     ]
 
 

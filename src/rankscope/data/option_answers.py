@@ -38,7 +38,6 @@ class Asked:
     category_column: str = "category"
 
 
-
 def answered(asked: Sequence[Asked], starts_at: int) -> list[Content]:
     """Every question with its right option, under the one reading of the answers that fits all of them.
 

@@ -102,9 +102,7 @@ def _lengths(tokens: Sequence[int]) -> dict[str, int]:
     }
 
 
-def task_summary(
-    label: Label, understood: Contents | None, items: Sequence[Item], tokenizer: Tokenizer
-) -> DataSummary:
+def task_summary(label: Label, understood: Contents | None, items: Sequence[Item], tokenizer: Tokenizer) -> DataSummary:
     """The counts of a task's items, with the first of them decoded from its tokens.
 
     Args:

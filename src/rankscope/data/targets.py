@@ -23,6 +23,11 @@ _HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; 
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
 
 
+def in_arm(label: str, key: str, what: str, mend: str) -> UserError:
+    """The error for a key of an arm."""
+    return UserError(what, where=f"arm {label}, {key}", mend=mend, key=("arms", label, key))
+
+
 def resolve_runs(
     runs: Iterable[RunSettings], shapes: Mapping[str, dict[str, tuple[int, ...]]], model_types: Mapping[str, str]
 ) -> tuple[RunSettings, ...]:
@@ -45,7 +50,7 @@ def resolve_runs(
         base = run.base.name
         arm = resolve_targets(run.arm, base, shapes[base], model_types[base])
         if why := schedule_refusal(arm.method, arm.options, run.num_steps):
-            raise UserError(why[1], where=f"arm {arm.label}, {why[0]}", mend="change it, or train for more steps")
+            raise in_arm(arm.label, why[0], why[1], "change it, or train for more steps")
         resolved.append(run.model_copy(update={"arm": arm}))
     return tuple(resolved)
 
@@ -86,7 +91,7 @@ def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[i
     start = str(arm.options.get("init_lora_weights", ""))
     if start == "loftq" and importlib.util.find_spec("bitsandbytes") is None:
         text = "PEFT's loftq initialisation needs the package bitsandbytes, and a CUDA device"
-        raise UserError(text, where=f"arm {arm.label}", mend="pip install bitsandbytes, or choose another one")
+        raise in_arm(arm.label, "init_lora_weights", text, "pip install bitsandbytes, or choose another one")
     if not arm.capabilities.alters_base or start == "loftq":
         return
     matrices = target_modules(arm.options["target_modules"], shapes, arm.options.get("layers_to_transform"))
@@ -95,7 +100,7 @@ def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[i
     for name, shape in matrices.items():
         if needed > min(shape):
             text = f"{start} takes {needed} directions out of each matrix, and {name} of base {base} has {min(shape)}"
-            raise UserError(text, where=f"arm {arm.label}", mend="choose a lower rank, or other target_modules")
+            raise in_arm(arm.label, "init_lora_weights", text, "choose a lower rank, or other target_modules")
 
 
 def check_device(runs: Iterable[RunSettings], device: str) -> None:
@@ -107,7 +112,7 @@ def check_device(runs: Iterable[RunSettings], device: str) -> None:
     for run in runs:
         if run.arm.options.get("init_lora_weights") == "loftq" and device != "cuda":
             text = f"PEFT's loftq needs a CUDA device, and the study runs on {device}"
-            raise UserError(text, where=f"arm {run.arm.label}", mend="choose another init_lora_weights, or a GPU")
+            raise in_arm(run.arm.label, "init_lora_weights", text, "choose another one, or a GPU")
 
 
 def check_targets(
@@ -128,6 +133,7 @@ def check_targets(
         if isinstance(targets, str) and targets.lower() in (ALL_LINEAR, *GROUPS):
             continue
         wanted = [targets] if isinstance(targets, str) else list(targets)
+        _check_pattern(arm, targets)
         for target in wanted:
             if not any(_matches(target, names, is_pattern=isinstance(targets, str)) for names in modules.values()):
                 raise _unknown(arm, target, {name for names in modules.values() for name in names})
@@ -190,7 +196,7 @@ def _layers(arm: str, key: str, value: int | Sequence[int], base: str, shapes: d
     for layer in wanted:
         if not -number <= layer < number:
             mend = f"name some of 0 to {number - 1}; -1 is the last"
-            raise UserError(f"base {base} has no layer {layer}", where=f"arm {arm}, {key}", mend=mend)
+            raise in_arm(arm, key, f"base {base} has no layer {layer}", mend)
     return sorted({layer % number for layer in wanted})
 
 
@@ -198,8 +204,8 @@ def _chosen_by_peft(arm: ArmSettings, base: str, model_type: str) -> dict[str, l
     by_type = DEFAULT_TARGETS[arm.method]
     if model_type not in by_type:
         text = f"PEFT has no choice of modules for {arm.method} on {model_type}, the architecture of base {base}"
-        raise UserError(text, where=f"arm {arm.label}", mend="state target_modules" + (
-            " and feedforward_modules" if arm.method in FEEDFORWARD_TARGETS else ""))  # fmt: skip
+        more = " and feedforward_modules" if arm.method in FEEDFORWARD_TARGETS else ""
+        raise in_arm(arm.label, "method", text, f"state target_modules{more}")
     found = {"target_modules": by_type[model_type]}
     if arm.method in FEEDFORWARD_TARGETS and arm.options.get("feedforward_modules") is None:
         found["feedforward_modules"] = FEEDFORWARD_TARGETS[arm.method].get(model_type, [])
@@ -212,7 +218,7 @@ def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]]) 
     inside = {name for name in modules if _is_attention(name) == (group == "attention")}
     if not inside:
         mend = f"name some of {', '.join(sorted({_short(name) for name in modules}))}"
-        raise UserError(f"base {base} has no {group} matrices", where=f"arm {arm}, target_modules", mend=mend)
+        raise in_arm(arm, "target_modules", f"base {base} has no {group} matrices", mend)
     outside = {_short(name) for name in modules - inside}
     # c_proj is of both in GPT-2; attn.c_proj is not.
     return sorted({_short(name) if _short(name) not in outside else _short(name, 2) for name in inside})
@@ -240,15 +246,17 @@ def _matches(target: str, names: Iterable[str], *, is_pattern: bool) -> bool:
     paths = (prefix + name for name in names for prefix in _PREFIXES)
     if not is_pattern:
         return any(path == target or path.endswith(f".{target}") for path in paths)
-    try:
-        pattern = re.compile(target)
-    except re.error as error:
-        raise UserError(
-            f"'{target}' is no regular expression ({error})",
-            where="target_modules",
-            mend="mend the expression, or write module names as a list: [q_proj, v_proj]",
-        ) from None
+    pattern = re.compile(target)
     return any(pattern.fullmatch(path) for path in paths)
+
+
+def _check_pattern(arm: str, targets: str | Sequence[str]) -> None:
+    try:
+        re.compile(targets if isinstance(targets, str) else "")
+    except re.error as error:
+        text = f"'{targets}' is no regular expression ({error})"
+        mend = "mend the expression, or write module names as a list: [q_proj, v_proj]"
+        raise in_arm(arm, "target_modules", text, mend) from None
 
 
 def _unknown(arm: str, target: str, names: set[str], where: str = "") -> UserError:
@@ -260,4 +268,4 @@ def _unknown(arm: str, target: str, names: set[str], where: str = "") -> UserErr
         mend = f"did you mean {' or '.join(repr(name) for name in close)}? There are {', '.join(ends)}"
     else:
         mend = f"name some of {', '.join(ends)}, or leave it out: all of them are adapted"
-    return UserError(f"no module{where} is called '{target}'", where=f"arm {arm}, target_modules", mend=mend)
+    return in_arm(arm, "target_modules", f"no module{where} is called '{target}'", mend)

@@ -69,9 +69,7 @@ class WholeTensors:
 
             def rows(start: int, stop: int, expert: int = expert, source: Source = source) -> Tensor:
                 W = self.files.read_rows(key, expert, expert + 1)[0]
-                return finite(
-                    (W.T if source.transposed else W).double().sub_(self.base.read(source)), parameter
-                )
+                return finite((W.T if source.transposed else W).double().sub_(self.base.read(source)), parameter)
 
             update = make_update(self.base, expert_name(parameter, expert), shape, source)
             updates.append(replace(update, read_rows=rows))

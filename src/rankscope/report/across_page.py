@@ -16,9 +16,7 @@ from rankscope.report.runs import run_states
 _TITLES = {"all": "All studies", "model": "By model", "domain": "By training set", "kind": "By kind of task in domain"}
 
 
-def render_across(
-    studies: Sequence[Study], found: pl.DataFrame, counted: pl.DataFrame, standings: pl.DataFrame
-) -> str:
+def render_across(studies: Sequence[Study], found: pl.DataFrame, counted: pl.DataFrame, standings: pl.DataFrame) -> str:
     """The page as HTML; everything that came from data is escaped."""
     sections = []
     for group in GROUPS:

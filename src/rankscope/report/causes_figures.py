@@ -45,9 +45,7 @@ _HOWS = ("plain", "at equal size of the update")
 _FEW = 10
 
 
-def derived_figure(
-    derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequence[str]]
-) -> Figure | None:
+def derived_figure(derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequence[str]]) -> Figure | None:
     """What gain and forgetting become when a trained update is shrunk, cut or mended, without training again."""
     measures = set(derived["measure"])
     pairs = [("gain", "forgetting"), ("gain_nats", "forgetting_nats")]

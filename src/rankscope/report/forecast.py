@@ -30,9 +30,7 @@ def forecast_table(contents: Contents) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
 
 
-def _questions(
-    contents: Contents, record: ForecastRecord, verdict: Verdict | None
-) -> list[tuple[str, str, str, str]]:
+def _questions(contents: Contents, record: ForecastRecord, verdict: Verdict | None) -> list[tuple[str, str, str, str]]:
     ranks = _gains(verdict)
     margin = _margin(contents, verdict)
     decide, spectra = "decide/record.json", "runs/*/analyse/spectra/matrices.parquet"

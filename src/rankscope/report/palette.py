@@ -44,9 +44,7 @@ def looks(plan: Plan) -> dict[str, Look]:
 def several_looks(names: Sequence[str]) -> dict[str, Look]:
     """A look for each of several things that are no arms and have no order, such as studies."""
     colours = (GAIN_COLOUR, *_OTHER)
-    return {
-        name: Look(colours[index % len(colours)], SHAPES[index % len(SHAPES)]) for index, name in enumerate(names)
-    }
+    return {name: Look(colours[index % len(colours)], SHAPES[index % len(SHAPES)]) for index, name in enumerate(names)}
 
 
 def family(label: str) -> str:

@@ -30,9 +30,7 @@ from rankscope.spec import Decide
 _HINTS = {"arm": "Arm", "rate": "Rate", "shown": "Value", "evidence": "Rests on"}
 
 
-def rank_figure(
-    arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style
-) -> Figure | None:
+def rank_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style) -> Figure | None:
     """What each rank learned and forgot at its own best learning rate, with full fine-tuning as a line."""
     ranked = arms.filter(pl.col("rank").is_not_null())
     if ranked.is_empty():
@@ -58,8 +56,11 @@ def rank_figure(
         "arms without a rank, full fine-tuning among them; the dashed line is the accepted forgetting."
         + (" Hollow marks are the largest trained rank cut to lower ones without training." if cuts.height else ""),
         reading="A curve that is flat within its bars says that the rank hardly matters here."
-        + (" Where the hollow marks keep up with the filled ones, a high rank can be trained and cut afterwards."
-           if cuts.height else ""),
+        + (
+            " Where the hollow marks keep up with the filled ones, a high rank can be trained and cut afterwards."
+            if cuts.height
+            else ""
+        ),
         caution="A bend that is smaller than the bars is not a best rank. Other data or another base may bend "
         "elsewhere.",
         panels=panels,

@@ -36,9 +36,7 @@ _BRIEF = {"gain": "Learned, points", "gain_nats": "Learned, nats per token", "fo
           "forgetting_nats": "Forgotten, nats per token"}  # fmt: skip
 
 
-def tradeoff_figure(
-    arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style
-) -> Figure | None:
+def tradeoff_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style) -> Figure | None:
     """Learned (up) against forgotten (right), one point an arm, intervals both ways, the base at the origin."""
     up, rights = _axes(arms)
     if not rights:

@@ -257,9 +257,7 @@ def _read_answers(reader: _Reader, scored: list[Scored], run_ids: set[str]) -> p
     return _concat(frames)
 
 
-def _folders(
-    store: Store, scored: list[Scored], wanted: Callable[[Any], bool]
-) -> Iterator[tuple[str, str, Path]]:
+def _folders(store: Store, scored: list[Scored], wanted: Callable[[Any], bool]) -> Iterator[tuple[str, str, Path]]:
     """The base or run, the task and the folder of complete scores that have right and wrong answers."""
     for one in scored:
         record = one.record
@@ -271,10 +269,14 @@ def _folders(
 def _neurons(path: Path) -> pl.DataFrame:
     """A run's neurons by layer: large models have millions of them, and the page shows layers."""
     shifts, flags = pl.col("neuron_shift"), ("is_newly_dead", "is_newly_active")
-    wanted = pl.scan_parquet(path).group_by("layer").agg(
-        shifts.fill_nan(None).abs().mean().alias("neuron_shift"),
-        *(pl.col(flag).sum().cast(pl.Int64).alias(flag.replace("is_", "neurons_")) for flag in flags),
-        pl.len().cast(pl.Int64).alias("num_neurons"),
+    wanted = (
+        pl.scan_parquet(path)
+        .group_by("layer")
+        .agg(
+            shifts.fill_nan(None).abs().mean().alias("neuron_shift"),
+            *(pl.col(flag).sum().cast(pl.Int64).alias(flag.replace("is_", "neurons_")) for flag in flags),
+            pl.len().cast(pl.Int64).alias("num_neurons"),
+        )
     )
     return wanted.sort("layer").collect()
 

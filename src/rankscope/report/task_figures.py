@@ -49,9 +49,7 @@ def matrix_figure(comparisons: pl.DataFrame, settings: Decide | None, style: Sty
     least = pl.col("unit").replace_strict(budgets, default=0.0, return_dtype=pl.Float64)
     shown = shown.join(strongest, on="unit", how="left", maintain_order="left").with_columns(
         # Each unit has its own scale, for a point and a nat cannot be compared.
-        (pl.col("value").abs() / pl.max_horizontal("strongest", least, pl.lit(1e-9)))
-        .fill_nan(0.0)
-        .alias("strength")
+        (pl.col("value").abs() / pl.max_horizontal("strongest", least, pl.lit(1e-9))).fill_nan(0.0).alias("strength")
     )
     is_wide = shown["arm"].n_unique() > _MANY_ARMS
     panels = [
@@ -93,8 +91,14 @@ def one_task_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None:
         "Lines with bands are arms without a rank, full fine-tuning among them.",
         reading="Above zero the tuned model is better than the base, below it is worse.",
         caution="Single tasks have few items, so their intervals are wide; the verdict uses the means over tasks.",
-        panels=(Panel("Difference from the base", label, specification(_one_task(shown, style)),
-                      unit="points of accuracy, or nats per token where the task is text; higher is better"),),
+        panels=(
+            Panel(
+                "Difference from the base",
+                label,
+                specification(_one_task(shown, style)),
+                unit="points of accuracy, or nats per token where the task is text; higher is better",
+            ),
+        ),
         measures=("accuracy", "loss_nats_per_token"),
         sources=("decide/record.json",),
         tasks=list(dict.fromkeys(shown["task"])),
@@ -120,8 +124,7 @@ def differences_figure(comparisons: pl.DataFrame, style: Style) -> Figure | None
         shows="Each arm's difference from the base on each task, with its interval; better is to the right of zero.",
         reading="An interval that does not touch zero shows a change in that task alone; the table gives the p value "
         "corrected for looking at many.",
-        caution="An interval that touches zero does not show that nothing was lost, only that these items cannot "
-        "tell.",
+        caution="An interval that touches zero does not show that nothing was lost, only that these items cannot tell.",
         panels=panels,
         measures=("accuracy", "num_lost", "num_gained", "forgetting_nats"),
         sources=("decide/record.json",),

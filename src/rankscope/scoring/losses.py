@@ -20,9 +20,7 @@ class TokenLoss:
     num_scored_tokens: int
 
 
-def completion_losses(
-    model: PreTrainedModel, pairs: Sequence[Pair], context: int, max_tokens: int
-) -> list[TokenLoss]:
+def completion_losses(model: PreTrainedModel, pairs: Sequence[Pair], context: int, max_tokens: int) -> list[TokenLoss]:
     """The loss of each completion given its prompt.
 
     A text is a completion behind the beginning token, as in lm-eval's rolling likelihood: windows of at most the

@@ -13,9 +13,7 @@ from transformers import get_scheduler
 from rankscope.spec import Optimization
 
 
-def make_optimizer(
-    groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float
-) -> torch.optim.AdamW:
+def make_optimizer(groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float) -> torch.optim.AdamW:
     """AdamW over parameter groups, fused where torch has it for their device and type."""
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(

@@ -18,6 +18,7 @@ from rankscope.store import check_files, write_parquet
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 
+
 class TestSpectra:
     def test_untrained_adapter_has_moved_exactly_nothing(self, study):
         record, folder, _ = analysed(study, "lora-r2", "spectra")

@@ -266,8 +266,20 @@ TREES = st.recursive(
 @given(
     st.lists(st.dictionaries(st.sampled_from(NAMES), TREES, max_size=4), min_size=1, max_size=4),
     st.sampled_from(
-        [None, "medmcqa", "mmlu", "arc_easy", "winogrande", "wikitext", "truthfulqa_mc", "openbookqa", "hellaswag",
-         "pubmedqa", "legalbench", "casehold"]
+        [
+            None,
+            "medmcqa",
+            "mmlu",
+            "arc_easy",
+            "winogrande",
+            "wikitext",
+            "truthfulqa_mc",
+            "openbookqa",
+            "hellaswag",
+            "pubmedqa",
+            "legalbench",
+            "casehold",
+        ]
     ),
 )
 @settings(max_examples=300, deadline=None)

@@ -142,9 +142,10 @@ def test_what_lies_on_disk(study):
             assert set(record.files) == expected
     record = store.read_evaluate(store.task(FULL.run_id, "choices"))
     assert (record.scored_by, record.note) == ("option_tree", None)
-    assert record.values["accuracy"] == pl.read_parquet(store.task(FULL.run_id, "choices") / "items.parquet")[
-        "is_correct"
-    ].mean()
+    assert (
+        record.values["accuracy"]
+        == pl.read_parquet(store.task(FULL.run_id, "choices") / "items.parquet")["is_correct"].mean()
+    )
 
 
 def test_an_untrained_adapter_has_the_bases_scores_exactly(study):

@@ -81,9 +81,7 @@ def work(tmp_path: Path, num_workers: int) -> TrialWork:
     folder = save_tiny(tmp_path / "model")
     (folder / "tokenizer.json").write_text("{}")  # asked for, not read: examples are tokens already
     base = BaseSettings(name="tiny", source=str(folder), revision=None, fingerprint="f")
-    runs = tuple(
-        lora_run(rank, 1e-3, seed=0, num_steps=100_000).model_copy(update={"base": base}) for rank in (2, 4)
-    )
+    runs = tuple(lora_run(rank, 1e-3, seed=0, num_steps=100_000).model_copy(update={"base": base}) for rank in (2, 4))
     layout = Layout(device="cpu", num_workers=num_workers, threads_per_worker=1, pack_size=2)
     return TrialWork(runs, (tuple(EXAMPLES),) * 2, "float32", layout, 8192, seconds=0.3)
 

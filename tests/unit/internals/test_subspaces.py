@@ -39,9 +39,11 @@ def orthogonal(rows, columns, seed=0):
 def matrix(d_out, d_in, S, seed=0):
     """A matrix of chosen singular values."""
     count = len(S)
-    return orthogonal(d_out, count, seed) @ torch.diag(torch.as_tensor(S, dtype=torch.float64)) @ orthogonal(
-        d_in, count, seed + 1
-    ).T
+    return (
+        orthogonal(d_out, count, seed)
+        @ torch.diag(torch.as_tensor(S, dtype=torch.float64))
+        @ orthogonal(d_in, count, seed + 1).T
+    )
 
 
 def kept(found):

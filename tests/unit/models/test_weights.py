@@ -241,8 +241,9 @@ class TestRefused:
         with pytest.raises(UserError, match="in the base"):
             list(iter_updates(tmp_path / "wide", tuned))
 
-    @pytest.mark.parametrize("options", [{"use_qalora": True}, {"layer_replication": [[0, 2]]}
-        , {"init_lora_weights": "pissa"}])
+    @pytest.mark.parametrize(
+        "options", [{"use_qalora": True}, {"layer_replication": [[0, 2]]}, {"init_lora_weights": "pissa"}]
+    )
     def test_what_is_more_than_the_product(self, tmp_path, options):
         make_base(tmp_path / "base")
         make_adapter(tmp_path / "base", tmp_path / "adapter")

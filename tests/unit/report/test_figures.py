@@ -133,9 +133,7 @@ def test_layers_are_means_over_tasks_and_seeds(reported, figures):
 
 def test_neurons_are_counted_by_layer(figures):
     assert figures["neurons"].measures == ["neuron_shift", "neurons_newly_dead"]  # none woke, which needs no plot
-    shift, dead = (
-        {(row["arm"], row["layer"]): row for row in rows_of(panel)} for panel in figures["neurons"].panels
-    )
+    shift, dead = ({(row["arm"], row["layer"]): row for row in rows_of(panel)} for panel in figures["neurons"].panels)
     for layer in range(3):
         assert shift["full", layer]["value"] == pytest.approx(layer + 0.5)  # of the sizes, one of them negative
         assert dead["full", layer]["value"] == layer
@@ -159,9 +157,9 @@ def test_each_arm_has_one_look_that_can_be_told_apart(reported):
 
 
 def test_many_arms_of_many_methods_each_look_different():
-    arms = [
-        ArmSettings(label=f"lora-r8-{name}", method="lora", options={"r": 8}) for name in "abcdefghijklmnop"
-    ] + [ArmSettings(label=name, method="ia3", options={}) for name in "uvwxyz"]
+    arms = [ArmSettings(label=f"lora-r8-{name}", method="lora", options={"r": 8}) for name in "abcdefghijklmnop"] + [
+        ArmSettings(label=name, method="ia3", options={}) for name in "uvwxyz"
+    ]
     found = looks(SimpleNamespace(runs=[SimpleNamespace(arm=arm) for arm in arms]))
     assert len(set(found.values())) == len(arms) + 1
 

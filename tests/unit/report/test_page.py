@@ -266,6 +266,7 @@ def test_the_page_holds_as_many_flips_as_it_can_carry(reported):
     assert sum(len(str(flip)) for flip in some) <= 20_000
     assert sorted(flip.change for flip in every)[::-1] == [flip.change for flip in every]
 
+
 def test_the_report_never_imports_torch():
     code = "import sys, rankscope.report.stage; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

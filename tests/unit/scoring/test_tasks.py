@@ -19,7 +19,6 @@ FORMAT = [
 ]  # fmt: skip
 
 
-
 def test_the_columns_are_those_of_the_format(make_llama, tokenizer, make_settings, choice_items):
     for scoring in ("multiple_choice", "generate", "loss"):
         scored = score_task(make_llama(), tokenizer, choice_items, make_settings(scoring), 512)

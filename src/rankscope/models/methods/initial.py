@@ -192,5 +192,3 @@ def naming_the_arm(run: RunSettings) -> Iterator[None]:
         yield
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         raise UserError(str(error), where=f"arm {run.arm.label}", mend="change the arm's options") from error
-
-
