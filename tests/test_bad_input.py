@@ -187,6 +187,43 @@ def test_a_row_without_its_field(study: Path, capsys: pytest.CaptureFixture[str]
     assert "answer" in message
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("source: FOLDER/train.jsonl", "source: FOLDER/trian.jsonl", 4, ["train.ours.source", "there is no file"]),
+        ("source: FOLDER/train.jsonl", "source: gsm9k", 4, ["did you mean the preset 'gsm8k'"]),
+        ("fraction: 0.2", "source: none.jsonl", 4, ["train.ours.validation.source"]),
+        ("source: FOLDER/test.jsonl", "source: FOLDER/test.jsonl, columns: {question: q}", 10, ["no field 'q'"]),
+        ("source: FOLDER/test.jsonl", "source: FOLDER/test.jsonl, columns: {quest: q}", 10, ["evaluate.test.columns"]),
+        ("source: FOLDER/test.jsonl", "source: FOLDER/test.jsonl, preset: mmmlu", 10, ["preset", "did you mean"]),
+        ("source: FOLDER/test.jsonl", "source: FOLDER/test.jsonl, few_shot: 2", 10, ["evaluate.test.few_shot"]),
+        ("source: FOLDER/test.jsonl", "source: FOLDER/test.jsonl, scoring: multiple_choice", 10, ["test.scoring"]),
+        ("smallworld:general_recall", "smallworld:general_recal", 11, ["evaluate.recall.source"]),
+        ("smallworld:general_recall", "smallworld:general_recall, split: extra", 11, ["evaluate.recall.split"]),
+        ("model: smallworld:base", "model: ./nothing", 2, ["model.nothing", "no model folder"]),
+    ],
+)
+def test_what_is_wrong_with_a_source_names_the_line_of_the_study_file(
+    study: Path, capsys: pytest.CaptureFixture[str], old: str, new: str, line: int, words: list[str]
+) -> None:
+    change(study, old.replace("FOLDER", str(study.parent)), new.replace("FOLDER", str(study.parent)))
+    message = refused(study, capsys)
+    for word in (f"{study}:{line}: ", *words):
+        assert word in message
+
+
+def test_a_source_that_cannot_be_is_found_without_the_model(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where the base is still to be fetched, a plan is made from sizes; what is wrong is said all the same."""
+    change(study, "model: smallworld:base", "model: Qwen/Qwen2.5-0.5B")
+    assert main(["plan", str(study)]) == DONE
+    for old, new in (("test.jsonl", "tset.jsonl"), ("smallworld:general_recall", "mmlu, preset: mmmlu")):
+        change(study, old, new)
+        capsys.readouterr()
+        assert main(["plan", str(study)]) == USER_ERROR
+        assert f"{study}:1" in capsys.readouterr().err
+        change(study, new, old)
+
+
 def test_an_unknown_model_folder(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no/such/folder" in refused(study, capsys, "--set", "model=./no/such/folder")
     assert "--set model=./no/such/folder: model.folder: " in refused(study, capsys, "--set", "model=./no/such/folder")

@@ -196,12 +196,15 @@ def _init(options: argparse.Namespace) -> int:
 
 def _forecast(study_file: Path) -> str:
     """How long the study that was just written will take, or why that cannot be said yet."""
+    from rankscope.places import naming_lines
     from rankscope.planning import make_plan
     from rankscope.study_file import load_study
     from rankscope.terminal import forecast_line
 
+    study = load_study(study_file)
     try:
-        plan, _ = make_plan(load_study(study_file))
+        with naming_lines(study_file, study):
+            plan, _ = make_plan(study)
     except UserError as error:
         # The file is written all the same: a task may need the network, or a row that only `plan` looks at a mend.
         return f"how long it will take cannot be said yet: {error.message()}"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+
+Keys = tuple[str, ...]
 
 
 class UserError(Exception):
@@ -11,10 +14,14 @@ class UserError(Exception):
 
     Args:
         what: What is wrong, in one sentence.
-        where: The file, with the line or the key where known.
+        where: The file, with the line where known; where not given, the key.
         mend: What to do about it.
         key: The keys that lead to it in the study file, an arm by its label; where not given, a `where` such as
             `execute.device` says it.
+
+    Attributes:
+        asked_by: The keys of the study file because of which `where` was read.
+        named_in: Where those stand, in words.
     """
 
     def __init__(
@@ -26,15 +33,56 @@ class UserError(Exception):
         key: Sequence[str] | None = None,
     ) -> None:
         self.what = what
-        self.key = tuple(key) if key is not None else None
-        self.where = None if where is None else str(where)
+        self.key: Keys | None = tuple(key) if key is not None else None
+        self._where = None if where is None else str(where)
         self.mend = mend
-        super().__init__(self.message())
+        self.asked_by: Keys | None = None
+        self.named_in: str | None = None
+        super().__init__(what)
+
+    def __str__(self) -> str:
+        """The whole message."""
+        return self.message()
+
+    @property
+    def where(self) -> str | None:
+        """The file with its line, or else the key."""
+        return self._where if self._where is not None or self.key is None else ".".join(self.key)
 
     def message(self) -> str:
-        """The error as it is shown: `where: what`, and the mend on a line of its own."""
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}\n  mend: {self.mend}" if self.mend else head
+        """The error as it is shown: `where: what`, the mend on a line of its own, and what asked for the file."""
+        lines = [f"{self.where}: {self.what}" if self.where else self.what]
+        lines += [f"  mend: {self.mend}"] if self.mend else []
+        lines += [f"  named in {self.named_in}"] if self.named_in else []
+        return "\n".join(lines)
+
+    def put_into(self, section: Keys, default: Keys = ()) -> None:
+        """Say in which section of the study file the key is that the error is about, or that asked for its file.
+
+        Args:
+            section: The section's keys.
+            default: The key inside it, where the error has none.
+        """
+        keys = (*section, *(self.asked_by or self.key or default))
+        if self._where is None:
+            self.key = keys
+        else:
+            self.asked_by, self.key = keys, None
+
+
+@contextmanager
+def within(*section: str, default: str | None = None) -> Iterator[None]:
+    """Errors raised inside are about a key of this section, or about a file that it asks for.
+
+    Args:
+        *section: The section's keys: `"train", "ours"`.
+        default: The key of it that errors without one are about.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.put_into(section, () if default is None else (default,))
+        raise
 
 
 class NotAvailable(Exception):

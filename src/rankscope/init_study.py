@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from rankscope.data.forms import Columns, Contents, understand
+from rankscope.data.forms import Columns, Contents, UnnamedColumns, understand
 from rankscope.data.hub import model_folder
 from rankscope.data.prompts import put
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
@@ -17,7 +17,7 @@ from rankscope.data.sources import Rows, read_rows
 from rankscope.data.splits import in_part, normalised, num_duplicates
 from rankscope.data.tasks import prompt_style
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.spec import Data
 from rankscope.statistics import smallest_difference
 
@@ -154,12 +154,13 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
     """
     if out.exists():
         raise UserError("exists already", where=out, mend="choose another --out, or remove it")
-    folder = model_folder(model, None)
+    with within("--model"):
+        folder = model_folder(model, None)
     tokenizer = Tokenizer.from_folder(folder)
     shapes = tensor_shapes(folder)
     size = num_parameters(shapes)
     scale = next(scale for scale in _SCALES if size < scale.most_parameters)
-    found = _look(train, tokenizer, columns)
+    found = _asked_for_by_options(train, tokenizer, columns)
     narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(scale.ranks))
     name = _name(Path(train).stem if Path(train).exists() else train)
     max_length = _max_length(found.tokens, tokenizer.context_length)
@@ -218,6 +219,17 @@ def parse_columns(named: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
 
 
 # The data -----------------------------------------------------------------------------------------------------------
+
+
+def _asked_for_by_options(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
+    """What a look finds; what is wrong is said of the options, since there is no study file yet."""
+    try:
+        return _look(train, tokenizer, columns)
+    except UnnamedColumns as error:
+        raise error.as_option("--columns") from None
+    except UserError as error:
+        error.key = ("--columns",) if error.key == ("columns",) else ("--train",)
+        raise
 
 
 def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:

@@ -11,12 +11,12 @@ from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads, TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import ModelShape, known_model, known_models, shape_of_entry, shape_of_folder
-from rankscope.data.hub import base_folder, local_model
+from rankscope.data.hub import local_model, model_folder
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.design import design_warnings, relations, search, smallest_differences
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import UNREAD, Layout, Plan
 from rankscope.records import Analysis
@@ -122,17 +122,21 @@ def _laid_out(study: Study, bases: Mapping[str, _Assumed]) -> tuple[Study, Layou
 def _assumed(study: Study, name: str) -> _Assumed:
     source, max_length = study.model[name], study.optimization.max_length
     tokens = tokens_of(source.source)
-    return _Assumed(
-        *_shape(name, source),
-        {key: assumed_training(spec, tokens, max_length) for key, spec in study.train.items()},
-        {key: assumed_task(spec, tokens) for key, spec in study.evaluate.items()},
-    )
+    training, tasks = {}, {}
+    for key, spec in study.train.items():
+        with within("train", key, default="source"):
+            training[key] = assumed_training(spec, tokens, max_length)
+    for key, task in study.evaluate.items():
+        with within("evaluate", key, default="source"):
+            tasks[key] = assumed_task(task, tokens)
+    return _Assumed(*_shape(name, source), training, tasks)
 
 
 def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
     """A model's shape, and the name of its architecture."""
     if local_model(source.source, source.revision) is not None:
-        folder = base_folder(name, source)
+        with within("model", name):
+            folder = model_folder(source.source, source.revision)
         return shape_of_folder(folder), model_type(folder)
     entry = known_model(source.source)
     if entry is None:
@@ -140,7 +144,7 @@ def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
         what = f"'{source.source}' is neither on this machine nor among the models whose shapes are known"
         mend = f"did you mean {known_models()[close[0]].ids[0]}? " if close else ""
         mend += f"`hf download {source.source}` fetches it, then plan can count"
-        raise UserError(what, where=f"model.{name}", mend=mend, key=("model", name))
+        raise UserError(what, key=("model", name), mend=mend)
     return shape_of_entry(entry), entry.type
 
 

@@ -16,6 +16,8 @@ from rankscope.study_file import place_of
 def naming_lines(path: Path, study: Study, overrides: Sequence[str] = ()) -> Iterator[None]:
     """Inside, an error about a key of the study gets the file and the line in front: `study.yaml:6: arm lora-r2`.
 
+    One about a file that a key asks for keeps the file's own line in front, and says below who asked for it.
+
     Args:
         path: The study file.
         study: What was read from it.
@@ -27,9 +29,12 @@ def naming_lines(path: Path, study: Study, overrides: Sequence[str] = ()) -> Ite
     try:
         yield
     except UserError as error:
-        keys = error.key or tuple((error.where or "").split("."))
+        keys = error.asked_by or error.key or tuple((error.where or "").split("."))
         place = place_of(path, _numbered(keys, study), overrides) if keys[0] in Study.model_fields else None
         if place is None:
+            raise
+        if error.asked_by is not None:
+            error.named_in = f"{place}: {'.'.join(keys)}"
             raise
         raise UserError(error.what, where=f"{place}: {error.where}", mend=error.mend) from error
 

@@ -15,7 +15,7 @@ from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, examples_frame, items_frame
-from rankscope.data.hub import base_folder, fingerprint, hub_commit
+from rankscope.data.hub import fingerprint, hub_commit, model_folder
 from rankscope.data.prepare import (
     PreparedTask,
     PreparedTraining,
@@ -27,6 +27,7 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import check_device, resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import design_warnings, relations, search, smallest_differences
+from rankscope.errors import within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
@@ -192,8 +193,9 @@ def _write_changed(path: Path, frame: pl.DataFrame) -> str | None:
 
 def _prepare(study: Study, name: str, today: date) -> _Prepared:
     source = study.model[name]
-    folder = base_folder(name, source)
-    tokenizer = Tokenizer.from_folder(folder, today)
+    with within("model", name):
+        folder = model_folder(source.source, source.revision)
+        tokenizer = Tokenizer.from_folder(folder, today)
     optimization = study.optimization
     training = {
         key: prepare_training_set(name, key, spec, tokenizer, optimization.max_length, optimization.batch_size)

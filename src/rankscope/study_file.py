@@ -12,6 +12,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rankscope.errors import UserError, line_of
+from rankscope.keys import described
 from rankscope.mistakes import mistakes
 from rankscope.spec import Arm, Optimization, Study
 
@@ -52,8 +53,7 @@ def place_of(path: str | Path, keys: Sequence[str], overrides: Sequence[str] = (
     document = _read_yaml(Path(path))
     for override in overrides:
         _apply_override(document, override)
-    location = [int(key) if key.isdigit() else key for key in keys]
-    return _place(Path(path), document, location, overrides) if location and location[0] in document else None
+    return _place(Path(path), document, keys, overrides) if keys and keys[0] in document else None
 
 
 def dump_study(study: Study) -> str:
@@ -166,13 +166,12 @@ def _plain(node: Any) -> Any:
 
 def _user_error(path: Path, document: CommentedMap, error: ValidationError, overrides: Sequence[str]) -> UserError:
     """The first mistakes of a pydantic error, each with its key and its line, or the override that it came from."""
-    lines = [
-        (_place(path, document, found.location, overrides), found.key or "the study", found.text)
-        for found in mistakes(error)[:5]
-    ]
+    found = mistakes(error)[:5]
+    lines = [(_place(path, document, each.location, overrides), each.key or "the study", each.text) for each in found]
     head, *rest = dict.fromkeys(lines)
     text = f"{head[1]}: {head[2]}" + "".join(f"\n{place}: {key}: {text}" for place, key, text in rest)
-    return UserError(text, where=head[0], mend="the keys are described in docs/study_file.md")
+    mends = "\n        ".join(dict.fromkeys(described(each.location) for each in found))
+    return UserError(text, where=head[0], mend=mends)
 
 
 def _place(path: Path, document: CommentedMap, location: Sequence[int | str], overrides: Sequence[str]) -> str:
@@ -195,10 +194,10 @@ def _line(node: Any, location: Sequence[int | str]) -> int | None:
             position = (node.lc.data or {}).get(part)
             line = position[0] + 1 if position else line
             node = node[part]
-        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
-            position = (node.lc.data or {}).get(part)
+        elif isinstance(node, CommentedSeq) and str(part).isdigit() and int(part) < len(node):
+            position = (node.lc.data or {}).get(int(part))
             line = position[0] + 1 if position else line
-            node = node[part]
+            node = node[int(part)]
         else:
             break
     return line

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.places import naming_lines
 from rankscope.study_file import load_study
 
@@ -61,3 +61,29 @@ def test_an_override_instead_of_a_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught, naming_lines(path, study, overrides):
             raise UserError("bad", where="x", key=key)
         assert caught.value.where == f"--set {overrides[number]}: x"
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "place"),
+    [
+        (("train", "ours"), None, "study.yaml:6: train.ours.source"),
+        (("train", "ours"), "columns", "study.yaml:6: train.ours.columns"),
+        (("model", "two.5"), None, "study.yaml:4: model.two.5.source"),  # names may have dots
+        (("evaluate", "test", "few_shot"), None, "study.yaml:14: evaluate.test.few_shot.source"),
+    ],
+)
+def test_a_file_keeps_its_line_and_the_key_that_asked_for_it_stands_below(
+    tmp_path: Path, section: tuple[str, ...], key: str | None, place: str
+) -> None:
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY, encoding="utf-8")
+    keys = None if key is None else (key,)
+    place = place.replace("study.yaml", str(path))
+    for where, shown in (
+        ("a.jsonl:3", f"a.jsonl:3: bad\n  mend: mend it\n  named in {place}"),
+        (None, f"{place}: bad\n  mend: mend it"),
+    ):
+        with pytest.raises(UserError) as caught, naming_lines(path, load_study(path)):
+            with within(*section[:1]), within(*section[1:], default="source"):
+                raise UserError("bad", where=where, mend="mend it", key=keys)
+        assert caught.value.message() == str(caught.value) == shown

@@ -117,6 +117,31 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, li
 
 
 @pytest.mark.parametrize(
+    ("old", "new", "mend"),
+    [
+        (
+            "batch_size: 32",
+            "batch_size: many",
+            "`batch_size`: examples in an optimizer step, over all accumulation; 16 ",
+        ),
+        ("batch_size: 32", "batchsize: 32", "`batch_size`: examples in an optimizer step"),
+        ("rank: [8, 16]", "r: [8, -16]", "`r`: the rank; a list makes one arm of each"),
+        ("{source: data/ours.jsonl}", "{source: a, validation: {fraction: 2}}", "`fraction`: the part of the training"),
+        ("role: retention", "few_shot: {number: x}", "`number`: how many"),
+        ("seeds: [0, 1]", "seeds: [a]", "`seeds`: one run each; [0, 1, 2] where it is not stated"),
+        ("model: org/Small-1B\n", "", "`model`: hub id or folder"),
+        ("seeds: [0, 1]", "allow_code: perhaps", "may be run; false where it is not stated"),
+        ("method: full,", "method: oft, oft_block_size: eight,", "correct it, or leave it out"),
+    ],
+)
+def test_the_mend_says_what_the_key_means(tmp_path: Path, old: str, new: str, mend: str) -> None:
+    """The documentation is not there where the package was installed with pip."""
+    assert old in GOOD
+    said = refusal(write(tmp_path, GOOD.replace(old, new))).split("\n  mend: ")[1]
+    assert mend in said and "docs/" not in said
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("", ("empty",)),

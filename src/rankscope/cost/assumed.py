@@ -14,8 +14,8 @@ from rankscope.cost.loads import TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import known_model
 from rankscope.data.forms import understand
 from rankscope.data.paths import user_path
-from rankscope.data.presets import Preset, all_presets, find_preset, read_preset
-from rankscope.data.sources import SMALL_WORLD, Role, read_rows
+from rankscope.data.presets import Preset, all_presets, find_preset
+from rankscope.data.sources import SMALL_WORLD, Role, check_source, read_rows, stated_preset
 from rankscope.spec import Data, Scoring, Task, TrainingSet
 
 _TABLE = Path(__file__).parent / "datasets.yaml"
@@ -110,8 +110,10 @@ def rows_of(data: Data, role: Role) -> Rows:
 
 def assumed_training(spec: TrainingSet, tokens: Tokens, max_length: int) -> tuple[TrainingLoad, TaskLoad, Rows]:
     """A training set: what is trained on, what rates are chosen on, and its rows."""
-    rows = rows_of(spec, "train")
     stated = spec.validation
+    for source in (spec.source, stated.source):
+        check_source(source)
+    rows = rows_of(spec, "train")
     has_own = bool(stated.source or stated.split or stated.part or spec.part)
     held = int(rows.number * (1 / 8 if spec.part else stated.fraction))
     number = rows.number if has_own else max(1, rows.number - held)
@@ -126,6 +128,7 @@ def assumed_training(spec: TrainingSet, tokens: Tokens, max_length: int) -> tupl
 
 def assumed_task(spec: Task, tokens: Tokens) -> tuple[TaskLoad, Rows]:
     """A task and its rows."""
+    check_source(spec.source)
     # A task of lm_eval is taken to be as large as the data set that it is named after.
     rows = rows_of(spec if spec.lm_eval is None else spec.model_copy(update={"source": spec.lm_eval}), "test")
     load = _task(rows, tokens, rows.number, spec.scoring, spec.max_new_tokens)
@@ -160,7 +163,6 @@ def _cut(rows: Rows, data: Data) -> Rows:
 
 def _preset(data: Data) -> Preset | None:
     if data.preset is not None:
-        is_file = data.preset.endswith((".yaml", ".yml"))
-        return read_preset(user_path(data.preset)) if is_file else find_preset(data.preset)
+        return stated_preset(data.preset)
     by_id = {name: preset for preset in all_presets().values() for name in (preset.hub.id, *preset.hub.others)}
     return find_preset(data.source) or by_id.get(data.source)

@@ -8,7 +8,7 @@ from rankscope.data.content import Content
 from rankscope.data.forms import Contents, understand
 from rankscope.data.sources import Rows, read_rows
 from rankscope.data.splits import in_part, normalised
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.spec import Data, FewShot, Task
 
 Shots = Callable[[Content], Sequence[Content]]
@@ -19,13 +19,12 @@ def no_shots(_content: Content) -> Sequence[Content]:
     return ()
 
 
-def few_shot(where: str, spec: Task, rows: Rows, understood: Contents) -> Shots:
+def few_shot(spec: Task, rows: Rows, understood: Contents) -> Shots:
     """The examples that stand before each item: the first ones of their split, of the item's own category if it can be.
 
     A row whose question is asked in the task is left out, whatever split it lies in.
 
     Args:
-        where: The key of the task, for messages.
         spec: What the study file says of the task.
         rows: The task's rows, for their preset.
         understood: What the task's rows say.
@@ -37,18 +36,20 @@ def few_shot(where: str, spec: Task, rows: Rows, understood: Contents) -> Shots:
     if wanted is None:
         return no_shots
     if understood.form == "text":
-        raise UserError("there is nothing to show examples of in plain text", where=where, mend="leave `few_shot` out")
-    pool = _pool(where, spec, wanted, rows)
+        raise UserError(
+            "there is nothing to show examples of in plain text", key=("few_shot",), mend="leave `few_shot` out"
+        )
+    pool = _pool(spec, wanted, rows)
     if pool.form != understood.form:
         what = f"the examples have the form {pool.form}, the task {understood.form}"
-        raise UserError(what, where=where, mend="take examples of the same form")
+        raise UserError(what, key=("few_shot",), mend="take examples of the same form")
     asked = {normalised(content.question) for content in understood.contents}
     fit = [content for content in pool.contents if normalised(content.question) not in asked]
     if len(fit) < wanted.number:
         raise UserError(
             f"few_shot asks for {wanted.number} examples, and {len(fit)} of {len(pool.contents)} rows are no items of "
             "the task themselves",
-            where=where,
+            key=("few_shot",),
             mend="ask for fewer, or name another `split`, `part` or `source` in few_shot",
         )
     return _by_category(fit, wanted.number)
@@ -69,13 +70,13 @@ def _by_category(contents: Sequence[Content], number: int) -> Shots:
     return shots
 
 
-def _pool(where: str, spec: Task, wanted: FewShot, rows: Rows) -> Contents:
+def _pool(spec: Task, wanted: FewShot, rows: Rows) -> Contents:
     is_same = wanted.source is None or wanted.source == spec.source
     preset_split = rows.preset.few_shot_split if rows.preset is not None and wanted.part is None else None
     split = wanted.split or (preset_split if is_same else None)
     if is_same and split is None and wanted.part is None:
         mend = "say it: `few_shot: {number: 5, split: train}`, or a `part` or `source` of its own"
-        raise UserError("it is not said where the few-shot examples come from", where=where, mend=mend)
+        raise UserError("it is not said where the few-shot examples come from", key=("few_shot",), mend=mend)
     data = Data(
         source=wanted.source or str(spec.source),
         subset=wanted.subset or (spec.subset if is_same else None),
@@ -85,14 +86,15 @@ def _pool(where: str, spec: Task, wanted: FewShot, rows: Rows) -> Contents:
         preset=wanted.preset or (spec.preset if is_same else None),
         columns=spec.columns if is_same else None,
     )
-    pool = read_rows(data, "train")
+    with within("few_shot", default="source"):
+        pool = read_rows(data, "train")
+        understood = understand(pool, data.columns)
     if is_same and wanted.part is None and pool.version == rows.version:
         raise UserError(
             "the few-shot examples would be the rows of the task itself",
-            where=where,
+            key=("few_shot",),
             mend="name another `split`, `part` or `source` in few_shot",
         )
-    understood = understand(pool, data.columns)
     if wanted.part is None:
         return understood
     return Contents(understood.form, [row for row in understood.contents if in_part(row.question, wanted.part)])

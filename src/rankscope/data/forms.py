@@ -29,6 +29,30 @@ _MOST_LOOKED_AT = 20  # later rows with the first one's fields are taken to have
 _FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
 
 
+class UnnamedColumns(UserError):
+    """Rows in which it is not found which column is what.
+
+    Args:
+        what: What is wrong.
+        where: File and line.
+        otherwise: What else could be done than to name the columns.
+        example: Which columns could be named, by what they are.
+    """
+
+    def __init__(self, what: str, *, where: str, otherwise: str, example: Mapping[str, str]) -> None:
+        self.otherwise, self.example = otherwise, example
+        named = ", ".join(f"{role}: {column}" for role, column in example.items())
+        super().__init__(
+            what, where=where, mend=f"{otherwise}; or name the columns, for example `columns: {{{named}}}`"
+        )
+
+    def as_option(self, option: str) -> UserError:
+        """The same for somebody who has no study file yet, but an option of the command line."""
+        named = " ".join(f"{role}={column}" for role, column in self.example.items())
+        mend = f"{self.otherwise}; or name the columns, for example `{option} {named}`"
+        return UserError(self.what, where=self.where, mend=mend)
+
+
 @dataclass(frozen=True)
 class Contents:
     """All rows of a source, understood.
@@ -55,7 +79,7 @@ def understand(rows: Rows, columns: Columns | None = None) -> Contents:
         UserError: The form is unknown, rows have several forms, or a row lacks a field; with its file and line.
     """
     if not rows.rows:
-        raise UserError("there are no rows", where="source", mend="check source, split and max_examples")
+        raise UserError("there are no rows", key=("source",), mend="check source, split and max_examples")
     if columns:
         named = [_renamed(row, columns) for row in rows.rows]
         return _convert(named, _common_form(named, tuple(columns)))
@@ -107,9 +131,9 @@ def _renamed(row: Row, columns: Columns) -> Row:
     for role, column in columns.items():
         if role not in ROLES:
             mend = f"use {', '.join(ROLES)}"
-            raise UserError(f"'{role}' is nothing that a column can be", where="columns", mend=mend)
+            raise UserError(f"'{role}' is nothing that a column can be", key=("columns",), mend=mend)
         if not isinstance(column, str) and role != "choices":
-            raise UserError(f"'{role}' is one column, not several", where="columns", mend="only choices may be a list")
+            raise UserError(f"'{role}' is one column, not several", key=("columns",), mend="only choices may be a list")
         found = [_column(row, role, name) for name in ([column] if isinstance(column, str) else column)]
         values[role] = found[0] if isinstance(column, str) else found
     return Row(values, row.path, row.line, row.category)
@@ -121,7 +145,8 @@ def _column(row: Row, role: str, column: str) -> Any:
         raise UserError(
             f"the row has no field '{column}', which `columns` names as {role}; it has {_names(row)}",
             where=row.where,
-            mend="correct `columns`, or the row",
+            key=("columns",),
+            mend="name one of them, or correct the row",
         )
     return value
 
@@ -130,10 +155,11 @@ def _common_form(rows: Sequence[Row], named: tuple[str, ...] = ()) -> Form:
     """The form of the first row, which the next ones must share; columns named by hand decide where they suffice."""
     first = _form({name: rows[0].values[name] for name in named}) or _form(rows[0].values)
     if first is None:
-        raise UserError(
+        raise UnnamedColumns(
             f"rows with the fields {_names(rows[0])} have no form that is known",
             where=rows[0].where,
-            mend=f"write them as {_FORMS}; or name the columns, for example `columns: {{question: q, answer: a}}`",
+            otherwise=f"write them as {_FORMS}",
+            example={"question": "q", "answer": "a"},
         )
     keys = rows[0].values.keys()
     for number, row in enumerate(rows[1:], start=2):

@@ -13,7 +13,6 @@ from pathlib import Path
 from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
-from rankscope.spec import ModelSource
 
 _SMALL_WORLD = "smallworld:"
 PACKAGED = {f"{_SMALL_WORLD}base": "base", f"{_SMALL_WORLD}plain": "plain"}
@@ -41,32 +40,17 @@ def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: b
     if source in PACKAGED:
         return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source, needs_tokenizer)
     if source.startswith(_SMALL_WORLD):
-        raise UserError(f"the small world has no base '{source}'", where="model", mend=f"name {' or '.join(PACKAGED)}")
+        raise UserError(f"the small world has no base '{source}'", mend=f"name {' or '.join(PACKAGED)}")
     path = user_path(source)
     if path.is_dir():
         return _checked(path, source, needs_tokenizer)
     if path.suffix == ".gguf" and path.is_file():
         return _checked(_converted(path), source, needs_tokenizer)
     if path.exists():
-        raise UserError(f"'{source}' is a file", where="model", mend="name the folder that holds the model")
+        raise UserError(f"'{source}' is a file", mend="name the folder that holds the model")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
-        raise UserError(
-            f"there is no model folder '{source}'", where="model", mend="name an existing folder, or a hub id"
-        )
+        raise UserError(f"there is no model folder '{source}'", mend="name an existing folder, or a hub id")
     return _checked(_fetched(source, revision, _PATTERNS), source, needs_tokenizer)
-
-
-def base_folder(name: str, source: ModelSource) -> Path:
-    """The folder of one of a study's bases.
-
-    Raises:
-        UserError: There is no such model, or it cannot serve as a base; with the base's key.
-    """
-    try:
-        return model_folder(source.source, source.revision)
-    except UserError as error:
-        where = f"model.{name}" if error.where == "model" else error.where
-        raise UserError(error.what, where=where, mend=error.mend, key=("model", name)) from error
 
 
 def tuned_folder(source: str, revision: str | None = None) -> Path:
@@ -225,7 +209,7 @@ def _fetched(source: str, revision: str | None, patterns: list[str], ignored: li
     except Exception as error:  # noqa: BLE001
         problem = f"the model '{source}' cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
         mend = "check the id and the network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
-    raise UserError(problem, where="model", mend=mend)
+    raise UserError(problem, mend=mend)
 
 
 def _first_line(error: Exception) -> str:

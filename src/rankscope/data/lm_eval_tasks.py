@@ -32,7 +32,7 @@ _SCORING: dict[str, Scoring] = {
 }
 
 
-def harness_settings(spec: Task, where: str) -> HarnessSettings:
+def harness_settings(spec: Task) -> HarnessSettings:
     """What a study says of a task of lm_eval, resolved.
 
     Raises:
@@ -42,14 +42,14 @@ def harness_settings(spec: Task, where: str) -> HarnessSettings:
         version = metadata.version("lm_eval")
     except metadata.PackageNotFoundError:
         mend = "pip install 'rankscope[lm-eval]', or name a preset as `source`"
-        raise UserError("tasks of lm_eval need the package lm_eval", where=where, mend=mend) from None
+        raise UserError("tasks of lm_eval need the package lm_eval", key=("lm_eval",), mend=mend) from None
     folder = None if spec.include_path is None else user_path(spec.include_path).resolve()
     if folder is not None and not folder.is_dir():
         mend = "name the folder that holds the task's YAML file"
-        raise UserError(f"there is no folder '{folder}'", where=f"{where}.include_path", mend=mend)
+        raise UserError(f"there is no folder '{folder}'", key=("include_path",), mend=mend)
     if spec.few_shot is not None and spec.few_shot.model_dump(exclude={"number"}, exclude_none=True):
         mend = "say how many: `few_shot: 5`"
-        raise UserError("the task's own file says where its examples come from", where=f"{where}.few_shot", mend=mend)
+        raise UserError("the task's own file says where its examples come from", key=("few_shot",), mend=mend)
     return HarnessSettings(
         task=str(spec.lm_eval),
         include_path=None if folder is None else str(folder),
@@ -75,15 +75,14 @@ def harness_task(
     Raises:
         UserError: There is no such task, its data cannot be had, or it does not say of each item whether it is right.
     """
-    where = f"evaluate.{name}"
-    settings = harness_settings(spec, where)
-    tasks = load_tasks(settings, where)
+    settings = harness_settings(spec)
+    tasks = load_tasks(settings)
     kinds = {task.OUTPUT_TYPE for task in tasks.values()}
     for key, task in tasks.items():
-        _check(key, task, where, allow_code)
+        _check(key, task, allow_code)
     if len(kinds) > 1:
         mend = "name its tasks one by one"
-        raise UserError(f"the group mixes {', '.join(sorted(kinds))}", where=f"{where}.lm_eval", mend=mend)
+        raise UserError(f"the group mixes {', '.join(sorted(kinds))}", key=("lm_eval",), mend=mend)
     (output_type,) = kinds
     build_requests(tasks, settings, tokenizer)
     items = items_of(tasks)
@@ -102,7 +101,7 @@ def harness_task(
     return items, resolved, asked
 
 
-def load_tasks(settings: HarnessSettings, where: str) -> dict[str, Any]:
+def load_tasks(settings: HarnessSettings) -> dict[str, Any]:
     """The task objects of lm_eval behind a name: one, or those of a group or tag; with their worked examples set.
 
     Raises:
@@ -114,7 +113,7 @@ def load_tasks(settings: HarnessSettings, where: str) -> dict[str, Any]:
         manager = _manager(TaskManager, settings)
         if settings.task not in manager.all_tasks:
             mend = "`lm-eval ls tasks` lists what there is; task files of your own need `include_path`"
-            raise UserError(f"lm_eval has no task '{settings.task}'", where=f"{where}.lm_eval", mend=mend)
+            raise UserError(f"lm_eval has no task '{settings.task}'", key=("lm_eval",), mend=mend)
         try:
             tasks = manager.load([settings.task])["tasks"]
         # A task's file and its loader may raise anything: it is configuration with functions in it.
@@ -122,7 +121,7 @@ def load_tasks(settings: HarnessSettings, where: str) -> dict[str, Any]:
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
                 f"lm_eval cannot load the task '{settings.task}' ({reason})",
-                where=f"{where}.lm_eval",
+                key=("lm_eval",),
                 mend="check its file and the network (HF_HUB_OFFLINE), or name a preset as `source`",
             ) from None
     for task in tasks.values():
@@ -200,27 +199,28 @@ def _manager(manager: Any, settings: HarnessSettings) -> Any:
     return manager()
 
 
-def _check(key: str, task: Any, where: str, allow_code: bool) -> None:
+def _check(key: str, task: Any, allow_code: bool) -> None:
     """Refuse what cannot be scored here."""
-    where = f"{where}.lm_eval"
     if task.OUTPUT_TYPE not in _SCORING:
         what = f"'{key}' asks for {task.OUTPUT_TYPE}, which is neither a likelihood nor a generation"
-        raise UserError(what, where=where, mend="choose another task")
+        raise UserError(what, key=("lm_eval",), mend="choose another task")
     # Only some kinds of task say it.
     if getattr(task, "MULTIMODAL", False):
-        raise UserError(f"'{key}' has images or sounds", where=where, mend="choose a task of text")
+        raise UserError(f"'{key}' has images or sounds", key=("lm_eval",), mend="choose a task of text")
     if getattr(task, "UNSAFE_CODE", False) and not allow_code:
         mend = "set `allow_code: true`, on a machine where that may happen"
-        raise UserError(f"'{key}' runs the code that a model writes", where=where, mend=mend)
+        raise UserError(f"'{key}' runs the code that a model writes", key=("lm_eval",), mend=mend)
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return
     measures = list(task.aggregation())
     if not set(RIGHT) & set(measures):
         what = f"'{key}' has the measures {', '.join(measures)}, none of which says of an item whether it is right"
-        raise UserError(what, where=where, mend=f"choose a task with {' or '.join(RIGHT)}")
+        raise UserError(what, key=("lm_eval",), mend=f"choose a task with {' or '.join(RIGHT)}")
     options = task.get_config("generation_kwargs") or {}
     if task.OUTPUT_TYPE == "generate_until" and options.get("do_sample"):
-        raise UserError(f"'{key}' draws its answers at random", where=where, mend="choose a task with do_sample: false")
+        raise UserError(
+            f"'{key}' draws its answers at random", key=("lm_eval",), mend="choose a task with do_sample: false"
+        )
 
 
 def _groups(task: Any) -> Iterator[list[Any]]:

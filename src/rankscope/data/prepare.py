@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 
 from rankscope.data.contamination import Said, TrainingWords, overlap_warning
 from rankscope.data.content import Content
-from rankscope.data.conversations import answered_turns
 from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.few_shot import few_shot
-from rankscope.data.forms import Contents, understand
+from rankscope.data.forms import Contents
 from rankscope.data.lm_eval_tasks import harness_task
+from rankscope.data.parts import DataPart, read_contents, training_parts
 from rankscope.data.prompts import PromptStyle, put
 from rankscope.data.scorers import find_scorer
-from rankscope.data.sources import Role, Rows, read_rows
-from rankscope.data.splits import held_out, in_part, normalised
+from rankscope.data.sources import Rows
 from rankscope.data.summaries import (
     DataSummary,
     Label,
@@ -31,9 +29,9 @@ from rankscope.data.summaries import (
 )
 from rankscope.data.tasks import TaskOptions, content_id, distinct, make_task, prompt_style
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.runs import DataOrigin, TaskSettings
-from rankscope.spec import Data, Task, TrainingSet
+from rankscope.spec import Task, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -77,21 +75,6 @@ class PreparedTask:
     warnings: list[str]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Rows that serve one purpose, with what was understood of all rows of their source."""
-
-    role: Literal["train", "validation"]
-    rows: Rows
-    understood: Contents
-    contents: list[Content]
-    source: str
-    system_prompt: str | None
-
-    def label(self, base: str, name: str) -> Label:
-        return Label(base, name, self.role, self.source)
-
-
 def prepare_training_set(
     base_name: str, name: str, spec: TrainingSet, tokenizer: Tokenizer, max_length: int, batch_size: int
 ) -> PreparedTraining:
@@ -108,17 +91,17 @@ def prepare_training_set(
     Raises:
         UserError: The data is missing, malformed, or too small; with file and line where there are any.
     """
-    train, validation = _parts(name, spec)
-    trained = _tokenise(train, tokenizer, max_length)
-    _check_size(name, trained, max_length, batch_size)
-    checked = _tokenise(validation, tokenizer, max_length)
-    if not checked.examples:
-        raise UserError(
-            f"no validation row fits into {max_length} tokens", where=f"train.{name}", mend="raise max_length"
-        )
     stated = spec.validation
     options = TaskOptions("validation", stated.scoring, None, stated.max_new_tokens, spec.system_prompt)
-    items, settings = make_task(options, validation.rows, validation.understood, validation.contents, tokenizer)
+    with within("train", name):
+        train, validation = training_parts(spec)
+        trained = _tokenise(train, tokenizer, max_length)
+        _check_size(trained, max_length, batch_size)
+        checked = _tokenise(validation, tokenizer, max_length)
+        if not checked.examples:
+            raise UserError(f"no validation row fits into {max_length} tokens", mend="raise max_length")
+        with within("validation"):
+            items, settings = make_task(options, validation.rows, validation.understood, validation.contents, tokenizer)
     said = [[Said.of(content) for content in part.contents] for part in (train, validation)]
     summaries = [
         training_summary(part.label(base_name, name), part.understood, done, tokenizer)
@@ -161,146 +144,47 @@ def prepare_task(
     Raises:
         UserError: The data is missing or malformed, or does not fit the scoring that is asked for.
     """
-    where = f"evaluate.{name}"
-    if spec.lm_eval is not None:
-        items, settings, said = harness_task(name, spec, tokenizer, allow_code=allow_code)
-        summary = task_summary(Label(base_name, name, "task", f"lm_eval:{spec.lm_eval}"), None, items, tokenizer)
-        warnings = task_warnings(where, summary, items, tokenizer.context_length)
-        return PreparedTask(items, said, settings, summary, warnings)
-    rows, understood = _read(spec, "test", where)
-    scorer = None if spec.scorer is None else find_scorer(spec.scorer, where)
-    options = TaskOptions(
-        name,
-        spec.scoring,
-        spec.kind,
-        spec.max_new_tokens,
-        spec.system_prompt,
-        scorer,
-        few_shot(where, spec, rows, understood),
-    )
-    items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
-    summary = task_summary(Label(base_name, name, "task", str(spec.source)), understood, items, tokenizer)
-    warnings = task_warnings(where, summary, items, tokenizer.context_length)
-    return PreparedTask(items, [Said.of(each) for each in understood.contents], settings, summary, warnings)
+    with within("evaluate", name):
+        if spec.lm_eval is not None:
+            items, settings, said = harness_task(name, spec, tokenizer, allow_code=allow_code)
+            understood, source = None, f"lm_eval:{spec.lm_eval}"
+        else:
+            rows, understood = read_contents(spec, "test")
+            options = _options(name, spec, rows, understood)
+            items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
+            said, source = [Said.of(each) for each in understood.contents], str(spec.source)
+    summary = task_summary(Label(base_name, name, "task", source), understood, items, tokenizer)
+    warnings = task_warnings(f"evaluate.{name}", summary, items, tokenizer.context_length)
+    return PreparedTask(items, said, settings, summary, warnings)
 
 
-def _check_size(name: str, trained: Tokenised, max_length: int, batch_size: int) -> None:
+def _options(name: str, spec: Task, rows: Rows, understood: Contents) -> TaskOptions:
+    scorer = None if spec.scorer is None else find_scorer(spec.scorer)
+    shots = few_shot(spec, rows, understood)
+    return TaskOptions(name, spec.scoring, spec.kind, spec.max_new_tokens, spec.system_prompt, scorer, shots)
+
+
+def _check_size(trained: Tokenised, max_length: int, batch_size: int) -> None:
     """Refuse a training set that fills no batch, for the reason why it does not."""
     number = len(trained.examples)
     if number >= batch_size:
         return
-    where = f"train.{name}"
     if trained.num_dropped and number + trained.num_dropped >= batch_size:
         raise UserError(
             f"the prompts of {trained.num_dropped} of {number + trained.num_dropped} rows fill all of {max_length} "
             f"tokens, so there is nothing of them to learn and {number or 'no'} examples are left",
-            where=where,
             mend="raise optimization.max_length, or shorten the prompts",
         )
     raise UserError(
         f"the training set has {number} examples, fewer than the batch of {batch_size}",
-        where=where,
         mend=f"set optimization.batch_size to {number} or less, or add data" if number else "add data",
-    )
-
-
-# Rows ---------------------------------------------------------------------------------------------------------------
-
-
-def _read(data: Data, role: Role, where: str) -> tuple[Rows, Contents]:
-    """The rows of a source, or of a part of it, with what they say."""
-    rows = read_rows(data, role)
-    understood = understand(rows, data.columns)
-    if data.system_prompt and understood.form in ("text", "prompt_completion") and not understood.contents[0].turns:
-        raise UserError(
-            f"a system prompt has no place in rows of the form {understood.form}, which are taken as they are written",
-            where=f"{where}.system_prompt",
-            mend="write it into the rows' prompts, or bring them into the form messages or question/answer",
-        )
-    contents = understood.contents
-    if data.part is not None:
-        contents = [content for content in contents if in_part(content.question, data.part)]
-        if not contents:
-            what = f"none of the {len(understood.contents)} rows falls into the part '{data.part}'"
-            mend = "add data, or name sources of their own for training, validation and test"
-            raise _none_in(
-                understood.contents, f"for the part '{data.part}'", where, UserError(what, where=where, mend=mend)
-            )
-    return rows, replace(understood, contents=contents[: data.max_examples])
-
-
-def _none_in(contents: Sequence[Content], part: str, where: str, otherwise: UserError) -> UserError:
-    """Why a part of the rows has none: they all ask the same few things, or else what `otherwise` says."""
-    different = len({normalised(content.question) for content in contents})
-    if different > len(contents) // 2:
-        return otherwise
-    return UserError(
-        f"the {len(contents)} rows ask only {different} different things, and rows that ask the same stay together, so "
-        f"none is left {part}",
-        where=where,
-        mend="if the rows differ in another column, name it: `columns: {input: ...}`; or name sources of their own for "
-        "training, validation and test",
-    )
-
-
-def _parts(name: str, spec: TrainingSet) -> tuple[_Part, _Part]:
-    """The rows to train on and those to validate on."""
-    rows, understood = _read(spec, "train", f"train.{name}")
-    stated = spec.validation
-    if stated.source is not None or stated.split is not None or stated.part is not None or spec.part is not None:
-        own = _validation_source(spec)
-        own_rows, own_understood = _read(own, "validation", f"train.{name}.validation")
-        kept, validation = understood.contents, own_understood.contents
-        part = _Part("validation", own_rows, own_understood, validation, own.source, spec.system_prompt)
-    else:
-        kept, validation = _held_apart(name, understood.contents, stated.fraction)
-        # The rest of what is held out stays out of training, or the split would move when rows are added.
-        validation = validation[: stated.max_examples]
-        part = _Part("validation", rows, understood, validation, spec.source, spec.system_prompt)
-    if spec.assistant_turns == "all":
-        kept = [turn for content in kept for turn in answered_turns(content)]
-    return _Part("train", rows, understood, kept, spec.source, spec.system_prompt), part
-
-
-def _held_apart(name: str, contents: list[Content], fraction: float) -> tuple[list[Content], list[Content]]:
-    """The rows to train on, and those that are held out."""
-    held = held_out([content.question for content in contents], fraction)
-    kept = [content for content, is_held in zip(contents, held, strict=True) if not is_held]
-    validation = [content for content, is_held in zip(contents, held, strict=True) if is_held]
-    if kept and validation:
-        return kept, validation
-    purpose = f"to {'validate' if kept else 'train'} on"
-    where = f"train.{name}"
-    none = UserError(
-        f"a validation fraction of {fraction:g} of {len(held)} rows leaves none {purpose}",
-        where=where,
-        mend="change validation.fraction, or name a validation source of its own",
-    )
-    raise _none_in(contents, purpose, where, none) if 0 < fraction < 1 else none
-
-
-def _validation_source(spec: TrainingSet) -> Data:
-    """The validation rows' own source; another split of the same one is read in the same way."""
-    stated = spec.validation
-    is_same = stated.source is None or stated.source == spec.source
-    return Data(
-        source=stated.source or spec.source,
-        subset=stated.subset or (spec.subset if is_same else None),
-        revision=stated.revision or (spec.revision if is_same else None),
-        split=stated.split or (spec.split if is_same else None),
-        # Training on a part leaves another of the same rows to validate on.
-        part=stated.part or ("validation" if is_same and spec.part and not stated.split else None),
-        preset=stated.preset or (spec.preset if is_same else None),
-        max_examples=stated.max_examples,
-        columns=stated.columns or (spec.columns if is_same else None),
-        system_prompt=spec.system_prompt,
     )
 
 
 # Tokens -------------------------------------------------------------------------------------------------------------
 
 
-def _tokenise(part: _Part, tokenizer: Tokenizer, max_length: int) -> Tokenised:
+def _tokenise(part: DataPart, tokenizer: Tokenizer, max_length: int) -> Tokenised:
     """Contents as texts and tokens; what leaves nothing to learn after the cut is left out and counted."""
     texts = _texts(part.contents, prompt_style(part.rows, part.system_prompt), tokenizer)
     pairs = tokenizer.encode_pairs([(text.prompt, text.completion) for text in texts])

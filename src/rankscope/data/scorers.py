@@ -11,24 +11,22 @@ from rankscope.errors import UserError, line_of
 from rankscope.runs import ScorerSettings
 
 
-def find_scorer(named: str, where: str) -> ScorerSettings:
+def find_scorer(named: str) -> ScorerSettings:
     """The function that `file.py:function` names, pinned by a hash of its file. Nothing of the file is run.
 
     Args:
         named: As the study file says it.
-        where: The key of the task, for messages.
 
     Raises:
         UserError: There is no such file or function, or the file is no Python.
     """
     path_text, _, function = named.rpartition(":")
     path = user_path(path_text)
-    where = f"{where}.scorer"
     try:
         content = path.read_bytes()
     except OSError as error:
         mend = "name a Python file, from where you are: scorer.py:function"
-        raise UserError(f"'{path}' cannot be read ({error.strerror})", where=where, mend=mend) from None
+        raise UserError(f"'{path}' cannot be read ({error.strerror})", key=("scorer",), mend=mend) from None
     try:
         tree = ast.parse(content, filename=str(path))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -38,5 +36,5 @@ def find_scorer(named: str, where: str) -> ScorerSettings:
     if function not in known:
         close = difflib.get_close_matches(function, known, n=1)
         mend = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'} at its top level"
-        raise UserError(f"'{path}' has no function '{function}'", where=where, mend=mend)
+        raise UserError(f"'{path}' has no function '{function}'", key=("scorer",), mend=mend)
     return ScorerSettings(path=str(path.resolve()), function=function, sha256=hashlib.sha256(content).hexdigest())

@@ -62,7 +62,7 @@ def read_rows(data: Data, role: Role) -> Rows:
     Raises:
         UserError: There is no such source or split, or a file is malformed.
     """
-    stated = None if data.preset is None else _stated_preset(data.preset)
+    stated = None if data.preset is None else stated_preset(data.preset)
     path = user_path(data.source)
     if data.source.startswith(SMALL_WORLD):
         found = _small_world(data, role)
@@ -71,13 +71,28 @@ def read_rows(data: Data, role: Role) -> Rows:
     elif preset := find_preset(data.source):
         used = stated or preset
         found = _from_hub(_of_preset(data, preset, role), role, used, is_stated=True)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", data.source) and path.suffix.lower() not in READERS:
+    elif _may_be_hub_id(data.source):
         known = next((preset for preset in all_presets().values() if _is_of(preset, data.source)), None)
         found = _from_hub(data, role, stated or known, is_stated=stated is not None)
     else:
         raise _unknown(data.source)
     # A part is cut by what rows say, which is known later, and its first rows are taken after that.
     return dataclasses.replace(found, rows=found.rows[: None if data.part else data.max_examples])
+
+
+def check_source(source: str | None) -> None:
+    """Refuse what can be no source, without reading anything.
+
+    Raises:
+        UserError: There is no such file, and it is neither a preset nor what a hub's id looks like.
+    """
+    is_known = source is None or source.startswith(SMALL_WORLD) or find_preset(source) is not None
+    if source is not None and not (is_known or user_path(source).exists() or _may_be_hub_id(source)):
+        raise _unknown(source)
+
+
+def _may_be_hub_id(source: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source)) and Path(source).suffix.lower() not in READERS
 
 
 def _is_of(preset: Preset, hub_id: str) -> bool:
@@ -89,18 +104,22 @@ def _unknown(source: str) -> UserError:
     mend = f"did you mean the preset '{close[0]}'?" if close else "check the path (it is taken from where you are)"
     if "/" not in source and not Path(source).suffix:
         mend += f"; presets are {', '.join(all_presets())}"
-    return UserError("there is no such file, preset or hub id", where=source, mend=mend)
+    return UserError(f"there is no file, preset or hub id '{source}'", key=("source",), mend=mend)
 
 
-def _stated_preset(name: str) -> Preset:
-    """A preset by its name, or a file of the user's own."""
+def stated_preset(name: str) -> Preset:
+    """A preset by its name, or a file of the user's own.
+
+    Raises:
+        UserError: There is no such preset, or the file is none.
+    """
     if name.endswith((".yaml", ".yml")):
         return read_preset(user_path(name))
     preset = find_preset(name)
     if preset is None:
         close = difflib.get_close_matches(name, all_presets(), n=1)
         mend = f"did you mean '{close[0]}'? " if close else ""
-        raise UserError(f"there is no preset '{name}'", where="preset", mend=f"{mend}Known: {_listed(all_presets())}")
+        raise UserError(f"there is no preset '{name}'", key=("preset",), mend=f"{mend}Known: {_listed(all_presets())}")
     return preset
 
 
@@ -201,7 +220,7 @@ def _subset_folder(folder: Path, subset: str) -> Path:
         return folder
     known = sorted(path.name for path in folder.iterdir() if path.is_dir())
     mend = f"it has {_listed(known)}" if known else "leave `subset` out, or name the folder above"
-    raise UserError(f"there is no subset '{subset}'", where=folder, mend=mend)
+    raise UserError(f"there is no subset '{subset}'", where=folder, key=("subset",), mend=mend)
 
 
 def _wanted(split: str, preset: Preset | None) -> tuple[str, ...]:
@@ -285,7 +304,9 @@ def _first_known(folder: Path, wanted: tuple[str, ...], splits: list[str]) -> st
 
 
 def _no_split(source: str, split: str, known: list[str]) -> UserError:
-    return UserError(f"there is no split '{split}'", where=source, mend=f"set `split` to one of {_listed(known)}")
+    return UserError(
+        f"there is no split '{split}'", where=source, key=("split",), mend=f"set `split` to one of {_listed(known)}"
+    )
 
 
 def _listed(names: object) -> str:
@@ -311,7 +332,7 @@ def _from_hub(data: Data, role: Role, preset: Preset | None, *, is_stated: bool)
     if preset is not None and preset.hub.needs_subset and data.subset is None and _is_of(preset, data.source):
         raise UserError(
             f"'{preset.name}' is many tasks and none of them is named",
-            where=data.source,
+            key=("source",),
             mend="set `subset` to one of them, for example "
             + " or ".join(name for name in list(preset.descriptions)[:2] if name),
         )

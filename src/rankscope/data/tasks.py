@@ -66,6 +66,7 @@ def make_task(
         raise UserError(
             f"{options.name}: there are no options to choose from, the rows are {understood.form}",
             where=contents[0].row.where,
+            key=("scoring",),
             mend="set `scoring: generate` or `scoring: loss`",
         )
     style = prompt_style(rows, options.system_prompt)

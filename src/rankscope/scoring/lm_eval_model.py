@@ -16,7 +16,7 @@ from rankscope.data.examples import Item
 from rankscope.data.lm_eval_tasks import RIGHT, chat_renderer, fingerprint, items_of, load_tasks
 from rankscope.data.quiet import quiet
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
+from rankscope.errors import UserError, within
 from rankscope.models.heads import scored_logits
 from rankscope.runs import HarnessSettings, TaskSettings
 from rankscope.scoring.generation import generate
@@ -145,14 +145,15 @@ def score_harness(
     """
     harness = settings.harness
     assert harness is not None, "only tasks of lm_eval are scored here"
-    tasks = load_tasks(harness, f"evaluate.{settings.name}")
+    with within("evaluate", settings.name):
+        tasks = load_tasks(harness)
     wrapped = HarnessModel(model, tokenizer, max_tokens, trees)
     wrapped.needs_greedy = any(_needs_greedy(task) for task in tasks.values())
     found = _evaluated(wrapped, tasks, harness)
     items = items_of(tasks)
     if fingerprint(items) != settings.fingerprint:
         what = "the task's items are not those that the study was planned with"
-        raise UserError(what, where=f"evaluate.{settings.name}.lm_eval", mend="run the same command again")
+        raise UserError(what, key=("evaluate", settings.name, "lm_eval"), mend="run the same command again")
     several = len(tasks) > 1
     values = {
         f"{key}/{name}" if several else name: float(value)

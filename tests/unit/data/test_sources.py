@@ -143,7 +143,7 @@ def test_malformed_files_are_refused_with_line_and_mend(tmp_path, name):
 
 @pytest.mark.parametrize("source", ["missing.jsonl", "./missing", "data/missing.csv"])
 def test_missing_files_are_refused(source):
-    with pytest.raises(UserError, match="no such file") as caught:
+    with pytest.raises(UserError, match="there is no file, preset or hub id") as caught:
         read(source)
     assert caught.value.mend
 

@@ -31,7 +31,7 @@ def counts(text, target, item):
 def scorer(tmp_path):
     path = tmp_path / "ours.py"
     path.write_text(CODE)
-    return lambda name: find_scorer(f"{path}:{name}", "evaluate.t")
+    return lambda name: find_scorer(f"{path}:{name}")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_task_is_scored_with_it(scorer, make_llama, make_settings, tokenizer):
 def test_the_function_is_found_without_being_run(tmp_path):
     path, mark = tmp_path / "ours.py", tmp_path / "ran"
     path.write_text(f"open({str(mark)!r}, 'w')\ndef judge(text, target, item): return True\n")
-    found = find_scorer(f"{path}:judge", "evaluate.t")
+    found = find_scorer(f"{path}:judge")
     assert found == ScorerSettings(
         path=str(path), function="judge", sha256=hashlib.sha256(path.read_bytes()).hexdigest()
     )
@@ -92,5 +92,5 @@ def test_the_function_is_found_without_being_run(tmp_path):
         if content is not None:
             path.write_text(content)
         with pytest.raises(UserError, match=message) as caught:
-            find_scorer(named, "evaluate.t")
+            find_scorer(named)
         assert caught.value.where and caught.value.mend
