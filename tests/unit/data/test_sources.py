@@ -3,13 +3,15 @@ import os
 
 import datasets
 import polars as pl
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rankscope.data import readers
 from rankscope.data.readers import READERS, read_file
 from rankscope.data.sources import _hub, read_rows
-from rankscope.errors import UserError
+from rankscope.errors import MachineError, UserError
 from rankscope.spec import Data
 
 ROWS = [{"question": "What, exactly?", "answer": 'He said "no"\nand left'}, {"question": "Où?", "answer": "là"}]
@@ -307,6 +309,28 @@ def test_no_content_whatever_raises_anything_but_a_users_error(tmp_path_factory,
 
 
 _TABLE = pl.DataFrame([{**row, "choices": ["x", "y"]} for row in ROWS] * 5)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+@pytest.mark.parametrize("asked", [2**63 - 64, 10_000, None])
+def test_a_damaged_length_is_told_from_a_real_shortage_of_memory(tmp_path, monkeypatch, ending, asked):
+    """pyarrow says both with one error, in which the number stands."""
+    path = tmp_path / f"a{ending}"
+    (_TABLE.write_parquet if ending == ".parquet" else _TABLE.write_ipc_stream)(path)
+
+    def fail(*_arguments):
+        if asked is not None and asked > 2**60:
+            pyarrow.allocate_buffer(asked)  # the library's own words
+        raise MemoryError("" if asked is None else f"malloc of size {asked} failed")
+
+    monkeypatch.setitem(readers.READERS, ending, lambda _content, path: readers._table(fail, path))
+    if asked is not None and asked > 2**60:
+        with pytest.raises(UserError, match=r"not a valid .* file .a length of 9,223,372,036,854,775,") as caught:
+            read_file(path)
+        assert caught.value.where == str(path) and caught.value.mend
+    else:
+        with pytest.raises(MachineError, match=f"a{ending}: there is not enough memory"):
+            read_file(path)
 
 
 @pytest.mark.parametrize("ending", [".parquet", ".arrow"])
