@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rankscope.errors import DamagedFile, MachineError, UserError
+from rankscope.export.parts import PARTS
 from rankscope.spec import Study
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _EXPORT_EPILOG = """tables: the report's, as CSV and Parquet; records: every rec
 figures: SVG and PDF; results: as PEFT's method comparison has them; models: what is recommended, with a model card
 
 exit status: 0 done; 2 what was asked for is not there; 1 a file is damaged"""
-_EXPORTED = ("tables", "records", "latex", "figures", "results", "models")
+_CLEAR = "\x1b[H\x1b[2J"  # to the top of an empty screen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,8 +157,8 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
-    text = f"only these of {', '.join(_EXPORTED)} (default: all)"
-    parser.add_argument("--what", nargs="+", choices=_EXPORTED, metavar="PART", help=text)
+    text = f"only these of {', '.join(PARTS)} (default: all)"
+    parser.add_argument("--what", nargs="+", choices=PARTS, metavar="PART", help=text)
     text = "export this model: an arm, a run's folder name, or a derived one's: RUN/truncate/16"
     parser.add_argument("--model", metavar="NAME", help=text)
     parser.add_argument("--out", type=Path, help="the folder to write to (default: DIR/export)")
@@ -292,12 +293,14 @@ def _status(options: argparse.Namespace) -> int:
     from rankscope.store import Store
     from rankscope.terminal import status_lines
 
+    is_redrawn = options.watch and not options.json and sys.stdout.isatty()
     while True:
         state = study_status(Store(options.directory))
         if options.json:
             print(json.dumps(state, indent=None if options.watch else 1), flush=True)
         else:
-            print("\n".join(status_lines(state)), flush=True)
+            above = _CLEAR if is_redrawn else ""
+            print(above + "\n".join(status_lines(state)), flush=True)
         if not options.watch or state["state"] != "running":
             return DONE
         time.sleep(2.0)

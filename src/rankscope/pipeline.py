@@ -21,7 +21,7 @@ from rankscope.execute.executor import Executor
 from rankscope.execute.failures import disk_full, is_disk_full
 from rankscope.execute.local import LocalExecutor
 from rankscope.execute.ray import RayExecutor, cluster_layout
-from rankscope.execute.trials import measured_layout
+from rankscope.execute.trials import TrialError, measured_layout
 from rankscope.layout import layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
@@ -108,9 +108,7 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
     cluster = cluster_layout(study.execute) if study.execute.backend == "ray" else None
     plan, inputs = make_plan(study, earlier.plan, keep_layout=is_replayed, cluster=cluster)
     if not is_replayed and _is_worth_measuring(study, plan):
-        display.message("measuring how this machine is best divided among the runs")
-        layout = measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))
-        plan = plan.model_copy(update={"layout": layout})
+        plan = _with_measured_layout(study, plan, inputs, display)
     with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use
@@ -288,6 +286,17 @@ def _is_worth_measuring(study: Study, plan: Plan) -> bool:
         return study.execute.measure
     is_open = "auto" in (study.execute.num_workers, study.execute.threads_per_worker, study.execute.pack_size)
     return is_open and (plan.estimate.seconds or 0.0) > _LONG_SECONDS
+
+
+def _with_measured_layout(study: Study, plan: Plan, inputs: Inputs, display: Display) -> Plan:
+    """The plan with the layout in which this machine trains fastest."""
+    display.message("measuring how this machine is best divided among the runs")
+    try:
+        layout = measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))
+    except TrialError as error:  # what is wrong with a run is recorded when it is run
+        display.message(f"measuring failed ({error}); the machine is divided as it would be without it")
+        return plan
+    return plan.model_copy(update={"layout": layout})
 
 
 def _lease(pack: Pack) -> str:

@@ -343,6 +343,10 @@ class Verdict(Frozen):
     """The decision for one base and training set, with the rule in words and its numbers filled in.
 
     Attributes:
+        needed: While undecided, what would decide.
+        safe_arm: While undecided, the best of the arms that surely keep within the budgets and surely gain; `base`
+            where none does.
+        meanwhile: What is to be said of it, and why it is not simply recommended.
         defaults: Files beside the record that hold the recommended arm as other programs read it.
     """
 
@@ -358,6 +362,8 @@ class Verdict(Frozen):
     rule: str
     runner_up: str | None
     needed: str | None
+    safe_arm: str | None = None
+    meanwhile: str | None = None
     warnings: tuple[str, ...] = ()
     arms: tuple[ArmResult, ...] = ()
     defaults: tuple[str, ...] = ()

@@ -31,9 +31,10 @@ _STAGES = ("train", "evaluate", "analyse", "derive")
 def study_status(store: Store) -> dict[str, Any]:
     """The state of a study as plain data: `{study, state, runs, counts, in_flight, failures}`.
 
-    `state` is `running`, `done` or `stopped`. A run's `state` is `done`, `running`, `failed`, `diverged`, `waiting`
-    (for an earlier stage, or for its turn); its `stage` is the one it is in, or was in last. `failures` are all pieces
-    of work that failed, those of the base itself among them (`run` is None there): `{base, run, stage, name, error}`.
+    `state` is `running`, `done` or `stopped`. A run's `state` is `done`, `running`, `failed`, `diverged`,
+    `interrupted` (training goes on from its checkpoint) or `waiting` (for an earlier stage, or for its turn); its
+    `stage` is the one it is in, or was in last. `failures` are all pieces of work that failed, those of the base itself
+    among them (`run` is None there): `{base, run, stage, name, error}`.
     `in_flight` is what the working processes are at, the base's own scores among it, where `run` is the base's name:
     `{run, stage, done, total, loss}`.
 
@@ -59,7 +60,7 @@ def study_status(store: Store) -> dict[str, Any]:
             continue  # beyond the grid, and no search has asked for it
         rows.append(_row(plan, store, board, run, needed, running))
     counts = Counter(row["state"] for row in rows)
-    is_done = store.read_decide() is not None and not set(counts) & {"waiting", "running"}
+    is_done = store.read_decide() is not None and not set(counts) & {"waiting", "interrupted", "running"}
     state = "running" if is_running else "done" if is_done else "stopped"
     failures = [_failure(store, work) for work in board.failed()]
     return {
@@ -87,7 +88,8 @@ def _row(
     elif run.run_id in running:
         stage, state = running[run.run_id]["stage"], "running"
     elif left or not wanted:
-        stage, state = (left[0][0] if left else "train"), "waiting"
+        is_begun = bool(left) and board.status.get(left[0]) == "interrupted"
+        stage, state = (left[0][0] if left else "train"), "interrupted" if is_begun else "waiting"
     return {
         "run": run.run_id,
         "arm": run.arm.label,

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rankscope.cost.fit import Fitted
 from rankscope.data.summaries import summary_lines
+from rankscope.decide.standing import BASE
 from rankscope.display import duration
 from rankscope.plan import UNREAD, Plan
 from rankscope.records import ArmResult, DecideRecord, ForecastRecord, Interval, Verdict
@@ -91,12 +92,19 @@ def verdict_tables(record: DecideRecord) -> list[Table | str]:
 
 
 def _said(verdict: Verdict) -> str:
+    """The decision in a line or two, and what the reader must know beside it."""
+    return "\n".join([_decision(verdict), *(f"warning: {text}" for text in verdict.warnings), ""])
+
+
+def _decision(verdict: Verdict) -> str:
+    if verdict.arm == BASE:
+        return "-> base: do not fine-tune; no arm was surely better by more than the margin within the budget"
     if verdict.decision == "recommended" and verdict.arm is not None:
         rate = "" if verdict.learning_rate is None else f" at rate {verdict.learning_rate:g}"
         lost = [text for arm in verdict.arms if arm.arm == verdict.arm for text in arm.lost_seeds]
         warning = f" (on the seeds that gave a number: {', '.join(lost)})" if lost else ""
-        return f"-> {verdict.arm}{rate}{warning}\n"
-    return f"-> undecided. {verdict.needed or ''}\n"
+        return f"-> {verdict.arm}{rate}{warning}"
+    return "\n".join(text for text in ("-> undecided", verdict.meanwhile, verdict.needed) if text)
 
 
 def _has_bases(record: DecideRecord) -> bool:

@@ -13,7 +13,7 @@ from rankscope.leases import occupy
 from rankscope.plan import Pack
 from rankscope.report.stage import read_contents
 from rankscope.status import study_status
-from rankscope.store import write_text
+from rankscope.store import write_record, write_text
 from rankscope.terminal import status_lines
 from synthetic import write_study
 
@@ -53,6 +53,17 @@ def test_a_report_made_by_itself_names_damaged_scores_and_shows_none_of_them(tmp
     (missing,) = [one for one in contents.missing if one.source == str(path.relative_to(made.store.root))]
     assert "checksum" in missing.why
     assert len(contents.prompts) and task not in contents.prompts["task"]
+
+
+def test_a_run_that_was_interrupted_is_said_to_go_on_from_its_checkpoint(tmp_path: Path) -> None:
+    made = write_study(tmp_path)
+    run = made.plan.runs[0]
+    record = made.store.read_train(run.run_id)
+    write_record(made.store.train(run.run_id), record.model_copy(update={"status": "interrupted"}), [])
+    state = study_status(made.store)
+    (row,) = [row for row in state["runs"] if row["run"] == run.run_id]
+    assert (row["state"], row["stage"], state["state"]) == ("interrupted", "train", "stopped")
+    assert "1 interrupted" in status_lines(state)[0]
 
 
 def test_scoring_the_base_is_shown_while_it_runs(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def judge(
     winner = decided(field)
     leading = favourite(field, leave_out=winner)
     chosen = field.arms.get(winner) if winner else None
+    safe = None if winner or field.judged == [BASE] else _safe(field)
     results = tuple(_result(field, arm) for arm in _in_order(field, [BASE, *field.arms]))
     gains = {key: _value(field, winner, key) for key in ("gain", "gain_nats", "forgetting", "forgetting_nats")}
     return Verdict(
@@ -44,6 +45,8 @@ def judge(
         rule=f"{wording.rule(question)} {wording.outcome(field, winner, best_eligible(field))}",
         runner_up=leading,
         needed=None if winner else wording.needed(field, open_questions(field)),
+        safe_arm=safe,
+        meanwhile=wording.meanwhile(field, safe, _others(field, safe)) if safe else None,
         warnings=(*_lost_seeds(field, winner), *warnings, *_warnings(field)),
         arms=results,
     )
@@ -86,6 +89,24 @@ def best_eligible(field: Field) -> str:
     """The surely eligible arm with the best score; the base is always eligible."""
     sure = [arm for arm in field.judged if field.eligible[arm] == "yes"]
     return min(sure, key=lambda arm: (-field.score(arm), field.num_trainable(arm), arm))
+
+
+def _safe(field: Field) -> str:
+    """The best of the arms that surely keep within the budgets and surely gain; the base where none does."""
+    sure = [arm for arm in field.judged if arm != BASE and field.eligible[arm] == "yes" and _surely_gains(field, arm)]
+    return min(sure, key=lambda arm: (-field.score(arm), field.num_trainable(arm), arm), default=BASE)
+
+
+def _surely_gains(field: Field, arm: str) -> bool:
+    gain = field.difference(arm, BASE)
+    return gain is not None and gain.low is not None and gain.low > 0.0
+
+
+def _others(field: Field, safe: str) -> tuple[list[str], list[str]]:
+    """What keeps a safe arm from being named: smaller arms that may do as well, and others that may do better."""
+    rest = [arm for arm in _in_order(field, field.judged) if arm != safe and not is_out(field, arm)]
+    smaller = [arm for arm in rest if field.num_trainable(arm) < field.num_trainable(safe)]
+    return smaller, [arm for arm in rest if arm not in smaller and field.compare(safe, arm) != "within"]
 
 
 def favourite(field: Field, leave_out: str | None = None) -> str | None:

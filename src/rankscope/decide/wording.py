@@ -73,17 +73,40 @@ def outcome(field: Field, winner: str | None, best: str) -> str:
     return f"{best_words} {winner} is {behind} behind it; every smaller arm is worse than the margin or not eligible."
 
 
+def meanwhile(field: Field, safe: str, others: tuple[Sequence[str], Sequence[str]]) -> str:
+    """What can be used until it is decided, and why it is not recommended.
+
+    Args:
+        field: What was measured.
+        safe: The best of the arms that surely keep within the budgets and surely gain, or the base.
+        others: Smaller arms that may do as well, and arms that may do better.
+    """
+    smaller, better = others
+    unit = field.question.score.removeprefix("gain")
+    if safe == BASE:
+        said = "Until it is decided the base is the safe choice: no arm surely learns something within the budget."
+    else:
+        gained = f"gains {_span(field.difference(safe, BASE), unit)}"
+        said = f"Until it is decided {safe} is safe to use: it {' and '.join([gained, *_forgets(field, safe)])}."
+    why = []
+    if smaller:
+        why.append(f"{_few(smaller)} may do as well with fewer parameters")
+    if better:
+        why.append(f"{_few(better)} may be better by more than the margin")
+    return f"{said} It is not recommended yet because {', and '.join(why)}." if why and safe != BASE else said
+
+
+def _few(names: Sequence[str]) -> str:
+    return _names(names) if len(names) <= MAX_ASKED else f"{len(names)} others"
+
+
 def reason(field: Field, arm: str, best: str) -> str:
     """Why an arm stands where it does."""
     if arm not in field.judged:
         return field.arms[arm].reason
     if arm == BASE:
         return "untrained: gains and forgets nothing"
-    parts = []
-    for key, budget in field.question.budgets.items():
-        unit, lost = key.removeprefix("forgetting"), field.forgotten(arm, key)
-        where = "not measured" if lost is None else f"{_span(lost, unit)} of at most {_amount(budget, unit)}"
-        parts.append(f"forgets {where}")
+    parts = _forgets(field, arm)
     if arm == best:
         parts.append("the best of the surely eligible")
     else:
@@ -93,6 +116,16 @@ def reason(field: Field, arm: str, best: str) -> str:
     if lost := field.arms[arm].lost_seeds:
         parts.append(lost_seeds(lost))
     return "; ".join(parts)
+
+
+def _forgets(field: Field, arm: str) -> list[str]:
+    """What an arm forgets, against each budget."""
+    said = []
+    for key, budget in field.question.budgets.items():
+        unit, lost = key.removeprefix("forgetting"), field.forgotten(arm, key)
+        where = "not measured" if lost is None else f"{_span(lost, unit)} of at most {_amount(budget, unit)}"
+        said.append(f"forgets {where}")
+    return said
 
 
 def lost_seeds(lost: Sequence[str]) -> str:
@@ -182,10 +215,11 @@ def _span(estimate: Estimate | None, unit: str) -> str:
         return "an unknown amount"
     scale, digits, name = (1, 3, "nats per token") if unit else (100, 1, "points")
     value, low, high = (
-        None if number is None else f"{scale * number:z.{digits}f}"  # z: no minus before what rounds to 0
+        # z: no minus before what rounds to 0.
+        None if number is None else f"{scale * number:z.{digits}f}".replace("-", "\N{MINUS SIGN}")
         for number in (estimate.value, estimate.low, estimate.high)
     )
-    return f"{value} {name} (no interval)" if low is None or high is None else f"{value} [{low}, {high}] {name}"
+    return f"{value} {name} (no interval)" if low is None or high is None else f"{value} {name} ({low} to {high})"
 
 
 def _names(names: Sequence[str]) -> str:

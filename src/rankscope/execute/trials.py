@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.synchronize import Barrier
+from threading import BrokenBarrierError
 
 import polars as pl
 
@@ -21,6 +22,10 @@ SECONDS = 4.0
 # What is measured twice differs by a few hundredths; a layout that is no better than that is not worth the change.
 _LEAST_GAIN = 1.05
 _START_SECONDS = 600.0
+
+
+class TrialError(Exception):
+    """What was tried failed, and not for want of memory."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,11 @@ def measured_layout(
 
 
 def steps_per_second(work: TrialWork) -> float | None:
-    """Optimizer steps a second of all runs in all processes of a layout; None where it does not fit the memory."""
+    """Optimizer steps a second of all runs in all processes of a layout; None where it does not fit the memory.
+
+    Raises:
+        TrialError: A process failed for another reason.
+    """
     context = multiprocessing.get_context("spawn")
     number = work.layout.num_workers
     barrier = context.Barrier(number)
@@ -92,12 +101,14 @@ def steps_per_second(work: TrialWork) -> float | None:
     for process in processes:
         process.join(timeout=5.0)
         process.kill()
-    return None if None in speeds else sum(speed for speed in speeds if speed is not None)
+    if failures := [speed for speed in speeds if isinstance(speed, str)]:
+        raise TrialError(failures[0])
+    return None if None in speeds else sum(speeds)
 
 
-def _received(connections: list[Connection], barrier: Barrier) -> list[float | None]:
-    """What processes measured; None for one that ended without a word, most often for want of memory."""
-    speeds: list[float | None] = []
+def _received(connections: list[Connection], barrier: Barrier) -> list[float | str | None]:
+    """What processes measured; the error of one that failed; None for one that the system killed for its memory."""
+    speeds: list[float | str | None] = []
     waiting = list(connections)
     while waiting:
         ready = wait(waiting, _START_SECONDS)
@@ -107,13 +118,27 @@ def _received(connections: list[Connection], barrier: Barrier) -> list[float | N
                 speeds.append(connection.recv() if connection in ready else None)
             except EOFError:
                 speeds.append(None)
-        if None in speeds:
+        if not all(isinstance(speed, float) for speed in speeds):
             barrier.abort()  # the others would wait for the one that is gone
     return speeds
 
 
 def _train(connection: Connection, barrier: Barrier, work: TrialWork) -> None:
     """In a process of its own: train for some seconds, together with the others, and say how fast it went."""
+    from rankscope.models.memory import is_out_of_memory
+
+    try:
+        connection.send(_timed(barrier, work))
+    except BrokenBarrierError:  # another one has failed, and says why
+        connection.send(None)
+    except Exception as error:  # noqa: BLE001  it goes to the process that waits, which raises it
+        connection.send(None if is_out_of_memory(error) else f"{type(error).__name__}: {error}")
+    finally:
+        connection.close()
+
+
+def _timed(barrier: Barrier, work: TrialWork) -> float | None:
+    """Optimizer steps a second of this process; None where its memory does not hold a batch as it is."""
     import torch
 
     from rankscope.data.hub import model_folder
@@ -138,8 +163,7 @@ def _train(connection: Connection, barrier: Barrier, work: TrialWork) -> None:
     train(pack, states, work.max_tokens, clock)
     # A CUDA device is waited for in every step: its losses are read.
     is_short = any(state.shortages for state in states)
-    connection.send(None if is_short else clock.num_steps / (time.perf_counter() - started))
-    connection.close()
+    return None if is_short else clock.num_steps / (time.perf_counter() - started)
 
 
 @dataclass

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 import vl_convert
@@ -19,6 +18,7 @@ from rankscope.errors import DamagedFile, UserError
 from rankscope.export.card import CardFacts, model_card
 from rankscope.export.latex import MAIN, main_document, train_test_table, verdict_table
 from rankscope.export.model import Chosen, base_id, choice_of, named, recommended, verdict_of
+from rankscope.export.parts import PARTS, Part
 from rankscope.export.peft_results import RunResult, result_document
 from rankscope.export.records import Found, csv_columns, number_table, record_table, with_subject
 from rankscope.export.records import verdict_table as verdicts_as_rows
@@ -32,8 +32,6 @@ from rankscope.runs import RunSettings
 from rankscope.schedule import all_work, folder_of, read_record
 from rankscope.store import RECORD, Store, check_files, checksum, write_text
 
-Part = Literal["tables", "records", "latex", "figures", "results", "models"]
-PARTS: tuple[Part, ...] = ("tables", "records", "latex", "figures", "results", "models")
 CARD = "README.md"
 _STEPS = "steps.jsonl"
 _WEIGHTS = ("adapter", "model")
@@ -223,13 +221,18 @@ class _Exporter:
 
     def _write_models(self, chosen: Sequence[Chosen]) -> str:
         for one in chosen:
-            target = self.request.out / "models" / one.folder
-            shutil.rmtree(target, ignore_errors=True)  # of an earlier export, perhaps of other weights
+            place = self.request.out / "models" / one.folder
+            target = place.with_name(f".{place.name}")  # an earlier export stays until this one is whole
+            if target.exists():
+                shutil.rmtree(target)
             target.mkdir(parents=True)
             for path in _weights(self.store, one):
                 shutil.copyfile(path, target / path.name)
             has_tokenizer = one.run.arm.capabilities.saves == "model" and _copy_tokenizer(one.run, target)
             write_text(target / CARD, model_card(self._facts(one, has_tokenizer)))
+            if place.exists():
+                shutil.rmtree(place)
+            target.rename(place)
         return ", ".join(f"models/{one.folder}" for one in chosen) or "none"
 
     def _facts(self, one: Chosen, has_tokenizer: bool) -> CardFacts:

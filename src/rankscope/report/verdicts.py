@@ -114,7 +114,8 @@ def verdict_view(
 
 def _headline(verdict: Verdict) -> str:
     if verdict.decision == "undecided":
-        return "Undecided."
+        safe = verdict.safe_arm
+        return "Undecided." if safe in (None, "base") else f"Undecided. Safe meanwhile: {arm_in_words(safe)}."
     if verdict.arm == "base" or verdict.arm is None:
         return "Do not fine-tune."
     at = f" at learning rate {rate(verdict.learning_rate)}" if verdict.learning_rate is not None else ""
@@ -124,34 +125,13 @@ def _headline(verdict: Verdict) -> str:
 def _sentence(verdict: Verdict) -> str:
     """What to expect; while undecided, what is known so far."""
     if verdict.decision == "undecided":
-        return _known(verdict)
+        return verdict.meanwhile or "No arm could be judged."
     if verdict.arm == "base" or verdict.arm is None:
         return "No arm kept within the accepted forgetting and was better than the base by more than the margin."
     return f"Expect {_learned_and_forgot(verdict)}."
 
 
-def _known(verdict: Verdict) -> str:
-    """The best of the arms that surely keep within the accepted forgetting, and which may yet join them."""
-    tuned = [arm for arm in verdict.arms if arm.arm != "base"]
-    sure = [arm for arm in tuned if arm.eligible == "yes" and (arm.gain or arm.gain_nats)]
-    unknown = [arm_in_words(arm.arm) for arm in tuned if arm.eligible == "unknown"]
-    tail = f" Whether {_listed(unknown)} {'does' if len(unknown) == 1 else 'do'} cannot be told yet." if unknown else ""
-    if not sure:
-        return f"No arm surely keeps within the accepted forgetting.{tail}"
-    best = max(sure, key=lambda arm: (arm.gain or arm.gain_nats).value)
-    return (
-        f"So far {arm_in_words(best.arm)} is the best that surely keeps within the accepted forgetting: expect "
-        f"{_learned_and_forgot(best)}.{tail}"
-    )
-
-
-def _listed(names: Sequence[str]) -> str:
-    if len(names) > 4:
-        return f"{len(names)} others"
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _learned_and_forgot(found: Verdict | ArmResult) -> str:
+def _learned_and_forgot(found: Verdict) -> str:
     gains = _expectations(found.gain, found.gain_nats, "gain")
     losses = _expectations(found.forgetting, found.forgetting_nats, "forgetting")
     learned = f"to learn {gains} in the domain it was trained on" if gains else ""
@@ -166,9 +146,8 @@ def _next_step(verdict: Verdict, edges: Mapping[str, str]) -> str:
     if verdict.decision == "undecided":
         return verdict.needed or "More items or seeds; the study's own cannot tell which arm is best within the budget."
     if verdict.arm == "base" or verdict.arm is None:
-        lowest = [arm for arm, edge in edges.items() if edge == "lowest"]
-        if lowest and len(lowest) == len([arm for arm in verdict.arms if arm.arm != "base"]):
-            return "Keep the base; or try lower learning rates first, for every arm did best at the lowest it had."
+        if edges:
+            return f"Keep the base; or first try {_beyond(edges)}, for these did best at the end of their range."
         return "Keep the base, or ask again with other data; the margin and the accepted forgetting stand in `decide:`."
     step = "`rankscope export DIR` writes the trained model with a card that states these numbers."
     if verdict.arm in edges:
@@ -176,6 +155,15 @@ def _next_step(verdict: Verdict, edges: Mapping[str, str]) -> str:
         beyond = "higher" if edge == "highest" else "lower"
         return f"{step} Its learning rate is the {edge} that was tried; a {beyond} one may do better still."
     return step
+
+
+def _beyond(edges: Mapping[str, str]) -> str:
+    """Which rates may be better than any that was tried."""
+    parts = []
+    for edge, word in (("lowest", "lower"), ("highest", "higher")):
+        if arms := [arm_in_words(arm) for arm, found in edges.items() if found == edge]:
+            parts.append(f"{word} learning rates for {', '.join(arms) if len(arms) <= 4 else f'{len(arms)} arms'}")
+    return " and ".join(parts)
 
 
 def _expectations(accuracy: Interval | None, nats: Interval | None, key: str) -> str:

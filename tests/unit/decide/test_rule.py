@@ -129,7 +129,23 @@ def test_a_larger_arm_that_may_be_eligible_and_better_keeps_it_open() -> None:
     found = verdict(arm("r16", 16, est(0.30)), arm("full", 900, est(0.40), est(0.025, 0.01)))
     assert found.decision == "undecided"
     assert found.runner_up == "full", "what the estimates favour"
-    assert "full forgets 2.5 [1.5, 3.5] points, and the budget is 3 points" in found.needed
+    assert "full forgets 2.5 points (1.5 to 3.5), and the budget is 3 points" in found.needed
+
+
+def test_while_it_is_open_a_safe_arm_is_named_with_what_stands_against_it() -> None:
+    full = arm("full", 900, est(0.40), est(0.025, 0.01))
+    found = verdict(arm("r4", 4, est(0.285)), arm("r16", 16, est(0.30)), full)
+    assert (found.decision, found.safe_arm) == ("undecided", "r16")
+    assert found.meanwhile == (
+        "Until it is decided r16 is safe to use: it gains 30.0 points (29.5 to 30.5) and forgets 0.0 points "
+        "(\N{MINUS SIGN}0.5 to 0.5) of at most 3 points. It is not recommended yet because r4 may do as well with "
+        "fewer parameters, and full may be better by more than the margin."
+    )
+    alone = verdict(full)
+    assert alone.safe_arm == "base"
+    assert alone.meanwhile.startswith("Until it is decided the base is the safe choice")
+    assert verdict(full, arm("r4", 4, est(0.01, 0.02))).safe_arm == "base", "r4 may be worse than the base"
+    assert verdict(arm("r16", 16, est(0.30))).meanwhile is None, "decided"
 
 
 def test_a_larger_arm_that_may_be_eligible_but_no_better_does_not() -> None:
@@ -146,7 +162,7 @@ def test_an_arm_whose_own_eligibility_is_unknown_is_not_recommended() -> None:
 def test_a_smaller_arm_whose_difference_straddles_the_margin_keeps_it_open() -> None:
     found = verdict(arm("r4", 4, est(0.28)), arm("r16", 16, est(0.30)))
     assert found.decision == "undecided"
-    assert "r4 is 2.0 [1.5, 2.5] points behind r16, and the margin is 2 points" in found.needed
+    assert "r4 is 2.0 points (1.5 to 2.5) behind r16, and the margin is 2 points" in found.needed
 
 
 def test_a_larger_arm_whose_difference_straddles_the_margin_keeps_it_open() -> None:
@@ -342,13 +358,15 @@ def test_one_comparison_is_stated_once_whichever_way_it_is_asked() -> None:
     # r4 and r16 are open both ways: r4 may be worse by more than the margin, and so may r16.
     found = verdict(arm("r4", 4, est(0.285)), arm("r16", 16, est(0.31)), half=0.05)
     assert found.decision == "undecided"
-    assert "r4 is 2.5 [-2.5, 7.5] points behind r16, and the margin is 2 points either way" in found.needed
+    assert "r4 is 2.5 points (\N{MINUS SIGN}2.5 to 7.5) behind r16, and the margin is 2 points either way" in (
+        found.needed
+    )
     assert "r16 is" not in found.needed
 
 
 def test_a_number_that_rounds_to_zero_has_no_sign() -> None:
     tiny = est(-0.0001, 0.0404)
     found = verdict(arm("r4", 4, est(0.3), tiny))
-    assert "r4 forgets 0.0 [-4.0, 4.0] points" in found.needed
+    assert "r4 forgets 0.0 points (\N{MINUS SIGN}4.0 to 4.0)" in found.needed
     (table, *_) = verdict_tables(record_of(found))
     assert "-0.0" not in " ".join(str(cell) for column in table.columns for cell in column.cells)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import signal
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +14,7 @@ import pytest
 
 from rankscope.data.examples import Example, examples_frame
 from rankscope.execute import trials
-from rankscope.execute.trials import TrialWork, measured_layout, steps_per_second
+from rankscope.execute.trials import TrialError, TrialWork, measured_layout, steps_per_second
 from rankscope.layout import layouts_to_try
 from rankscope.plan import Layout, Plan
 from rankscope.runs import BaseSettings
@@ -86,12 +90,23 @@ def work(tmp_path: Path, num_workers: int) -> TrialWork:
     return TrialWork(runs, (tuple(EXAMPLES),) * 2, "float32", layout, 8192, seconds=0.3)
 
 
+def killed(connection: Connection, barrier: Barrier, work: TrialWork) -> None:
+    """In the place of what a process does that is timed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_pack_is_timed_in_processes_of_its_own(tmp_path: Path) -> None:
     speed = steps_per_second(work(tmp_path, num_workers=2))
     assert speed is not None and speed > 0
 
 
-def test_a_process_that_dies_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "_START_SECONDS", 30.0)
-    broken = dataclasses.replace(work(tmp_path, num_workers=1), dtype="float7")
-    assert steps_per_second(broken) is None
+def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
+    broken = dataclasses.replace(work(tmp_path, num_workers=2), dtype="float7")
+    with pytest.raises(TrialError, match="KeyError: 'float7'"):
+        steps_per_second(broken)
+
+
+def test_a_process_that_is_killed_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system kills without a word who takes too much memory."""
+    monkeypatch.setattr(trials, "_train", killed)
+    assert steps_per_second(work(tmp_path, num_workers=2)) is None

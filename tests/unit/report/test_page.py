@@ -227,7 +227,7 @@ def test_not_to_fine_tune_and_undecided_are_verdicts_too():
     open_ = verdict(decision="undecided", arm=None, learning_rate=None, gain=None, forgetting=None, needed="Two seeds.")
     view = verdict_view(open_, "t", (), "decide/record.json")
     assert (view.headline, view.next_step) == ("Undecided.", "Two seeds.")
-    assert view.sentence == "No arm surely keeps within the accepted forgetting."
+    assert view.sentence == "No arm could be judged."
 
 
 def arm(name, gain, eligible):
@@ -237,15 +237,14 @@ def arm(name, gain, eligible):
     )  # fmt: skip
 
 
-def test_what_is_known_while_undecided_is_said():
+def test_what_is_safe_while_undecided_is_said_first():
     arms = (arm("lora-r4", 0.1, "yes"), arm("lora-r8", 0.3, "yes"), arm("mine", 0.4, "unknown"), arm("full", 0.5, "no"))
-    view = verdict_view(verdict(decision="undecided", arm=None, arms=arms), "t", (), "decide/record.json")
-    assert view.sentence == (
-        "So far LoRA of rank 8 is the best that surely keeps within the accepted forgetting: expect to learn 30.0 "
-        "points (29.0 to 31.0) in the domain it was trained on and to forget 1.0 points (0.0 to 2.0) of what the base "
-        "could do before (95% intervals in brackets). Whether mine does cannot be told yet."
-    )
+    given = verdict(decision="undecided", arm=None, arms=arms, safe_arm="lora-r8", meanwhile="Because.")
+    view = verdict_view(given, "t", (), "decide/record.json")
+    assert (view.headline, view.sentence) == ("Undecided. Safe meanwhile: LoRA of rank 8.", "Because.")
     assert view.runner_up is None, "who leads is said already"
+    base = verdict_view(given.model_copy(update={"safe_arm": "base"}), "t", (), "decide/record.json")
+    assert base.headline == "Undecided."
 
 
 def test_the_next_step_follows_from_the_verdict():
@@ -254,8 +253,9 @@ def test_the_next_step_follows_from_the_verdict():
     at_edge = verdict_view(verdict(), "t", (), "f", None, {"lora-r8": "lowest"})
     assert "lowest that was tried; a lower one" in at_edge.next_step
     none = verdict(arm="base", learning_rate=None, arms=(arm("lora-r8", 0.0, "yes"),))
-    assert "try lower learning rates first" in verdict_view(none, "t", (), "f", None, {"lora-r8": "lowest"}).next_step
-    assert verdict_view(none, "t", (), "f", None, {"lora-r8": "highest"}).next_step.startswith("Keep the base, or ask")
+    step = verdict_view(none, "t", (), "f", None, {"lora-r8": "lowest", "full": "highest"}).next_step
+    assert "lower learning rates for LoRA of rank 8 and higher learning rates for full fine-tuning" in step
+    assert verdict_view(none, "t", (), "f").next_step.startswith("Keep the base, or ask again")
 
 
 def test_the_page_holds_as_many_flips_as_it_can_carry(reported):
