@@ -64,8 +64,9 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
     (
         "model",
         ModelSource,
-        """`model: SOURCE` names one base. A mapping compares several: `model: {small: org/a, large: {source: org/b,
-        revision: main}}`. A folder needs `config.json`, `tokenizer.json` and safetensors; pickles are not read.""",
+        """`model: SOURCE`, or `model: {source: SOURCE, ...}`, names one base. A mapping compares several:
+        `model: {small: org/a, large: {source: org/b, revision: main}}`.
+        A folder needs `config.json`, `tokenizer.json` and safetensors; pickles are not read.""",
     ),
     (
         "train.{name}",

@@ -11,7 +11,7 @@ from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads, TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import ModelShape, known_model, known_models, shape_of_entry, shape_of_folder
-from rankscope.data.hub import local_model, model_folder
+from rankscope.data.hub import base_folder, local_model
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
@@ -136,7 +136,7 @@ def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
     """A model's shape, and the name of its architecture."""
     if local_model(source.source, source.revision) is not None:
         with within("model", name):
-            folder = model_folder(source.source, source.revision)
+            folder = base_folder(name, source)
         return shape_of_folder(folder), model_type(folder)
     entry = known_model(source.source)
     if entry is None:

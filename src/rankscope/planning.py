@@ -13,9 +13,10 @@ from rankscope.cost.counted import counted_task, counted_training, counted_valid
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
+from rankscope.data.architectures import code_warnings
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, examples_frame, items_frame
-from rankscope.data.hub import fingerprint, hub_commit, model_folder
+from rankscope.data.hub import base_folder, fingerprint, hub_commit
 from rankscope.data.prepare import (
     PreparedTask,
     PreparedTraining,
@@ -33,6 +34,7 @@ from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
 from rankscope.runs import (
     BaseSettings,
+    Opening,
     RunSettings,
     TrainingData,
     derived_points,
@@ -68,6 +70,7 @@ class _Prepared:
     """One base with all of the study's data as it sees them."""
 
     settings: BaseSettings
+    folder: Path
     shape: ModelShape
     model_type: str
     training: dict[str, PreparedTraining]
@@ -194,7 +197,7 @@ def _write_changed(path: Path, frame: pl.DataFrame) -> str | None:
 def _prepare(study: Study, name: str, today: date) -> _Prepared:
     source = study.model[name]
     with within("model", name):
-        folder = model_folder(source.source, source.revision)
+        folder = base_folder(name, source)
         tokenizer = Tokenizer.from_folder(folder, today)
     optimization = study.optimization
     training = {
@@ -209,11 +212,12 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         name=name,
         source=source.source,
         revision=source.revision,
-        fingerprint=fingerprint(folder),
+        fingerprint=fingerprint(folder, with_code=source.trust_remote_code),
         commit=hub_commit(folder),
+        opening=Opening(trust_remote_code=source.trust_remote_code),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
-    return _Prepared(settings, shape_of_folder(folder), model_type(folder), training, tasks, probes)
+    return _Prepared(settings, folder, shape_of_folder(folder), model_type(folder), training, tasks, probes)
 
 
 def _inputs(study: Study, prepared: dict[str, _Prepared], runs: tuple[RunSettings, ...], layout: Layout) -> Inputs:
@@ -274,7 +278,8 @@ def _overlaps(base: _Prepared) -> list[Overlap]:
 
 
 def _warnings(study: Study, base: _Prepared) -> list[str]:
-    warnings = [text for data in base.training.values() for text in data.warnings]
+    warnings = code_warnings(base.settings.name, base.folder, trust=base.settings.opening.trust_remote_code)
+    warnings += [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):

@@ -35,6 +35,16 @@ class Resolved(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class Opening(Resolved):
+    """What a study says of how a base's folder is opened.
+
+    Attributes:
+        trust_remote_code: The folder's own Python code may be run.
+    """
+
+    trust_remote_code: bool = False
+
+
 class BaseSettings(Resolved):
     """A base model, pinned.
 
@@ -42,6 +52,7 @@ class BaseSettings(Resolved):
         revision: As the study file names it.
         fingerprint: Changes when the model's files do.
         commit: The hub's commit that the files are of; None for a folder.
+        opening: How its folder is opened.
     """
 
     name: str
@@ -49,6 +60,7 @@ class BaseSettings(Resolved):
     revision: str | None
     fingerprint: str
     commit: str | None = None
+    opening: Opening = Opening()
 
 
 class DataOrigin(Resolved):
@@ -197,7 +209,9 @@ class RunSettings(Resolved):
         """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
         # A later commit with the same files, for example of a model card, is no other run; nor are the same examples
         # read from elsewhere. Without bfloat16 a run is what it was before there was a choice.
-        exclude = {"base": {"commit"}, "training_set": {"data"}}
+        exclude: dict[str, set[str]] = {"base": {"commit"}, "training_set": {"data"}}
+        if self.base.opening == Opening():  # nor is one of before there was a choice
+            exclude["base"] |= {"opening"}
         exclude |= {} if self.optimization.bf16 is True else {"optimization": {"bf16"}}
         return settings_hash(self.model_dump(mode="json", exclude=exclude))
 

@@ -73,6 +73,9 @@ class ModelSource(Section):
 
     source: str = Field(min_length=1, description="hub id, folder, .gguf file, smallworld:base or smallworld:plain")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
+    trust_remote_code: bool = Field(
+        False, description="whether Python files of the model's folder may be run, with all the rights that you have"
+    )
 
 
 class Data(Section):
@@ -390,6 +393,8 @@ class Study(Section):
         """`model: org/name` is short for a mapping with one entry, named by the id's last part."""
         if isinstance(data, dict) and isinstance(data.get("model"), str):
             return {**data, "model": {_model_name(data["model"]): {"source": data["model"]}}}
+        if isinstance(data, dict) and _is_model(data.get("model")):
+            return {**data, "model": {_model_name(data["model"]["source"]): data["model"]}}
         if isinstance(data, dict) and isinstance(data.get("model"), dict):
             models = {k: {"source": v} if isinstance(v, str) else v for k, v in data["model"].items()}
             return {**data, "model": models}
@@ -432,6 +437,12 @@ class Study(Section):
         if name.startswith("validation"):
             text = "task names that start with 'validation' are taken; rename evaluate.{task}"
             raise PydanticCustomError("taken", text, {"key": "evaluate", "task": name})
+
+
+def _is_model(value: Any) -> bool:
+    """Whether a mapping is one model with its settings, and not several by their names."""
+    is_one = isinstance(value, dict) and isinstance(value.get("source"), str)
+    return is_one and len(value) > 1 and set(value) <= set(ModelSource.model_fields)
 
 
 def _model_name(source: str) -> str:

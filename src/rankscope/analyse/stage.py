@@ -14,7 +14,7 @@ import polars as pl
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
 from rankscope.analyse.matrices import spectra
@@ -40,6 +40,7 @@ from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.layer_cache import LayerCache, write_tensors
 from rankscope.models.merged import CannotMerge
+from rankscope.models.opening import read_config
 from rankscope.models.weights import Update, iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
@@ -179,8 +180,8 @@ class _Stage:
     def _parts(self, settings: RunSettings) -> Iterator[Update | Part]:
         """What a run changed, tensor by tensor, with fused matrices taken apart."""
         base_folder = self.models.base_folder(settings.base)
-        config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
-        updates = iter_updates(base_folder, trained_folder(self.store.train(settings.run_id)))
+        config = read_config(base_folder, settings.base.opening)
+        updates = iter_updates(base_folder, trained_folder(self.store.train(settings.run_id)), settings.base.opening)
         return iter_parts(updates, config)
 
     # Attention -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import torch
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig
 
 from rankscope.analyse.matrices import Spectra, spectra
 from rankscope.analyse.norms import NormCache
@@ -37,6 +36,7 @@ from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.loading import load_model
 from rankscope.models.lora_folder import read_lora_folder
+from rankscope.models.opening import read_config
 from rankscope.models.tuned_folder import load_tuned_folder
 from rankscope.models.updates import Update
 from rankscope.models.weights import Tuned, read_tuned
@@ -192,7 +192,7 @@ def _chosen(tuned: Tuned, layers: frozenset[int] | None) -> list[Update]:
 
 def _taken_apart(base: Path) -> Callable[[Update], Iterator[Part | Update]]:
     """Takes fused matrices of this base apart."""
-    config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    config = read_config(base)
     return lambda update: iter_parts([update], config)
 
 

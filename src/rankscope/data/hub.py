@@ -10,9 +10,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rankscope.data.architectures import check_architecture
 from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
+from rankscope.spec import ModelSource
 
 _SMALL_WORLD = "smallworld:"
 PACKAGED = {f"{_SMALL_WORLD}base": "base", f"{_SMALL_WORLD}plain": "plain"}
@@ -24,7 +26,9 @@ _PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "*.t
 _TUNED_PATTERNS = ["*.safetensors", "*.json"]
 
 
-def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: bool = True) -> Path:
+def model_folder(
+    source: str, revision: str | None = None, *, needs_tokenizer: bool = True, with_code: bool = False
+) -> Path:
     """The folder with a base model's configuration, tokenizer and safetensors.
 
     Args:
@@ -33,6 +37,7 @@ def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: b
             `HF_TOKEN` are obeyed).
         revision: The hub's branch, tag or commit.
         needs_tokenizer: Whether a folder without tokenizer.json is refused.
+        with_code: Python files are fetched too.
 
     Raises:
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
@@ -50,7 +55,18 @@ def model_folder(source: str, revision: str | None = None, *, needs_tokenizer: b
         raise UserError(f"'{source}' is a file", mend="name the folder that holds the model")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise UserError(f"there is no model folder '{source}'", mend="name an existing folder, or a hub id")
-    return _checked(_fetched(source, revision, _PATTERNS), source, needs_tokenizer)
+    return _checked(_fetched(source, revision, [*_PATTERNS, *(["*.py"] if with_code else [])]), source, needs_tokenizer)
+
+
+def base_folder(name: str, source: ModelSource) -> Path:
+    """The folder of one of a study's bases.
+
+    Raises:
+        UserError: There is no such model, it cannot serve as a base, or it needs code that the study does not allow.
+    """
+    folder = model_folder(source.source, source.revision, with_code=source.trust_remote_code)
+    check_architecture(folder, name, trust_remote_code=source.trust_remote_code)
+    return folder
 
 
 def tuned_folder(source: str, revision: str | None = None) -> Path:
@@ -119,14 +135,15 @@ def named_commit(folder: Path, revision: str) -> str | None:
     return reference.read_text(encoding="utf-8").strip() if hub_commit(folder) and reference.is_file() else None
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash of a model's configuration, tokenizer and weights: it changes when the model does.
+def fingerprint(folder: Path, *, with_code: bool = False) -> str:
+    """A hash of a model's configuration, tokenizer, weights and, if wanted, code: it changes when the model does.
 
     Files of up to 64 MB are hashed whole. Of a larger one its size, its first and its last MiB are: the first holds
     safetensors' table of names, shapes and offsets, and training changes every part of a file.
     """
     digest = hashlib.sha256()
     names = ("*.safetensors", "config.json", "generation_config.json", "*token*.json", "chat_template.jinja")
+    names += ("*.py",) if with_code else ()
     for path in sorted({path for name in names for path in folder.glob(name)}):
         size = path.stat().st_size
         digest.update(f"{path.name}\0{size}\0".encode())

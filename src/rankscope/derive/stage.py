@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankscope.data.examples import items_from_frame
 from rankscope.data.tokens import Tokenizer
@@ -21,6 +21,7 @@ from rankscope.derive.changes import Changed, changed_adapter, changed_update
 from rankscope.errors import NotAvailable
 from rankscope.models.decompositions import Decompositions
 from rankscope.models.derived import replace_updates, write_lora
+from rankscope.models.opening import read_config
 from rankscope.models.updates import Update
 from rankscope.models.weights import iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
@@ -123,8 +124,8 @@ class _Stage:
     ) -> Iterator[PreTrainedModel]:
         """The derived model in memory; `changed` is told what was done."""
         base_folder, train = self.models.base_folder(settings.base), self.store.train(settings.run_id)
-        config = AutoConfig.from_pretrained(base_folder, local_files_only=True, trust_remote_code=False)
-        updates = iter_updates(base_folder, trained_folder(train))
+        config = read_config(base_folder, settings.base.opening)
+        updates = iter_updates(base_folder, trained_folder(train), settings.base.opening)
         if settings.arm.capabilities.saves == "adapter":
             factors = {
                 update.name: changed_adapter(update, point, config, self.decompositions.of, changed)

@@ -45,7 +45,7 @@ def measured_factors(plan: Plan, outline: Outline, device: Device) -> dict[str, 
     for is_full, run in kinds.items():
         # Full fine-tuning changes the base, so each kind has its own.
         folder = model_folder(run.base.source, run.base.revision)
-        model = load_model(folder, DTYPES[plan.dtype], plan.layout.device)
+        model = load_model(folder, DTYPES[plan.dtype], plan.layout.device, run.base.opening)
         pack = make_trainable(model, (run,), partial(_first_batches, outline, plan.layout.device))
         steps = _NUM_STEPS // len(kinds)
         measured = _step_seconds(pack, outline, run, steps)

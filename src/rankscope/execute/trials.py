@@ -149,7 +149,8 @@ def _timed(barrier: Barrier, work: TrialWork) -> float | None:
 
     torch.set_num_threads(work.layout.threads_per_worker)
     base = work.runs[0].base
-    model = load_model(model_folder(base.source, base.revision), DTYPES[work.dtype], work.layout.device)
+    folder = model_folder(base.source, base.revision)
+    model = load_model(folder, DTYPES[work.dtype], work.layout.device, base.opening)
     pack = make_trainable(model, work.runs)
     states = []
     for index, (run, examples) in enumerate(zip(work.runs, work.examples, strict=True)):

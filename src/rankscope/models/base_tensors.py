@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -22,8 +21,9 @@ from transformers.core_model_loading import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from rankscope.errors import UserError
+from rankscope.models.opening import AS_IT_IS, skeleton
 from rankscope.models.tensor_files import TensorFiles
+from rankscope.runs import Opening
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class BaseTensors:
 
     Args:
         folder: A Hugging Face folder with safetensors.
+        opening: What the study says of it.
 
     Attributes:
         keys: By the name of the parameter in the model, its name in the files. Older files leave the model's own
@@ -54,10 +55,11 @@ class BaseTensors:
         transposed: Weights stored as (d_in, d_out).
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, opening: Opening = AS_IT_IS) -> None:
         self.folder = folder
+        self.opening = opening
         self.files = TensorFiles.of_model(folder)
-        model = _skeleton(folder)
+        model = skeleton(folder, opening)
         modules = dict(model.named_modules())
         head = model.get_output_embeddings()
         self.tables = {
@@ -164,21 +166,6 @@ class BaseTensors:
             target: {expert: tuple(parts[part] for part in sorted(parts)) for expert, parts in experts.items()}
             for target, experts in found.items()
         }
-
-
-def _skeleton(folder: Path) -> nn.Module:
-    """The base's modules without weights."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        text = f"the configuration is of no model that transformers knows ({first})"
-        raise UserError(text, where=folder / "config.json") from None
-    if getattr(config, "quantization_config", None) is not None:  # an attribute that only quantised models have
-        text = "the base is quantised, so its weights are not in the files as numbers"
-        raise UserError(text, where=folder, mend="give the same model without quantisation")
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _is_stack(converter: WeightConverter) -> bool:

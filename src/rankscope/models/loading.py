@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.hub import fingerprint, model_folder
@@ -18,7 +18,8 @@ from rankscope.data.tokens import Tokenizer
 from rankscope.errors import MachineError
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.models.methods.pack import TrainablePack
-from rankscope.runs import BaseSettings, RunSettings
+from rankscope.models.opening import AS_IT_IS, read_model
+from rankscope.runs import BaseSettings, Opening, RunSettings
 from rankscope.store import Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -26,14 +27,12 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _FIRST_STEPS = 8
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A causal model from a Hugging Face folder, safetensors only, no code of the folder's run.
+def load_model(folder: Path, dtype: torch.dtype, device: str, opening: Opening = AS_IT_IS) -> PreTrainedModel:
+    """A causal model from a Hugging Face folder, safetensors only; code of the folder's runs if the study says so.
 
     Its own dropout is off for every arm: it is in evaluation mode, and stays there when it is trained.
     """
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model = read_model(folder, dtype, opening)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -55,7 +54,7 @@ class Models:
 
     def base_folder(self, settings: BaseSettings) -> Path:
         """The folder that a base is read from."""
-        return model_folder(settings.source, settings.revision)
+        return model_folder(settings.source, settings.revision, with_code=settings.opening.trust_remote_code)
 
     def check_base(self, settings: BaseSettings) -> None:
         """Compare a base's files with those that the study was planned for.
@@ -64,7 +63,7 @@ class Models:
             MachineError: They have changed, so that what comes next would not fit what is there.
         """
         folder = self.base_folder(settings)
-        if fingerprint(folder) != settings.fingerprint:
+        if fingerprint(folder, with_code=settings.opening.trust_remote_code) != settings.fingerprint:
             what = f"the files of base {settings.name} in {folder} have changed since the study was planned"
             raise MachineError(f"{what}\n  mend: put them back, or run the study again with the new ones")
 
@@ -78,7 +77,8 @@ class Models:
         """The base itself, as it was pretrained."""
         if self._base is None or self._base[0] != settings:
             self._base = None  # freed before the next one is read
-            self._base = settings, load_model(self.base_folder(settings), self.dtype, self.device)
+            folder = self.base_folder(settings)
+            self._base = settings, load_model(folder, self.dtype, self.device, settings.opening)
         return self._base[1]
 
     @contextmanager

@@ -24,6 +24,8 @@ def option_tree_refusal(model: PreTrainedModel) -> str | None:
         model: A plain causal model; adapters inside its modules do not matter.
     """
     config = model.config.get_text_config()
+    if type(model).__module__.startswith("transformers_modules."):  # a folder's own code, whatever it is called
+        return f"option trees were not tried with {type(model).__name__}, which is code of the model's folder"
     if config.model_type not in _KNOWN:
         return f"option trees were not tried with {config.model_type}"
     if config._attn_implementation not in ("sdpa", "eager"):

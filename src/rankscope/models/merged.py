@@ -14,10 +14,10 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
+from rankscope.models.opening import read_model
 from rankscope.models.updates import Rows, Update, check_name, finite, in_order, make_update
 
 _PREFIXES = ("base_model.model.", "base_model.")
@@ -42,9 +42,7 @@ class MergedTensors:
 
     def __init__(self, base: BaseTensors, folder: Path) -> None:
         self._base = base
-        model = AutoModelForCausalLM.from_pretrained(
-            base.folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        model = read_model(base.folder, torch.float32, base.opening)
         try:
             with warnings.catch_warnings():
                 # PEFT goes on with what was drawn at random where the file has no tensor, and only warns.

@@ -20,9 +20,11 @@ from rankscope.models.lora_tensors import LoraTensors
 from rankscope.models.merged import CannotMerge, MergedTensors
 from rankscope.models.methods.bottleneck import CONFIG as BOTTLENECK_CONFIG
 from rankscope.models.methods.pack import ADAPTER, MODEL
+from rankscope.models.opening import AS_IT_IS
 from rankscope.models.tensor_files import TensorFiles
 from rankscope.models.updates import Update, in_order
 from rankscope.models.whole_tensors import WholeTensors, resized
+from rankscope.runs import Opening
 
 
 @dataclass(frozen=True)
@@ -54,32 +56,34 @@ def trained_folder(train: Path) -> Path:
     raise UserError("holds no trained weights", where=train, mend="run the study again: it trains what is missing")
 
 
-def iter_updates(base_folder: Path, trained_folder: Path) -> Iterator[Update]:
+def iter_updates(base_folder: Path, trained_folder: Path, opening: Opening = AS_IT_IS) -> Iterator[Update]:
     """What a training run changed, tensor by tensor, in the order of the layers.
 
     Args:
         base_folder: The base, a Hugging Face folder with safetensors.
         trained_folder: A PEFT folder, or a Hugging Face folder of the whole tuned model.
+        opening: What the study says of the base.
 
     Raises:
         UserError: A folder is not of that form, or the tuned weights do not belong to this base.
         CannotMerge: An adapter is no change of the base's weights.
     """
-    yield from read_tuned(base_folder, trained_folder).updates
+    yield from read_tuned(base_folder, trained_folder, opening).updates
 
 
-def read_tuned(base_folder: Path, trained_folder: Path) -> Tuned:
+def read_tuned(base_folder: Path, trained_folder: Path, opening: Opening = AS_IT_IS) -> Tuned:
     """Read what was changed by whom, from the headers of the files, and check that it belongs to this base.
 
     Args:
         base_folder: As for `iter_updates`.
         trained_folder: As for `iter_updates`.
+        opening: As for `iter_updates`.
 
     Raises:
         UserError: As for `iter_updates`.
         CannotMerge: An adapter is no change of the base's weights.
     """
-    base = BaseTensors(base_folder)
+    base = BaseTensors(base_folder, opening)
     if (kind := _adapter_kind(trained_folder)) is not None and kind != "LORA":
         merged = MergedTensors(base, trained_folder)
         note = f"updates of {merged.method} are its layers merged by PEFT less the base's"

@@ -259,5 +259,7 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
     for base in plan.bases.values():
         revision = f", revision {base.revision}" if base.revision else ""
         commit = f", commit {base.commit}" if base.commit else ""
-        rows.append((f"Base {base.name}", f"{base.source}{revision}{commit}, fingerprint {base.fingerprint[:16]}"))
+        code = ", Python code of its folder was run (trust_remote_code)" if base.opening.trust_remote_code else ""
+        known = f"fingerprint {base.fingerprint[:16]}{code}"
+        rows.append((f"Base {base.name}", f"{base.source}{revision}{commit}, {known}"))
     return rows

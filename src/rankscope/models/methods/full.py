@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rankscope.data.targets import layer_number
 from rankscope.errors import DamagedFile
@@ -78,12 +78,12 @@ class FullPack:
 
     def load_folder(self, folder: Path) -> None:
         """Read the weights that `save` wrote into the model in hand."""
-        trained, found = AutoModelForCausalLM.from_pretrained(
+        # The class in hand: a base of its own code needs no further leave.
+        trained, found = type(self.model).from_pretrained(
             folder / MODEL,
             dtype=self.model.dtype,
             local_files_only=True,
             use_safetensors=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
         if found["missing_keys"] or found["unexpected_keys"]:

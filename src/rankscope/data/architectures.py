@@ -1,0 +1,111 @@
+"""Whether a model's folder is of an architecture that can be loaded, found before torch is imported."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from rankscope.errors import UserError
+
+_NAMES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+# What of a folder's code loads a causal model; its tokenizer's is never asked for.
+_CLASSES = ("AutoConfig", "AutoModelForCausalLM")
+
+
+def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> None:
+    """Compare a model's configuration with what the installed transformers, or the folder's own code, can load.
+
+    Args:
+        folder: A Hugging Face folder.
+        name: The base's name in the study.
+        trust_remote_code: The study's word on the folder's code.
+
+    Raises:
+        UserError: It is of no causal model, its weights are quantised, or it needs code that the study does not allow.
+    """
+    path = folder / "config.json"
+    config = _configuration(path)
+    if config.get("quantization_config") is not None:
+        mend = "name the folder or id of the same model in 16 or 32 bits"
+        raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
+    code, known = _code(config), causal_model_types()
+    if trust_remote_code and code:
+        _check_code(folder, code)
+        return
+    kind = config.get("model_type")
+    if known is None or kind in known:
+        return
+    if code:
+        files = ", ".join(_files(code))
+        what = f"only Python code of its own ({files}) can load it, and would run with all rights that you have"
+        mend = f"read that code, then say `trust_remote_code: true` beside `source:` of model.{name}"
+        raise UserError(what, where=path, mend=mend)
+    what = f"model_type '{kind}' is no causal language model that the installed transformers knows"
+    what = what if kind else "it names no model_type, so the architecture is not known"
+    raise UserError(what, where=path, mend="name a causal language model, or install a newer transformers")
+
+
+def code_warnings(name: str, folder: Path, *, trust: bool) -> list[str]:
+    """What a person should know of a base whose folder holds code: that it is run, or that it is not.
+
+    Args:
+        name: The base's name in the study.
+        folder: Its folder.
+        trust: The study's word.
+    """
+    code = _code(_configuration(folder / "config.json"))
+    if not code:
+        return []
+    files = ", ".join(_files(code))
+    if trust:
+        return [f"base {name}: Python code of its folder is run ({files}), because of trust_remote_code"]
+    return [f"base {name}: Python code of its folder ({files}) is not run; transformers' own class is loaded instead"]
+
+
+@functools.cache
+def causal_model_types() -> frozenset[str] | None:
+    """The `model_type`s that the installed transformers has causal models of; None where its list is not found.
+
+    The list is read as text: importing it would import torch.
+    """
+    found = importlib.util.find_spec("transformers")
+    path = Path(*found.submodule_search_locations or (), "models/auto/modeling_auto.py") if found else None
+    if path is None or not path.is_file():
+        return None
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _NAMES and isinstance(node.value, ast.Call):
+            return frozenset(dict(ast.literal_eval(node.value.args[0])))
+    return None
+
+
+def _configuration(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"not valid JSON ({error})", where=path, mend="download the model again") from None
+    if not isinstance(config, dict):
+        raise UserError("not a JSON object", where=path, mend="download the model again")
+    return config
+
+
+def _code(config: dict[str, Any]) -> list[str]:
+    """The classes of the folder's own that load a model: `modeling_ours.OurModel`."""
+    classes = config.get("auto_map") or {}
+    return [str(classes[name]) for name in _CLASSES if classes.get(name)]
+
+
+def _files(code: list[str]) -> list[str]:
+    return list(dict.fromkeys(f"{name.partition('.')[0]}.py" for name in code))
+
+
+def _check_code(folder: Path, code: list[str]) -> None:
+    for name in _files(code):
+        if "--" in name:
+            what = f"its code lies in another repository ({name.partition('--')[0]}), which is not pinned with it"
+            raise UserError(what, where=folder / "config.json", mend="copy the files into a folder, and name that")
+        if not (folder / name).is_file():
+            raise UserError(f"config.json names the code {name}, which is not there", where=folder, mend="copy it too")

@@ -1,0 +1,73 @@
+"""A base's configuration and classes, found by transformers; a folder's own code is run only where a study says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from rankscope.errors import UserError
+from rankscope.runs import Opening
+
+AS_IT_IS = Opening()
+
+
+def read_config(folder: Path, opening: Opening = AS_IT_IS) -> PretrainedConfig:
+    """A base's configuration.
+
+    Args:
+        folder: A Hugging Face folder.
+        opening: What the study says of it.
+    """
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=opening.trust_remote_code)
+
+
+def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS) -> PreTrainedModel:
+    """A causal model from a Hugging Face folder, safetensors only.
+
+    Args:
+        folder: The folder.
+        dtype: Of its weights.
+        opening: What the study says of it.
+
+    Raises:
+        UserError: The folder lacks weights that the architecture has; transformers would draw them at random.
+    """
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        local_files_only=True,
+        use_safetensors=True,
+        trust_remote_code=opening.trust_remote_code,
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} others" if len(missing) > 3 else "")
+        what = f"the files lack weights that {type(model).__name__} has: {names}"
+        raise UserError(what, where=folder, mend="is config.json of this model? Save the whole model again")
+    return model
+
+
+def skeleton(folder: Path, opening: Opening = AS_IT_IS) -> nn.Module:
+    """A base's modules without weights.
+
+    Args:
+        folder: A Hugging Face folder.
+        opening: What the study says of it.
+
+    Raises:
+        UserError: The configuration is of no model that can be built, or of a quantised one.
+    """
+    try:
+        config = read_config(folder, opening)
+    except (ValueError, OSError, KeyError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = f"the configuration is of no model that transformers knows ({first})"
+        raise UserError(text, where=folder / "config.json") from None
+    if getattr(config, "quantization_config", None) is not None:  # an attribute that only quantised models have
+        text = "the base is quantised, so its weights are not in the files as numbers"
+        raise UserError(text, where=folder, mend="give the same model without quantisation")
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=opening.trust_remote_code)
