@@ -111,6 +111,11 @@ def local_model(source: str, revision: str | None = None) -> Path | None:
     is_path = path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1
     if is_path or source.startswith(_SMALL_WORLD):
         return path  # whether it can serve as a base is another question
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    # The library's own look takes half a second of imports.
+    if not (Path(HF_HUB_CACHE) / f"models--{source.replace('/', '--')}").is_dir():
+        return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
