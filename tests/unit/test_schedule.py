@@ -115,6 +115,23 @@ def test_an_arm_without_a_rate_is_not_scored(tmp_path: Path) -> None:
     assert not [pack for pack in packs if pack.run_ids]
 
 
+def test_candidates_that_were_not_chosen_are_scored_after_the_choice_where_the_study_asks(tmp_path: Path) -> None:
+    plan = write_study(tmp_path, arms=ARMS[:1]).plan
+    searched = {run.run_id for run in plan.runs if run.seed in plan.search_seeds}
+    chosen = {run.run_id for run in plan.runs if run.learning_rate == 3e-4}
+    assert searched - chosen and chosen - searched
+    rates = Rates(choices=(choice("lora-r4", 3e-4),))
+
+    def scored_and_analysed(plan: Plan, rates: Rates) -> set[str]:
+        tests = {*plan.tasks["small"], *plan.analyses}
+        return {run for stage, _, run, name in needed_work(plan, rates) if run and name in tests}
+
+    assert scored_and_analysed(plan, rates) == chosen
+    asked = plan.model_copy(update={"scores_all_candidates": True})
+    assert scored_and_analysed(asked, Rates()) == set(), "no test item before the choice"
+    assert scored_and_analysed(asked, rates) == chosen | searched
+
+
 def test_work_that_is_left_is_only_what_is_left(tmp_path: Path) -> None:
     plan = write_study(tmp_path).plan
     run = plan.runs[0]

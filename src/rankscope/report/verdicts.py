@@ -13,6 +13,7 @@ from rankscope.report.wording import (
     arm_in_words,
     between,
     count,
+    counted,
     digits_of,
     evidence,
     rate,
@@ -64,6 +65,7 @@ class VerdictView:
     decision: str
     headline: str
     sentence: str
+    evidence: str | None
     cost: str | None
     rule: str
     runner_up: str | None
@@ -100,6 +102,7 @@ def verdict_view(
         decision="none" if verdict.arm == "base" else verdict.decision,
         headline=_headline(verdict),
         sentence=_sentence(verdict),
+        evidence=_evidence(verdict, source),
         cost=cost,
         rule=verdict.rule,
         # Undecided, the sentence has already named the arm that leads.
@@ -129,6 +132,19 @@ def _sentence(verdict: Verdict) -> str:
     if verdict.arm == "base" or verdict.arm is None:
         return "No arm kept within the accepted forgetting and was better than the base by more than the margin."
     return f"Expect {_learned_and_forgot(verdict)}."
+
+
+def _evidence(verdict: Verdict, source: str) -> str | None:
+    """What the sentence's numbers rest on, in small type under it; None where it has no number."""
+    found = verdict if verdict.arm else next((arm for arm in verdict.arms if arm.arm == verdict.safe_arm), None)
+    if found is None or found.arm == "base":
+        return None
+    parts = [
+        f"{key}: {counted(interval.num_items, 'item')}, {counted(interval.num_seeds, 'seed')}"
+        for key in ("gain", "gain_nats", "forgetting", "forgetting_nats")
+        if (interval := dict(found)[key]) is not None
+    ]
+    return f"{'; '.join(parts)}; {source}"
 
 
 def _learned_and_forgot(found: Verdict) -> str:

@@ -209,6 +209,9 @@ def test_a_verdict_is_one_sentence():
         "(95% intervals in brackets)."
     )
     assert view.runner_up == "full fine-tuning"
+    rests = [f"{key}: 300 items, 3 seeds" for key in ("gain", "forgetting", "forgetting_nats")]
+    assert view.evidence == "; ".join([*rests, "decide/record.json"])
+    assert verdict_view(verdict(arm="base"), "t", (), "f").evidence is None, "the base has no number"
 
 
 def test_the_recommended_arm_says_what_it_cost(reported):
@@ -242,6 +245,7 @@ def test_what_is_safe_while_undecided_is_said_first():
     given = verdict(decision="undecided", arm=None, arms=arms, safe_arm="lora-r8", meanwhile="Because.")
     view = verdict_view(given, "t", (), "decide/record.json")
     assert (view.headline, view.sentence) == ("Undecided. Safe meanwhile: LoRA of rank 8.", "Because.")
+    assert view.evidence == "gain: 300 items, 3 seeds; forgetting: 300 items, 3 seeds; decide/record.json"
     assert view.runner_up is None, "who leads is said already"
     base = verdict_view(given.model_copy(update={"safe_arm": "base"}), "t", (), "decide/record.json")
     assert base.headline == "Undecided."
