@@ -27,6 +27,7 @@ from rankscope.report.standings import SHORT, TITLES, budget_of, present, shown
 from rankscope.report.wording import amount_of, evidence, is_fraction, rate, scaled, unit_of
 from rankscope.spec import Decide
 
+_MOST_SPAN = 5.0  # of losses on a plain axis, highest to lowest
 _HINTS = {"arm": "Arm", "rate": "Rate", "shown": "Value", "evidence": "Rests on"}
 
 
@@ -75,7 +76,8 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
     measured = rates.filter(pl.col("value").is_not_null())
     if measured.is_empty():
         return None
-    measures = list(dict.fromkeys(measured["measure"]))
+    is_halved = measured["after_step"].is_not_null().any()
+    measures = [name for name in dict.fromkeys(measured["measure"]) if _compares(measured, name)]
     panels = []
     for measure in measures:
         chart = _rate_curve(measured.filter(pl.col("measure") == measure), measure, style)
@@ -87,9 +89,11 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
         key="learning_rates",
         title="The learning rate of each arm",
         shows="How each arm did on validation items at every rate that was tried. The ringed rate was chosen: the "
-        "best score, and among scores within a standard error of it the lower loss. No test item had been seen.",
-        reading="A peak inside the range is a fair choice. A best rate at the end of the range means that the arm may "
-        "do better than this study shows.",
+        "best score, and among scores within a standard error of it the lower loss. No test item had been seen."
+        + (" Rates that halving left behind are shown by their loss when they stopped; nothing was scored of them."
+           if is_halved else ""),
+        reading="A best rate inside the range is a fair choice. One at the end of the range means that the arm may do "
+        "better than this study shows.",
         caution="Validation scores chose the rates, so they flatter them a little; the plots above use other items.",
         panels=panels,
         measures=measures,
@@ -157,6 +161,11 @@ def _cut_curve(cuts: pl.DataFrame, measure: str, style: Style) -> list[alt.Chart
     ]
 
 
+def _compares(rates: pl.DataFrame, measure: str) -> bool:
+    """Whether a measure tells rates apart: with halving only the last of an arm's rates is scored."""
+    return measure == "loss_nats_per_token" or not rates.filter(pl.col("measure") == measure)["is_chosen"].all()
+
+
 def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerChart:
     rows = frame.rows(named=True)
     shown = frame.with_columns(
@@ -168,7 +177,13 @@ def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerCha
     ).select("group", "arm", "x", "value", "is_chosen", "shown", "rate", "evidence")
     plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
     x = log_axis(shown["x"].to_list(), "Learning rate", base=10)
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=False, padding=10))
+    # One rate that is far too high would press all others to the floor.
+    low, high = shown["value"].min(), shown["value"].max()
+    is_log = measure == "loss_nats_per_token" and 0.0 < _MOST_SPAN * low < high
+    scale = alt.Scale(zero=False, padding=10)
+    if is_log:
+        scale = alt.Scale(type="log", domain=[low / 1.15, high * 1.15], nice=False)
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, format="~g"))
     tint, hints = colour(style), tooltips(**_HINTS)
     ring = plot.transform_filter("datum.is_chosen").mark_point(size=260, strokeWidth=2, filled=False)
     return alt.layer(

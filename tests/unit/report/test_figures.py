@@ -14,8 +14,9 @@ import pytest
 from rankscope.measures import MEASURES
 from rankscope.report.figures import make_figures, make_glances
 from rankscope.report.labels import _box, _shared, places
-from rankscope.report.marks import data
+from rankscope.report.marks import Style, data
 from rankscope.report.palette import looks
+from rankscope.report.rank_figures import rate_figure
 from rankscope.report.scatter_figure import frontier
 from rankscope.report.tables import make_tables
 from rankscope.runs import ArmSettings
@@ -81,6 +82,20 @@ def test_warnings_of_rates_name_the_arm_and_its_group(figures):
     notes = figures["learning_rates"].notes
     assert any(note.startswith("The best rate is the lowest") and "full (1e-5)" in note for note in notes["new"])
     assert any(note.startswith("lora-r4: rate 0.001 gave no score") for note in notes["other"])
+
+
+def test_where_halving_scored_the_last_rate_alone_only_losses_are_drawn(reported):
+    rates = make_tables(reported.contents)["rates"].with_columns(pl.lit("new").alias("group"))
+    style = Style(looks(reported.contents.plan))
+    both = rate_figure(rates, style)
+    assert [panel.title for panel in both.panels] == ["Validation accuracy", "Validation loss"]
+    is_scored = pl.col("is_chosen") | (pl.col("measure") == "loss_nats_per_token")
+    halved = rates.filter(is_scored).with_columns(
+        pl.when(pl.col("is_chosen")).then(None).otherwise(pl.lit(2)).alias("after_step")
+    )
+    found = rate_figure(halved, style)
+    assert [panel.title for panel in found.panels] == ["Validation loss"]
+    assert "halving left behind" in found.shows and "halving" not in both.shows
 
 
 def test_the_stepped_line_joins_the_arms_that_learned_most_for_what_they_forgot():
