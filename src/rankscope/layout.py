@@ -30,24 +30,43 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     """
     execute = study.execute
     device = find_device() if execute.device == "auto" else execute.device
+    if device == "mps" and execute.is_sharded:
+        what = "mps is one device, and its memory is the host's"
+        raise UserError(what, where="execute.shard", mend="leave shard and cpu_offload out")
     if device == "mps" and study.optimization.dtype == "float64":
         raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
     gpus = visible_gpus() if device == "cuda" else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
     workers = execute.num_workers
+    if gpus and execute.shard > len(gpus):
+        what = f"{execute.shard} devices are asked for, and there are {len(gpus)} GPUs ({', '.join(gpus)})"
+        mend = f"set it to {len(gpus)} or less, with cpu_offload: true if the model does not fit then"
+        raise UserError(what, where="execute.shard", mend=mend)
     if workers == "auto":
         by_processor = cores if num_parameters < _SMALL_MODEL_PARAMETERS else 1
-        workers = by_processor if device == "cpu" else max(1, len(gpus))
+        workers = max(1, (by_processor if device == "cpu" else len(gpus)) // execute.shard)
+    elif gpus and workers * execute.shard > len(gpus) and execute.shard > 1:
+        what = f"{workers} processes with {execute.shard} GPUs each are asked for, and there are {len(gpus)} GPUs"
+        mend = f"set it to {len(gpus) // execute.shard} or less, or to auto"
+        raise UserError(what, where="execute.num_workers", mend=mend)
     elif gpus and workers > len(gpus):
         what = f"{workers} processes are asked for, and there are {len(gpus)} GPUs ({', '.join(gpus)})"
         raise UserError(what, where="execute.num_workers", mend=f"set it to {len(gpus)} or less, or to auto")
     threads = execute.threads_per_worker
     if threads == "auto":
-        threads = max(1, cores // workers)
+        threads = max(1, cores // (workers * execute.shard))
     # Where nothing is measured: on a processor packs do not pay, and what fits a GPU is not known.
     pack_size = 1 if execute.pack_size == "auto" else execute.pack_size
     gpu = gpus[0] if gpus else None
-    return Layout(device=device, num_workers=workers, threads_per_worker=threads, pack_size=pack_size, gpu=gpu)
+    return Layout(
+        device=device,
+        num_workers=workers,
+        threads_per_worker=threads,
+        pack_size=pack_size,
+        gpu=gpu,
+        shard=execute.shard,
+        cpu_offload=execute.cpu_offload,
+    )
 
 
 def layouts_to_try(study: Study, layout: Layout) -> list[Layout]:

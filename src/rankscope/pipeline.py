@@ -280,8 +280,8 @@ class _Work:
 
 def _is_worth_measuring(study: Study, plan: Plan) -> bool:
     """Whether the layout is open and the study so long that a minute of measuring is little."""
-    if study.execute.backend != "local":
-        return False  # this machine may do none of the work
+    if study.execute.backend != "local" or study.execute.is_sharded:
+        return False  # this machine may do none of the work, or none with a model in one piece
     if study.execute.measure != "auto":
         return study.execute.measure
     is_open = "auto" in (study.execute.num_workers, study.execute.threads_per_worker, study.execute.pack_size)

@@ -74,6 +74,8 @@ class Layout(Frozen):
         pack_size: The most runs that are trained in one forward and backward over one copy of the base.
         gpu: The model of the GPU, as its driver names it.
         trials: What was measured to choose it; empty where it follows from the model's size or the study file.
+        shard: Devices that full fine-tuning divides a model among; each worker has so many.
+        cpu_offload: What full fine-tuning keeps of a model lies in the host's memory.
     """
 
     device: str
@@ -82,6 +84,13 @@ class Layout(Frozen):
     pack_size: int = 1
     gpu: str | None = None
     trials: tuple[Trial, ...] = ()
+    shard: int = 1
+    cpu_offload: bool = False
+
+    @property
+    def is_sharded(self) -> bool:
+        """Full fine-tuning takes its model apart."""
+        return self.shard > 1 or self.cpu_offload
 
 
 class Estimate(Frozen):
@@ -187,6 +196,12 @@ class Plan(Frozen):
     smallest_difference: dict[str, float] = Field(default_factory=dict)
     today: date | None = None
 
+    def is_in_parts(self, pack: Pack) -> bool:
+        """Whether all processes of a worker carry out a pack together: whole models are trained in it, in parts."""
+        if pack.stage != "train" or not self.layout.is_sharded:
+            return False
+        return all(self.run(run_id).arm.capabilities.saves == "model" for run_id in pack.run_ids)
+
     def run(self, run_id: str) -> RunSettings:
         """The run of that name.
 
@@ -284,3 +299,18 @@ class Pack:
     base: str
     run_ids: tuple[str, ...]
     names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Place:
+    """A process's place among those that train one model together.
+
+    Attributes:
+        rank: From 0; the first decides and writes.
+        size: How many there are.
+        meeting: The file by which they find each other.
+    """
+
+    rank: int
+    size: int
+    meeting: str

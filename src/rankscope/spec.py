@@ -357,11 +357,34 @@ class Execute(Section):
     gradient_checkpointing: bool = Field(
         False, description="training keeps one tensor a layer and computes the rest again: less memory, more time"
     )
+    shard: Positive = Field(
+        1, description="devices that full fine-tuning divides a model among (FSDP2); each process has so many"
+    )
+    cpu_offload: bool = Field(
+        False, description="full fine-tuning keeps weights and optimizer state in the host's memory: slower"
+    )
     checkpoint_seconds: NotNegative = Field(60.0, description="a run is checkpointed about so often")
     address: str = Field("auto", description="the Ray cluster: auto (RAY_ADDRESS, or this machine's), or host:port")
     results: Literal["shared", "fetched"] = Field(
         "shared", description="with Ray: every node sees the study directory, or files are sent and fetched"
     )
+
+    @property
+    def is_sharded(self) -> bool:
+        """Full fine-tuning takes its model apart."""
+        return self.shard > 1 or self.cpu_offload
+
+    @model_validator(mode="after")
+    def _shard_fits(self) -> Self:
+        key = "shard" if self.shard > 1 else "cpu_offload"
+        if self.is_sharded and self.backend == "ray":
+            text = "a model is divided among the devices of one machine, and backend ray gives each worker one; "
+            text += "leave {key} out, or set `backend: local` (with --share on several machines)"
+            raise PydanticCustomError("shard_on_ray", text, {"key": key})
+        if self.is_sharded and self.measure is True:
+            text = "what is measured are models in one piece; leave out measure or {key}"
+            raise PydanticCustomError("measure_shard", text, {"key": key})
+        return self
 
 
 class Study(Section):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from rankscope.execute.failures import record_failure
+from rankscope.execute.failures import failure_of, record_failure
 from rankscope.leases import occupy
 from rankscope.plan import Pack
 from rankscope.report.stage import read_contents
@@ -23,7 +23,8 @@ def test_a_failure_of_the_base_itself_is_shown(tmp_path: Path) -> None:
     assert study_status(made.store)["failures"] == []
     task = next(iter(made.plan.tasks["small"]))
     (made.store.base_task("small", task) / "record.json").unlink()
-    record_failure(made.store, made.plan, Pack("evaluate", "small", (), (task,)), RuntimeError("out of memory"))
+    failure = failure_of(RuntimeError("out of memory"))
+    record_failure(made.store, made.plan, Pack("evaluate", "small", (), (task,)), failure)
     state = study_status(made.store)
     expected = {"base": "small", "run": None, "stage": "evaluate", "name": task, "error": "RuntimeError: out of memory"}
     assert state["failures"] == [expected]
@@ -37,7 +38,8 @@ def test_a_failure_of_one_task_leaves_the_tasks_before_it_alone(tmp_path: Path) 
     names = tuple(made.plan.tasks["small"])
     for name in names[1:]:
         (made.store.task(run.run_id, name) / "record.json").unlink(missing_ok=True)
-    record_failure(made.store, made.plan, Pack("evaluate", "small", (run.run_id,), names), RuntimeError("cause"))
+    failure = failure_of(RuntimeError("cause"))
+    record_failure(made.store, made.plan, Pack("evaluate", "small", (run.run_id,), names), failure)
     failed = [failure for failure in study_status(made.store)["failures"] if failure["run"] == run.run_id]
     assert [(failure["stage"], failure["error"]) for failure in failed] == [("evaluate", "RuntimeError: cause")]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from rankscope.errors import MachineError
 from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
-from rankscope.execute.failures import disk_full, is_disk_full, record_failure
-from rankscope.plan import Pack, Plan
+from rankscope.execute.failures import disk_full, failure_of, is_disk_full, record_failure
+from rankscope.plan import Pack, Place, Plan
 from rankscope.store import Store
 
 LOG = "log.txt"
@@ -28,9 +28,17 @@ class Bench:
         plan: The study's plan.
         tell: Told of progress.
         stop: Set when training is to checkpoint and return.
+        place: Of this process among those that train models in parts.
     """
 
-    def __init__(self, store: Store, plan: Plan, tell: Callable[[Event], None], stop: threading.Event) -> None:
+    def __init__(
+        self,
+        store: Store,
+        plan: Plan,
+        tell: Callable[[Event], None],
+        stop: threading.Event,
+        place: Place | None = None,
+    ) -> None:
         import torch
 
         from rankscope.models.loading import Models
@@ -38,7 +46,7 @@ class Bench:
         torch.set_num_threads(plan.layout.threads_per_worker)
         self.store = store
         self.plan = plan
-        self.models = Models(store, plan.dtype, plan.layout.device)
+        self.models = Models(store, plan.dtype, plan.layout.device, place, offload=plan.layout.cpu_offload)
         self._tell = tell
         self._stop = stop
 
@@ -53,9 +61,17 @@ class Bench:
                 return Halted(pack, str(error))
             if is_disk_full(self.store.root, error):
                 return Halted(pack, disk_full(cause))
-            record_failure(self.store, self.plan, pack, error)
+            if self.plan.is_in_parts(pack):
+                return Failed(pack, cause, failure_of(error))
+            record_failure(self.store, self.plan, pack, failure_of(error))
             return Failed(pack, cause)
         return Finished(pack)
+
+    def close(self) -> None:
+        """Say goodbye to processes that models were trained with."""
+        from rankscope.models.group import leave
+
+        leave()
 
     def _carry_out(self, pack: Pack) -> None:
         """Hand the pack to its stage; what it prints goes to a log in the run's folder."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rankscope.plan import Pack
+from rankscope.records import Failure
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,15 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A pack's stage raised, or its process died; the cause is in the record of what failed."""
+    """A pack's stage raised, or its process died; the cause is in the record of what failed.
+
+    Attributes:
+        failure: Not recorded yet: of several processes only their parent sees whether another was the cause.
+    """
 
     pack: Pack
     cause: str
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True)

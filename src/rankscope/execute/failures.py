@@ -18,16 +18,20 @@ from rankscope.store import Store, write_record
 _LITTLE_SPACE_BYTES = 1_000_000
 
 
-def record_failure(store: Store, plan: Plan, pack: Pack, error: BaseException) -> None:
+def failure_of(error: BaseException) -> Failure:
+    """What a record says of an error."""
+    text = "".join(traceback.format_exception(error))
+    return Failure(type=type(error).__name__, message=str(error), traceback=text)
+
+
+def record_failure(store: Store, plan: Plan, pack: Pack, failure: Failure) -> None:
     """Write a record that says `failed` and why, where the work would have written its own.
 
     Names are carried out in order, so what failed is the first without a good record; the later ones are tried again.
     """
     common = {
         "status": "failed",
-        "error": Failure(
-            type=type(error).__name__, message=str(error), traceback="".join(traceback.format_exception(error))
-        ),
+        "error": failure,
         "provenance": provenance(),
         "started_at": datetime.now(UTC).isoformat(),
         "seconds": 0.0,

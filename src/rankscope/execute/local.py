@@ -1,28 +1,33 @@
-"""Processes on this machine, each with a model of its own."""
+"""Workers on this machine, each with a model of its own; of a model in parts a worker is several processes."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
-from rankscope.execute.events import Event, Failed, Halted, Progress
-from rankscope.execute.failures import disk_full, has_little_space, record_failure
+from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
+from rankscope.execute.failures import disk_full, failure_of, has_little_space, record_failure
 from rankscope.execute.worker import worker_main
-from rankscope.plan import Layout, Pack, Plan
+from rankscope.plan import Layout, Pack, Place, Plan
 from rankscope.store import Store
 
 # A process that dies under the same pack a second time would die a third.
 _MAX_DEATHS = 2
 _STOP_SECONDS = 30.0
+# A process whose neighbour has died hears of it before that one is quite gone.
+_DEATH_SECONDS = 2.0
 # What takes seconds to import and starts no threads; polars does, so nothing that imports it is here.
 _SHARED_MODULES = ["torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto", "peft"]
 
@@ -32,13 +37,39 @@ class WorkerDied(Exception):
 
 
 @dataclass
-class _Worker:
-    """A process; its slot says which of the devices is its own."""
+class _Process:
+    """One of a worker's processes; the first (rank 0) reports, and carries out alone what needs no more than one."""
 
     process: BaseProcess
     connection: Connection
+    rank: int
+
+
+@dataclass
+class _Worker:
+    """Processes with a device each; the slot says which are the worker's own.
+
+    Attributes:
+        meeting: The folder with the file by which they find each other.
+        busy: The processes that are at the pack.
+    """
+
+    processes: list[_Process]
     slot: int
+    meeting: Path | None = None
     pack: Pack | None = None
+    busy: list[_Process] = field(default_factory=list)
+
+    @property
+    def is_alive(self) -> bool:
+        return all(one.process.is_alive() for one in self.processes)
+
+    def end(self) -> None:
+        """End all processes at once: of one that is left, its work is nothing without the others."""
+        for one in self.processes:
+            one.process.kill()
+        if self.meeting is not None:
+            shutil.rmtree(self.meeting, ignore_errors=True)
 
 
 class LocalExecutor:
@@ -74,38 +105,69 @@ class LocalExecutor:
     def submit(self, pack: Pack) -> None:
         """Hand a pack to an idle worker, starting one if there is none."""
         # A worker that died while idle is not missed until it is wanted.
-        self._workers = [worker for worker in self._workers if worker.pack or worker.process.is_alive()]
+        for worker in [worker for worker in self._workers if not worker.pack and not worker.is_alive]:
+            worker.end()
+            self._workers.remove(worker)
         worker = next((worker for worker in self._workers if worker.pack is None), None)
         if worker is None:
             worker = self._start()
             self._workers.append(worker)
         worker.pack = pack
-        with _ignoring_broken_pipe():  # one that dies before it has heard of the pack is found by `wait`
-            worker.connection.send(pack)
+        worker.busy = list(worker.processes if self._plan.is_in_parts(pack) else worker.processes[:1])
+        for one in worker.busy:
+            with _ignoring_broken_pipe():  # one that dies before it has heard of the pack is found by `wait`
+                one.connection.send(pack)
 
     def wait(self, seconds: float) -> list[Event]:
         """What has happened, after waiting at most so long for something to."""
         events: list[Event] = []
-        for connection in wait([worker.connection for worker in self._workers if worker.pack], seconds):
-            worker = next(worker for worker in self._workers if worker.connection is connection)
+        at = {one.connection: (worker, one) for worker in self._workers if worker.pack for one in worker.busy}
+        for connection in wait(list(at), seconds):
+            worker, one = at[connection]
+            if worker not in self._workers or one not in worker.busy:
+                continue  # ended with another of its processes a moment ago
             try:
-                event = worker.connection.recv()
+                event = connection.recv()
             except (EOFError, ConnectionError):
                 events += self._replace(worker)
                 continue
-            events.append(event)
-            if not isinstance(event, Progress):
-                worker.pack = None
+            events += self._news(worker, one, event)
         return events
+
+    def _news(self, worker: _Worker, one: _Process, event: Event) -> list[Event]:
+        """What a process's word means: of several all have to be done, and one that fails ends all."""
+        if isinstance(event, Progress):
+            return [event]
+        worker.busy.remove(one)
+        if isinstance(event, Finished):
+            if worker.busy:
+                return []
+            worker.pack = None
+            return [event]
+        if self._plan.is_in_parts(event.pack):
+            return self._end_together(worker, event)
+        worker.pack = None
+        return [event]
+
+    def _end_together(self, worker: _Worker, event: Failed | Halted) -> list[Event]:
+        """A process of several has failed, and the others would wait for it; what it says may come of one that died."""
+        sentinels = [one.process.sentinel for one in worker.processes]
+        if len(sentinels) > 1 and wait(sentinels, _DEATH_SECONDS):
+            return self._replace(worker)
+        worker.end()
+        self._workers.remove(worker)
+        if isinstance(event, Failed) and event.failure is not None:
+            record_failure(self._store, self._plan, event.pack, event.failure)
+        return [event]
 
     def stop(self) -> None:
         """Ask for checkpoints, wait for the packs that train, and end all processes."""
         self._is_stopping = True
         for worker in self._workers:
             if worker.pack is not None and worker.pack.stage == "train":
-                worker.process.terminate()  # the worker takes the signal for the wish that it is
+                worker.processes[0].process.terminate()  # it takes the signal for the wish that it is, and tells others
             elif worker.pack is not None:
-                worker.process.kill()  # what it would have written is computed again
+                worker.end()  # what it would have written is computed again
                 worker.pack = None
         deadline = time.monotonic() + _STOP_SECONDS
         while self.in_flight and time.monotonic() < deadline:
@@ -114,28 +176,40 @@ class LocalExecutor:
 
     def close(self) -> None:
         """End all processes."""
+        idle = [one for worker in self._workers if worker.pack is None for one in worker.processes]
+        for one in idle:
+            with _ignoring_broken_pipe():
+                one.connection.send(None)
+        for one in [one for worker in self._workers for one in worker.processes]:
+            one.process.join(timeout=5.0)
         for worker in self._workers:
-            if worker.process.is_alive() and worker.pack is None:
-                with _ignoring_broken_pipe():
-                    worker.connection.send(None)
-        for worker in self._workers:
-            worker.process.join(timeout=5.0)
-            worker.process.kill()
+            worker.end()
         self._workers.clear()
         if self._shares_imports:
             # The module has no public way to end its server, which would outlive the study with this environment.
             forkserver._forkserver._stop()
 
     def _start(self) -> _Worker:
-        ours, theirs = self._context.Pipe()
         slot = next(number for number in range(len(self._workers) + 1) if number not in self._slots())
-        log_file = self._store.root / "logs" / f"worker-{slot}.log"
-        arguments = (theirs, self._store.root, log_file)
+        layout = self._plan.layout
+        # A name that no other worker has or had: what is left in such a file would be taken for who is there.
+        meeting = Path(tempfile.mkdtemp(prefix="rankscope-")) if layout.is_sharded else None
+        processes = []
+        for rank in range(layout.shard):
+            place = Place(rank, layout.shard, str(meeting / "all")) if meeting is not None else None
+            processes.append(self._start_process(slot, rank, place))
+        return _Worker(processes, slot, meeting)
+
+    def _start_process(self, slot: int, rank: int, place: Place | None) -> _Process:
+        ours, theirs = self._context.Pipe()
+        number = slot if rank == 0 else f"{slot}-{rank}"
+        log_file = self._store.root / "logs" / f"worker-{number}.log"
+        arguments = (theirs, self._store.root, log_file, place)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
-        with surroundings(self._plan.layout, slot):
+        with surroundings(self._plan.layout, slot, rank):
             process.start()
         theirs.close()
-        return _Worker(process, ours, slot)
+        return _Process(process, ours, rank)
 
     def _slots(self) -> set[int]:
         return {worker.slot for worker in self._workers}
@@ -146,8 +220,8 @@ class LocalExecutor:
         A process that cannot even write its log dies of the full disk, which is no failure of its pack.
         """
         pack = worker.pack
-        worker.process.join(timeout=5.0)
-        code = worker.process.exitcode
+        code = _code(worker)
+        worker.end()
         self._workers.remove(worker)
         if pack is None or self._is_stopping:
             return []
@@ -158,17 +232,25 @@ class LocalExecutor:
             self.submit(pack)
             return []
         cause = f"the process ended with status {code} ({_meaning(code)})"
-        record_failure(self._store, self._plan, pack, WorkerDied(cause))
+        record_failure(self._store, self._plan, pack, failure_of(WorkerDied(cause)))
         return [Failed(pack, cause)]
+
+
+def _code(worker: _Worker) -> int | None:
+    """With which status the worker's process ended that did."""
+    processes = {one.process.sentinel: one.process for one in worker.processes}
+    for sentinel in wait(list(processes), 5.0):
+        processes[sentinel].join(5.0)
+    return next((code for process in processes.values() if (code := process.exitcode) is not None), None)
 
 
 def can_share_imports(layout: Layout) -> bool:
     """Whether workers are forked from one process that has imported torch: half of the memory and of the start.
 
-    Not where there is one worker, nor with a GPU, whose driver does not survive a fork and whose number each worker
+    Not where there is one process, nor with a GPU, whose driver does not survive a fork and whose number each worker
     is told before it starts; elsewhere than on Linux system libraries do not survive one.
     """
-    return sys.platform == "linux" and layout.device == "cpu" and layout.num_workers > 1
+    return sys.platform == "linux" and layout.device == "cpu" and layout.num_workers * layout.shard > 1
 
 
 def _meaning(code: int | None) -> str:
@@ -181,9 +263,9 @@ def _meaning(code: int | None) -> str:
 
 
 @contextmanager
-def surroundings(layout: Layout, slot: int) -> Iterator[None]:
+def surroundings(layout: Layout, slot: int, rank: int = 0) -> Iterator[None]:
     """What a process reads once, when it starts: its number of threads, and which GPU is its own."""
-    wanted = worker_environment(layout, slot)
+    wanted = worker_environment(layout, slot, rank)
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -196,19 +278,25 @@ def surroundings(layout: Layout, slot: int) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def worker_environment(layout: Layout, slot: int) -> dict[str, str]:
-    """The environment variables of a worker.
+def worker_environment(layout: Layout, slot: int, rank: int = 0) -> dict[str, str]:
+    """The environment variables of a worker's process.
 
     Args:
         layout: Device and threads.
-        slot: The worker's number, from 0; of the GPUs that this process may use, the one in that place is its own.
+        slot: The worker's number, from 0; of the GPUs that may be used, those in its place are its own.
+        rank: Of the worker's processes, with a GPU each.
     """
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = dict.fromkeys(names, str(layout.threads_per_worker))
     environment["TOKENIZERS_PARALLELISM"] = os.environ.get("TOKENIZERS_PARALLELISM", "false")
-    if layout.device == "cuda" and layout.num_workers > 1:
+    if layout.device == "cuda" and layout.num_workers * layout.shard > 1:
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % len(visible)] if visible else str(slot)
+        number = slot * layout.shard + rank
+        environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)] if visible else str(number)
+    if layout.is_sharded:
+        # Processes that hold a model in parts speak over ports, which nobody outside of this machine is to reach.
+        loopback = "lo0" if sys.platform == "darwin" else "lo"
+        environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
     return environment
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from rankscope.errors import UserError
 from rankscope.execute.events import Event, Failed, Halted, Progress
-from rankscope.execute.failures import record_failure
+from rankscope.execute.failures import failure_of, record_failure
 from rankscope.execute.parcels import Marks, Parcel, changed_files, marks, needed_files, read_parcel, write_parcel
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.spec import Execute
@@ -200,7 +200,7 @@ class RayExecutor:
             self._lost.append(pack)
             return []
         cause = f"its worker on the cluster ended twice ({_last_line(error)}), most often because memory ran out"
-        record_failure(self._store, self._plan, pack, WorkerLost(cause))
+        record_failure(self._store, self._plan, pack, failure_of(WorkerLost(cause)))
         return [Failed(pack, cause)]
 
     def _place_lost(self) -> None:

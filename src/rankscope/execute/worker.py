@@ -15,17 +15,18 @@ from pathlib import Path
 
 from rankscope.execute.bench import Bench, redirect_output
 from rankscope.execute.events import Event
-from rankscope.plan import Plan
+from rankscope.plan import Place, Plan
 from rankscope.store import Store, read_model
 
 
-def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
+def worker_main(connection: Connection, root: Path, log_file: Path, place: Place | None = None) -> None:
     """Carry out the packs that come through `connection` until None comes.
 
     Args:
         connection: Packs come in, events go out.
         root: The study directory.
         log_file: Where what is printed before the first pack goes; later it goes to the log of the pack's run.
+        place: Among the processes of the worker, where it trains models in parts; the first tells of progress.
     """
     # What was imported before the fork is shared until somebody writes to it, and a collection writes to every object.
     gc.freeze()
@@ -41,9 +42,11 @@ def worker_main(connection: Connection, root: Path, log_file: Path) -> None:
     plan = read_model(store.plan_file, Plan)
     if plan is None:
         raise FileNotFoundError(store.plan_file)
-    bench = Bench(store, plan, partial(_tell, connection), stop)
+    is_first = place is None or place.rank == 0
+    bench = Bench(store, plan, partial(_tell, connection) if is_first else lambda _: None, stop, place)
     while (pack := connection.recv()) is not None:
         _tell(connection, bench.finish(pack))
+    bench.close()
 
 
 def _tell(connection: Connection, event: Event) -> None:

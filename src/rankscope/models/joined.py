@@ -143,6 +143,11 @@ def can_join(model: PreTrainedModel) -> bool:
     return _CHECKED[model]
 
 
+def never_join(model: PreTrainedModel) -> None:
+    """Pad a model's rows without trying: it is not yet where it will compute."""
+    _CHECKED[model] = False
+
+
 def _is_candidate(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     is_exchangeable = config.model_type in _KNOWN and config._attn_implementation == "sdpa"

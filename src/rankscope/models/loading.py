@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,11 @@ from rankscope.data.hub import fingerprint, model_folder
 from rankscope.data.order import batches
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import MachineError
-from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.group import join
+from rankscope.models.methods.making import load_tuned, make_sharded, make_trainable
 from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.opening import AS_IT_IS, read_model
+from rankscope.plan import Place
 from rankscope.runs import BaseSettings, Opening, RunSettings
 from rankscope.store import Store
 
@@ -43,12 +46,18 @@ class Models:
         store: Where tuned weights lie.
         dtype: `float32` or `float64`.
         device: A torch device.
+        place: This process's among those that hold whole models in parts while they train them.
+        offload: Such models lie in the host's memory.
     """
 
-    def __init__(self, store: Store, dtype: str, device: str) -> None:
+    def __init__(
+        self, store: Store, dtype: str, device: str, place: Place | None = None, *, offload: bool = False
+    ) -> None:
         self.store = store
         self.dtype = DTYPES[dtype]
         self.device = device
+        self._place = place
+        self._offload = offload
         self._base: tuple[BaseSettings, PreTrainedModel] | None = None
         self._tokenizers: dict[BaseSettings, Tokenizer] = {}
 
@@ -85,9 +94,21 @@ class Models:
     def trainable(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:
         """Runs of one base and method, ready to be trained together; afterwards the base is as before."""
         with self._whole_base():
-            pack = make_trainable(self.base(runs[0].base), runs, self._first_batches)
+            is_in_parts = self._place is not None and runs[0].arm.capabilities.saves == "model"
+            pack = self._in_parts(runs) if is_in_parts else self._whole(runs)
             yield pack
             self._give_back(pack)
+
+    def _whole(self, runs: tuple[RunSettings, ...]) -> TrainablePack:
+        return make_trainable(self.base(runs[0].base), runs, self._first_batches)
+
+    def _in_parts(self, runs: tuple[RunSettings, ...]) -> TrainablePack:
+        """A run of whose model this process holds a part; on a device no more than that is ever there at once."""
+        self._base = None
+        group = join(self._place, self.device)
+        with group.in_turn():
+            model = load_model(self.base_folder(runs[0].base), self.dtype, "cpu")
+            return make_sharded(model, runs, group, offload=self._offload)
 
     def _first_batches(self, run: RunSettings) -> list[dict[str, Tensor]]:
         """The batches of a run's first steps, for initialisations that look at examples before them."""
@@ -126,6 +147,7 @@ class Models:
         if pack.alters_base:
             # Reading it again costs less than a second copy in memory for the whole run.
             self._base = None
+            gc.collect()  # a model in parts is held by circles
 
 
 def padded_batch(examples: Sequence[TokenisedExample], device: str) -> dict[str, Tensor]:

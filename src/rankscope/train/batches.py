@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ class MicroBatch:
         is_joined: The examples share a row: the forward needs `joined_attention`.
         positions: The scored positions, as indices into batch x length; their logits predict `targets`.
         members_of_positions: Each scored position's run, as an index into `members`.
+        is_counted: False for rows that are another process's: this one has none, and passes through the model with it.
     """
 
     members: tuple[int, ...]
@@ -38,6 +39,7 @@ class MicroBatch:
     positions: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
     members_of_positions: Int[Tensor, " scored"]
+    is_counted: bool = True
 
 
 def num_scored(example: TokenisedExample) -> int:
@@ -48,22 +50,43 @@ def num_scored(example: TokenisedExample) -> int:
 Rows = list[tuple[int, TokenisedExample]]  # a run's index, and one of its examples
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every group go through this process: all, or each `size`-th from the `rank`-th on.
+
+    Rows are in the order of their lengths, so that shares are about as long as each other.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, rows: Rows) -> Rows:
+        """This process's rows; may be empty."""
+        return rows[self.rank :: self.size]
+
+
+ALL = Share()
+
+
 def split_rows(
-    batches: Sequence[tuple[int, Sequence[TokenisedExample]]], max_tokens: int, *, is_joined: bool
+    batches: Sequence[tuple[int, Sequence[TokenisedExample]]], max_tokens: int, *, is_joined: bool, num_shares: int = 1
 ) -> list[Rows]:
     """Divide the batches of one step into groups that go through the model together.
 
     Args:
         batches: For each run its index and its examples of this step.
-        max_tokens: The most positions in a group, padding included; a single longer example makes one alone.
+        max_tokens: The most positions in a group's largest share, padding included; a longer example makes one alone.
         is_joined: Examples share a row, so that there is no padding.
+        num_shares: How many processes a group's rows are divided among.
     """
     rows = [(member, example) for member, examples in batches for example in examples]
     # Rows of like length side by side waste the least padding; the sum over a step does not depend on the order.
     rows.sort(key=lambda row: len(row[1].input_ids))
     groups: list[Rows] = [[]]
     for row in rows:
-        if groups[-1] and num_positions([*groups[-1], row], is_joined=is_joined) > max_tokens:
+        more = [*groups[-1], row]
+        shares = (Share(rank, num_shares).of(more) for rank in range(min(num_shares, len(more))))
+        if groups[-1] and max(num_positions(rows, is_joined=is_joined) for rows in shares) > max_tokens:
             groups.append([])
         groups[-1].append(row)
     return groups
@@ -81,10 +104,16 @@ def iter_micro_batches(
     device: torch.device,
     *,
     is_joined: bool,
+    share: Share = ALL,
 ) -> Iterator[MicroBatch]:
-    """The groups of `split_rows` as tensors on a device."""
-    for rows in split_rows(batches, max_tokens, is_joined=is_joined):
-        yield _micro_batch(rows, device, is_joined)
+    """This process's share of the groups of `split_rows` as tensors on a device.
+
+    All processes get equally many: each takes part in every pass through a model that is in parts.
+    """
+    for group in split_rows(batches, max_tokens, is_joined=is_joined, num_shares=share.size):
+        rows = share.of(group)
+        micro = _micro_batch(rows or group[:1], device, is_joined)
+        yield micro if rows else replace(micro, is_counted=False)
 
 
 def _micro_batch(rows: Rows, device: torch.device, is_joined: bool) -> MicroBatch:

@@ -22,17 +22,21 @@ _FILES = ("weights.safetensors", "optimizer.safetensors", "generator.safetensors
 def write_checkpoint(folder: Path, pack: TrainablePack, state: RunState, seconds: float) -> None:
     """Write a run's state to `folder/<step>`; earlier checkpoints go only when this one is whole.
 
+    Of a model in parts all processes have to call this; the first writes it, whole.
+
     Args:
         folder: The run's folder of checkpoints.
         pack: The model with the run's trainable part.
         state: The run.
         seconds: What the run has taken so far, in all calls.
     """
+    generator = pack.generator(state.index).get_state()
+    tensors = (pack.state(state.index), optimizer_tensors(state.optimizer, pack.group), {"state": generator})
+    if not pack.group.is_first:
+        return
     target = folder / f"{state.step:08d}"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    generator = pack.generator(state.index).get_state()
-    tensors = (pack.state(state.index), optimizer_tensors(state.optimizer), {"state": generator})
     for name, values in zip(_FILES, tensors, strict=True):
         save_file({key: _own(value) for key, value in values.items()}, target / name)
     document = {

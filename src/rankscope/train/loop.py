@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
@@ -18,9 +18,10 @@ from rankscope.models.heads import scored_losses
 from rankscope.models.joined import can_join, joined_attention
 from rankscope.models.memory import free_memory, is_out_of_memory
 from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.sharded import whole
 from rankscope.records import Divergence, MemoryShortage, ValidationPoint
 from rankscope.runs import RunSettings
-from rankscope.train.batches import MicroBatch, iter_micro_batches, num_positions, num_scored, split_rows
+from rankscope.train.batches import MicroBatch, Share, iter_micro_batches, num_positions, num_scored, split_rows
 from rankscope.train.optimizer import make_optimizer, rate_factors
 
 _Result = TypeVar("_Result")
@@ -62,7 +63,7 @@ class RunState:
     examples: Sequence[TokenisedExample]
     validation: Sequence[TokenisedExample]
     order: Sequence[Sequence[int]]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     factor: Callable[[int], float]
     stop_at: int
     step: int = 0
@@ -116,6 +117,7 @@ def train(
 
     The loss of a step is the mean over the scored tokens of the whole batch, however many micro-batches it takes.
     A run that has ended leaves the batch; the others do not notice, since no tensor of theirs has met its own.
+    Of a model in parts every process goes through these lines with its share of each micro-batch's rows.
 
     Args:
         pack: The model with its trainable parts.
@@ -132,7 +134,7 @@ def train(
     found = [shortage.max_tokens_per_batch for state in states for shortage in state.shortages]
     budget = Budget(pack, min([max_tokens, *found]))  # a resumed run goes on with what sufficed
     while active := [state for state in states if not state.is_done]:
-        if observer.wants_stop():
+        if pack.group.agree(observer.wants_stop()):
             return
         started = time.perf_counter()
         batches = {state.index: [state.examples[i] for i in state.order[state.step]] for state in active}
@@ -197,7 +199,9 @@ class Budget:
             try:
                 return work(self.max_tokens)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or not self._halve(batches):
+                # Of several processes the others wait in the middle of this forward, and cannot begin it again.
+                is_alone = self._pack.group.size == 1
+                if not is_alone or not is_out_of_memory(error) or not self._halve(batches):
                     raise
             # Outside of `except`, which holds on to the tensors of the failed forward.
             free_memory(self._pack.model.device)
@@ -223,13 +227,14 @@ def accumulate_gradients(
     """Add each run's gradient of its mean loss over its scored tokens; returns the losses, in nats per token."""
     totals = {index: sum(num_scored(example) for example in examples) for index, examples in batches.items()}
     losses = dict.fromkeys(batches, 0.0)
-    is_joined = can_join(pack.model)
-    for micro in iter_micro_batches(list(batches.items()), max_tokens, pack.model.device, is_joined=is_joined):
-        shares, loss = _micro_losses(pack, micro, [1.0 / totals[member] for member in micro.members], is_training=True)
+    for micro in _micro_batches(pack, list(batches.items()), max_tokens):
+        weights = [micro.is_counted / totals[member] for member in micro.members]
+        shares, loss = _micro_losses(pack, micro, weights, is_training=True)
         # Runs share no trainable tensor, so one backward of the sum gives each its own gradient.
         loss.backward()
         for member, share in zip(micro.members, shares, strict=True):
             losses[member] += share
+    losses = dict(zip(losses, pack.group.total(list(losses.values())), strict=True))
     for member in batches:
         # The losses that are reported stay those of the data.
         if (penalty := pack.regularisation(member)) is not None:
@@ -241,11 +246,20 @@ def accumulate_gradients(
 def mean_loss(pack: TrainablePack, index: int, examples: Sequence[TokenisedExample], max_tokens: int) -> float:
     """A run's mean loss over the scored tokens of examples, dropout off, in nats per token."""
     total = 0.0
-    is_joined = can_join(pack.model)
-    for micro in iter_micro_batches([(index, examples)], max_tokens, pack.model.device, is_joined=is_joined):
-        (share,), _ = _micro_losses(pack, micro, [1.0], is_training=False)
+    for micro in _micro_batches(pack, [(index, examples)], max_tokens):
+        (share,), _ = _micro_losses(pack, micro, [float(micro.is_counted)], is_training=False)
         total += share
-    return total / sum(num_scored(example) for example in examples)
+    return pack.group.total([total])[0] / sum(num_scored(example) for example in examples)
+
+
+def _micro_batches(
+    pack: TrainablePack, batches: Sequence[tuple[int, Sequence[TokenisedExample]]], max_tokens: int
+) -> Iterator[MicroBatch]:
+    """The micro-batches of a step: of a model in parts, this process's share of each."""
+    group = pack.group
+    device = group.device or pack.model.device
+    share = Share(group.rank, group.size)
+    return iter_micro_batches(batches, max_tokens, device, is_joined=can_join(pack.model), share=share)
 
 
 def _micro_losses(
@@ -254,12 +268,13 @@ def _micro_losses(
     """Each run's weighted sum of losses over the micro-batch, and their sum, which has the gradient."""
     pack.route(micro.members, micro.num_rows, is_training=is_training)
     dtype = torch.float64 if pack.model.dtype == torch.float64 else torch.float32
-    wanted = torch.tensor(weights, dtype=dtype, device=pack.model.device)[micro.members_of_positions]
+    device = micro.positions.device
+    wanted = torch.tensor(weights, dtype=dtype, device=device)[micro.members_of_positions]
     # Mixed precision: weights, gradients and losses stay in float32.
     is_half = pack.runs[0].optimization.bf16 is True
     with (
         joined_attention(pack.model, micro.is_joined),
-        torch.autocast(pack.model.device.type, torch.bfloat16, enabled=is_half),
+        torch.autocast(device.type, torch.bfloat16, enabled=is_half),
     ):
         loss, nll = scored_losses(pack.model, micro.positions, micro.targets, wanted, **micro.inputs)
     sums = torch.zeros(len(weights), dtype=dtype, device=nll.device)
@@ -276,7 +291,7 @@ def clip_gradients(state: RunState) -> float:
     """Clip a run's gradients to its largest norm; returns the norm before."""
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     largest = state.run.optimization.max_grad_norm or math.inf
-    return torch.nn.utils.clip_grad_norm_(parameters, largest).item()
+    return whole(torch.nn.utils.clip_grad_norm_(parameters, largest)).item()
 
 
 def validation_steps(run: RunSettings) -> set[int]:

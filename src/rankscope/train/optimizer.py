@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 from transformers import get_scheduler
 
+from rankscope.models.group import ALONE, Group
+from rankscope.models.sharded import gathered, part_of
 from rankscope.spec import Optimization
 
 
-def make_optimizer(groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float) -> torch.optim.AdamW:
+def make_optimizer(
+    groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float
+) -> torch.optim.Optimizer:
     """AdamW over parameter groups, fused where torch has it for their device and type."""
     device = groups[0]["params"][0].device.type
     return torch.optim.AdamW(
@@ -37,16 +41,18 @@ def rate_factors(optimization: Optimization, num_steps: int, learning_rate: floa
     return schedule.lr_lambdas[0]
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """AdamW's state as named tensors, so that it can be kept without a pickle."""
+def optimizer_tensors(optimizer: torch.optim.Optimizer, group: Group = ALONE) -> dict[str, Tensor]:
+    """AdamW's state as named tensors, so that it can be kept without a pickle; whole ones in the first process."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+    tensors = {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+    return gathered(tensors, group)
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back what `optimizer_tensors` gave."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = tensor
+        entries.setdefault(int(index), {})[name] = part_of(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -53,6 +54,7 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
 
     A stopped run leaves a checkpoint and a record that says `interrupted`; the next call goes on from there. One that
     has come as far as a round of the search asks leaves its weights too, and a record that says `paused`.
+    Of processes that hold a model in parts all call this; the first reports and writes.
     """
     until = int(pack.names[0]) if pack.names else None
     runs = tuple(settings for name in pack.run_ids if not _is_finished(store, settings := plan.run(name), until))
@@ -80,28 +82,34 @@ def _is_finished(store: Store, settings: RunSettings, until: int | None) -> bool
 def _start(store: Store, pack: TrainablePack, index: int, until: int | None) -> RunState:
     """Write what the run is about to do, then bring it to its last checkpoint, if any."""
     settings = pack.runs[index]
-    folder = store.run(settings.run_id)
+    data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / "examples.parquet")
+    examples = examples_from_frame(data.filter(pl.col("split") == "train"))
+    validation = examples_from_frame(data.filter(pl.col("split") == "validation"))
+    order = batches(len(examples), settings.optimization.batch_size, settings.num_steps, settings.seed)
+    state = start_run(pack, index, examples, validation, order)
+    state.stop_at = until or settings.num_steps
+    if pack.group.is_first:
+        _write_start(store, state)
+    read_checkpoint(store.train(settings.run_id) / CHECKPOINT, pack, state)
+    if pack.group.is_first:
+        write_text(store.train(settings.run_id) / STEPS, "".join(_line(log) for log in state.logs))
+    return state
+
+
+def _write_start(store: Store, state: RunState) -> None:
+    """Put away what an earlier call left of the run's weights, and write what it is about to do."""
+    settings = state.run
     record = store.read_train(settings.run_id)
     if record is not None and record.status == "paused":
         # The record first: it vouches for weights that are about to go.
         write_record(store.train(settings.run_id), record.model_copy(update={"status": "interrupted", "files": {}}))
     for name in (ADAPTER, MODEL):
         shutil.rmtree(store.train(settings.run_id) / name, ignore_errors=True)  # what was half saved, or is damaged
-    write_text(folder / "run.json", settings.model_dump_json(indent=1) + "\n")
-    data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / "examples.parquet")
-    examples = examples_from_frame(data.filter(pl.col("split") == "train"))
-    validation = examples_from_frame(data.filter(pl.col("split") == "validation"))
-    order = batches(len(examples), settings.optimization.batch_size, settings.num_steps, settings.seed)
-    write_parquet(folder / "order.parquet", _order_frame(examples, order))
-    state = start_run(pack, index, examples, validation, order)
-    state.stop_at = until or settings.num_steps
-    read_checkpoint(store.train(settings.run_id) / CHECKPOINT, pack, state)
-    lines = "".join(_line(log) for log in state.logs)
-    write_text(store.train(settings.run_id) / STEPS, lines)
-    return state
+    write_text(store.run(settings.run_id) / "run.json", settings.model_dump_json(indent=1) + "\n")
+    write_parquet(store.run(settings.run_id) / "order.parquet", _order_frame(state.examples, state.order))
 
 
-def _order_frame(examples: list[TokenisedExample], order: list[list[int]]) -> pl.DataFrame:
+def _order_frame(examples: Sequence[TokenisedExample], order: Sequence[Sequence[int]]) -> pl.DataFrame:
     rows = [(step + 1, examples[index].example_id) for step, batch in enumerate(order) for index in batch]
     return pl.DataFrame(rows, schema={"step": pl.Int32, "example_id": pl.String}, orient="row")
 
@@ -113,7 +121,7 @@ def _line(log: StepLog) -> str:
 
 
 class _Observer:
-    """Writes steps.jsonl and checkpoints while the loop runs."""
+    """Writes steps.jsonl and checkpoints while the loop runs; of several processes the first."""
 
     def __init__(
         self, store: Store, pack: TrainablePack, watcher: Watcher, checkpoint_seconds: float, started: float
@@ -127,15 +135,17 @@ class _Observer:
         self._streams = {
             index: (store.train(settings.run_id) / STEPS).open("a", encoding="utf-8")
             for index, settings in enumerate(pack.runs)
+            if pack.group.is_first
         }
 
     def after_step(self, state: RunState) -> None:
         log = state.logs[-1]
-        stream = self._streams[state.index]
-        stream.write(_line(log))
-        stream.flush()
+        if (stream := self._streams.get(state.index)) is not None:
+            stream.write(_line(log))
+            stream.flush()
         self._watcher.progress(state.run.run_id, state.step, state.run.num_steps, log.loss_nats_per_token)
-        if not state.is_done and time.monotonic() - self._written[state.index] > self._checkpoint_seconds:
+        is_due = time.monotonic() - self._written[state.index] > self._checkpoint_seconds
+        if not state.is_done and self._pack.group.agree(is_due):
             folder = self._store.train(state.run.run_id) / CHECKPOINT
             write_checkpoint(folder, self._pack, state, self.seconds(state))
             self._written[state.index] = time.monotonic()
@@ -148,7 +158,8 @@ class _Observer:
         return state.earlier_seconds + (time.perf_counter() - self._started) / len(self._pack.runs)
 
     def close(self, state: RunState) -> None:
-        self._streams[state.index].close()
+        if (stream := self._streams.get(state.index)) is not None:
+            stream.close()
 
 
 def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str, seconds: float) -> None:
@@ -166,7 +177,10 @@ def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str,
             status = "paused"
             write_checkpoint(folder / CHECKPOINT, pack, state, seconds)
         files += pack.save(state.index, folder)
-    write_record(folder, _record(pack, state, status, started_at, seconds), files)
+    record = _record(pack, state, status, started_at, seconds)
+    if not pack.group.is_first:
+        return
+    write_record(folder, record, files)
     if status not in {"interrupted", "paused"}:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
@@ -176,10 +190,10 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
     return TrainRecord(
         status=status,
         settings_hash=state.run.settings_hash,
-        provenance=provenance() | {"device": str(pack.model.device), "num_threads": torch.get_num_threads()},
+        provenance=provenance() | _machine(pack),
         started_at=started_at,
         seconds=seconds,
-        peak_memory_bytes=_peak_memory(pack),
+        peak_memory_bytes=pack.group.most(_peak_memory(pack)),
         run=state.run,
         num_trainable=sum(p.numel() for group in pack.parameter_groups(state.index) for p in group["params"]),
         num_parameters=pack.num_base_parameters,
@@ -194,8 +208,14 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
     )
 
 
+def _machine(pack: TrainablePack) -> dict[str, str | int]:
+    """What the numbers' last digits depend on."""
+    device = pack.group.device or pack.model.device
+    shard = {"shard": pack.group.size} if pack.group.device is not None else {}
+    return {"device": str(device), "num_threads": torch.get_num_threads(), **shard}
+
+
 def _peak_memory(pack: TrainablePack) -> int:
     """The most memory so far: the device's where there is one, else the process's."""
-    if pack.model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(pack.model.device)
-    return peak_memory_bytes()
+    device = pack.group.device or pack.model.device
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory_bytes()

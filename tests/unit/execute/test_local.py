@@ -38,6 +38,17 @@ def test_each_worker_has_a_gpu_of_its_own(
     )
 
 
+def test_each_process_of_a_model_in_parts_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = Layout(device="cuda", num_workers=2, threads_per_worker=1, shard=2)
+    for visible, expected in ((None, ["0", "1", "2", "3"]), ("4,5,6,7", ["4", "5", "6", "7"])):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        found = [worker_environment(layout, slot, rank) for slot in range(2) for rank in range(2)]
+        assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found] == expected
+        assert all(environment["GLOO_SOCKET_IFNAME"].startswith("lo") for environment in found)
+
+
 @pytest.mark.parametrize(
     ("device", "num_workers", "is_shared"), [("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False), ("mps", 1, False)]
 )
@@ -111,3 +122,63 @@ def test_a_worker_that_dies_is_replaced_and_its_work_done_again_once(started: tu
     finally:
         executor.close()
     assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_of_a_model_in_parts_one_process_that_dies_is_found_at_once_and_recorded(tmp_path: Path) -> None:
+    overrides = ["execute.num_workers=1", "execute.shard=2", "optimization.max_steps=30"]
+    study = load_study(write_study(tmp_path), overrides)
+    plan, inputs = make_plan(study)
+    store = Store(tmp_path / "out")
+    _write_start(store, study, plan, inputs)
+    executor = LocalExecutor(store, plan)
+    full, lora = (next(run for run in plan.runs if run.arm.label == label) for label in ("full", "lora-r2"))
+
+    def kill(rank: int) -> None:
+        (worker,) = executor._workers
+        worker.processes[rank].process.kill()
+
+    try:
+        executor.submit(Pack("train", "smallworld-base", (full.run_id,)))
+        until(executor, Progress)
+        kill(1)
+        events = until(executor, Finished)
+        assert store.read_train(full.run_id).status == "complete"
+        assert store.read_train(full.run_id).provenance["shard"] == 2
+        assert not any(isinstance(event, Failed) for event in events)
+        # What is not a whole model is the first process's alone.
+        executor.submit(Pack("train", "smallworld-base", (lora.run_id,)))
+        until(executor, Finished)
+        assert "shard" not in store.read_train(lora.run_id).provenance
+        later = next(run for run in plan.runs if run.arm.label == "full" and run.run_id != full.run_id)
+        executor.submit(Pack("train", "smallworld-base", (later.run_id,)))
+        for rank in (1, 0):
+            until(executor, Progress)
+            kill(rank)
+        events = until(executor, Failed)
+        assert "SIGKILL" in next(event.cause for event in events if isinstance(event, Failed))
+        assert store.read_train(later.run_id).error.type == "WorkerDied"
+    finally:
+        executor.close()
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_what_one_process_of_several_raises_is_recorded_and_the_others_do_not_wait(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path), ["execute.num_workers=1", "execute.shard=2"])
+    plan, inputs = make_plan(study)
+    store = Store(tmp_path / "out")
+    _write_start(store, study, plan, inputs)
+    (run, *_) = (run for run in plan.runs if run.arm.label == "full")
+    (store.training_data(run.base.name, run.training_set.name) / "examples.parquet").write_bytes(b"no table")
+    executor = LocalExecutor(store, plan)
+    try:
+        executor.submit(Pack("train", "smallworld-base", (run.run_id,)))
+        started = time.monotonic()
+        until(executor, Failed)
+        assert time.monotonic() - started < 200, "no waiting for a timeout"
+        record = store.read_train(run.run_id)
+        assert record.status == "failed" and record.error.type == "ComputeError"
+        assert "examples" in record.error.traceback
+    finally:
+        executor.close()

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from rankscope.data.targets import sublayer_outputs
 from rankscope.errors import DamagedFile, UserError
+from rankscope.models.group import ALONE
 from rankscope.models.methods.pack import ADAPTER, num_parameters
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
@@ -119,6 +120,7 @@ class BottleneckPack:
     """
 
     alters_base = False
+    group = ALONE
 
     def __init__(
         self, model: PreTrainedModel, runs: tuple[RunSettings, ...], layers: dict[str, BottleneckLayer], number: int

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rankscope.data.targets import layer_number
 from rankscope.errors import DamagedFile
+from rankscope.models.group import ALONE
 from rankscope.models.methods.pack import MODEL, num_parameters
 from rankscope.runs import RunSettings
 
@@ -25,6 +26,7 @@ class FullPack:
     """
 
     alters_base = True
+    group = ALONE
 
     def __init__(self, model: PreTrainedModel, runs: tuple[RunSettings, ...]) -> None:
         if len(runs) != 1:

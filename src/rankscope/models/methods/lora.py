@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rankscope.models.group import ALONE
 from rankscope.models.methods.folders import PEFT_PREFIX, Adapter, ModuleFactors, save_adapter
 from rankscope.models.methods.initial import converted, converted_config
 from rankscope.models.methods.pack import num_parameters
@@ -26,6 +27,8 @@ class LoraPack:
         runs: The runs.
         adapters: Each run's adapter: as PEFT initialised it, or read from disk.
     """
+
+    group = ALONE
 
     def __init__(self, model: PreTrainedModel, runs: tuple[RunSettings, ...], adapters: Sequence[Adapter]) -> None:
         self.model = model

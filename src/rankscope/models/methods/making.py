@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from rankscope.models.joined import can_join
+from rankscope.models.group import Group
+from rankscope.models.joined import can_join, never_join
 from rankscope.models.methods.bottleneck import BottleneckPack
 from rankscope.models.methods.folders import read_lora
 from rankscope.models.methods.full import FullPack
@@ -15,6 +16,7 @@ from rankscope.models.methods.initial import initial_adapter
 from rankscope.models.methods.lora import LoraPack
 from rankscope.models.methods.pack import Calibration, TrainablePack
 from rankscope.models.methods.peft import PeftPack
+from rankscope.models.sharded import ShardedPack
 from rankscope.runs import RunSettings
 
 
@@ -37,6 +39,23 @@ def make_trainable(
     if first.arm.capabilities.in_packed_layers:
         return LoraPack(model, tuple(runs), [initial_adapter(model, run, calibration) for run in runs])
     return PeftPack.fresh(model, tuple(runs), calibration)
+
+
+def make_sharded(model: PreTrainedModel, runs: Sequence[RunSettings], group: Group, *, offload: bool) -> TrainablePack:
+    """Make a base trainable of which every process of a group is to hold a part; methods that save whole models only.
+
+    Args:
+        model: The base, frozen, on the processor; it is taken apart.
+        runs: The one run.
+        group: The processes.
+        offload: Keep the parts in the host's memory.
+    """
+    if group.device is not None and group.device.type != "cpu":
+        never_join(model)
+    pack = make_trainable(model, runs)
+    if not isinstance(pack, FullPack):
+        raise TypeError(f"{runs[0].arm.method} trains no whole model")
+    return ShardedPack(pack, group, offload=offload)
 
 
 def load_tuned(model: PreTrainedModel, runs: Sequence[RunSettings], folders: Sequence[Path]) -> TrainablePack:

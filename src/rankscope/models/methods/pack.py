@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from rankscope.models.group import Group
 from rankscope.runs import RunSettings
 
 ADAPTER = "adapter"  # a PEFT folder, or one of bottleneck adapters
@@ -27,12 +28,14 @@ class TrainablePack(Protocol):
         runs: What is trained; a run is named by its index here.
         alters_base: The base is no longer what it was, so it has to be read again.
         num_base_parameters: Of the base alone; a tied one counts once.
+        group: The processes that hold a part of the model each; most often this one alone.
     """
 
     model: PreTrainedModel
     runs: tuple[RunSettings, ...]
     alters_base: bool
     num_base_parameters: int
+    group: Group
 
     def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
         """Say which rows of the next forward belong to which run: sorted by run, `num_rows` of each of `members`."""

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.methods.options import options_of
+from rankscope.models.group import ALONE
 from rankscope.models.methods.adalora import RankBudget
 from rankscope.models.methods.folders import save_adapter
 from rankscope.models.methods.initial import lora_config, naming_the_arm
@@ -39,6 +40,8 @@ class PeftPack:
         runs: The one run.
         num_base_parameters: Of the base before PEFT came.
     """
+
+    group = ALONE
 
     def __init__(self, wrapped: PeftModel, runs: tuple[RunSettings, ...], num_base_parameters: int) -> None:
         if len(runs) != 1:

@@ -1,0 +1,71 @@
+"""A model in parts, in processes of this machine, is trained as it is whole in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from in_parts import Desk, carry_out_together
+from tiny import full_run
+
+pytestmark = pytest.mark.slow
+NUM_STEPS = 10
+# Five rows a step: one process has more of them than the other. Few positions at a time: some passes hold one row, and
+# one of the processes none of its own.
+FEW = {"max_tokens_per_batch": 16, "gradient_checkpointing": True}
+
+
+class Pair:
+    """A run in one process, and the same in two."""
+
+    def __init__(self, root: Path, name: str, options: dict, *, offload: bool = False, **optimization: object) -> None:
+        run = full_run(1e-3, 0, NUM_STEPS, batch_size=5, **optimization)
+        self.one = Desk(root / f"{name}-one", run, options=options)
+        self.two = Desk(root / f"{name}-two", run, options=options, offload=offload)
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """Everything that is compared, trained by one pair of processes, since starting one takes most of the time."""
+    root = tmp_path_factory.mktemp("parts")
+    pairs = {
+        "plain": Pair(root, "plain", {}),
+        "few positions": Pair(root, "few", FEW),
+        "offloaded": Pair(root, "offloaded", {}, offload=True),
+        "resumed": Pair(root, "resumed", {"checkpoint_seconds": 0.0}),
+    }
+    calls = [(pair.two, None, 1000) for name, pair in pairs.items() if name != "resumed"]
+    # As far as a round of a search asks, then stopped by a person, then to the end.
+    calls += [(pairs["resumed"].two, 3, 1000), (pairs["resumed"].two, None, 4), (pairs["resumed"].two, None, 1000)]
+    carry_out_together(calls, size=2)
+    for pair in pairs.values():
+        pair.one.train()
+    return pairs
+
+
+@pytest.mark.parametrize("name", ["plain", "few positions", "offloaded", "resumed"])
+def test_two_processes_train_what_one_does(pairs: dict[str, Pair], name: str) -> None:
+    one, two = pairs[name].one, pairs[name].two
+    assert len(one.losses()) == NUM_STEPS
+    assert two.losses() == pytest.approx(one.losses(), abs=1e-5)
+    expected, found = one.record(), two.record()
+    last = [point.loss_nats_per_token for point in expected.validations]
+    steps = {point.step for point in expected.validations}
+    assert [p.loss_nats_per_token for p in found.validations if p.step in steps] == pytest.approx(last, abs=1e-5)
+    weights = two.weights()
+    assert set(weights) == set(one.weights())
+    for key, tensor in one.weights().items():
+        torch.testing.assert_close(weights[key], tensor, atol=1e-5, rtol=0.0)
+    same = ("status", "num_trainable", "num_parameters", "num_steps", "num_tokens", "num_scored_tokens")
+    assert all(getattr(found, key) == getattr(expected, key) for key in same)
+    assert sorted(found.files) == sorted(expected.files), "saved in the same form"
+    assert found.provenance["shard"] == 2 and "shard" not in expected.provenance
+
+
+def test_a_run_in_parts_that_is_stopped_and_goes_on_is_the_one_that_was_not(pairs: dict[str, Pair]) -> None:
+    whole, resumed = pairs["plain"].two, pairs["resumed"].two
+    assert resumed.losses() == whole.losses(), "bit for bit"
+    assert all(tensor.equal(resumed.weights()[name]) for name, tensor in whole.weights().items())
+    assert resumed.record().status == "complete"
