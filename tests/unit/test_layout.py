@@ -37,6 +37,38 @@ def test_more_gpus_than_there_are_are_refused(two_gpus: Path) -> None:
     assert "set it to 2 or less" in caught.value.mend
 
 
+def test_a_model_in_parts_takes_several_gpus_a_worker(two_gpus: Path) -> None:
+    found = choose_layout(paper(execute={"device": "cuda", "shard": 2}), 8_000_000_000)
+    assert (found.num_workers, found.shard, found.is_sharded) == (1, 2, True)
+    alone = choose_layout(paper(execute={"device": "cuda", "cpu_offload": True}), 8_000_000_000)
+    assert (alone.num_workers, alone.shard, alone.is_sharded) == (2, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("execute", "what", "mend"),
+    [
+        ({"shard": 4}, "4 devices are asked for, and there are 2 GPUs", "set it to 2 or less"),
+        ({"shard": 2, "num_workers": 2}, "2 processes with 2 GPUs each are asked for", "set it to 1 or less"),
+        ({"shard": 2, "device": "mps"}, "mps is one device", "leave shard and cpu_offload out"),
+    ],
+)
+def test_more_devices_for_a_model_than_there_are_are_refused(
+    two_gpus: Path, execute: dict, what: str, mend: str
+) -> None:
+    with pytest.raises(UserError, match=what) as caught:
+        choose_layout(paper(execute={"device": "cuda", **execute}), 8_000_000_000)
+    assert mend in caught.value.mend
+
+
+@pytest.mark.parametrize(
+    ("execute", "words"), [({"backend": "ray"}, "devices of one machine"), ({"measure": True}, "models in one piece")]
+)
+def test_what_does_not_go_with_a_model_in_parts_is_refused_in_the_file(execute: dict, words: str) -> None:
+    for shard in ({"shard": 2}, {"cpu_offload": True}):
+        with pytest.raises(ValueError, match=words):
+            paper(execute={**shard, **execute})
+
+
 def test_on_a_processor_small_models_get_processes_and_large_ones_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     study = paper(execute={"device": "cpu"})

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -42,7 +43,9 @@ _HEADS: WeakKeyDictionary[PreTrainedModel, _Head] = WeakKeyDictionary()
 
 def is_plain(model: PreTrainedModel) -> bool:
     """Whether a model is one of transformers' own, and no wrapper that has to see whole rows (virtual tokens)."""
-    return isinstance(model, PreTrainedModel)  # also one whose class FSDP has extended
+    # A model in parts is of a class that FSDP has made of its own.
+    own = next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+    return own.__module__.startswith("transformers.")
 
 
 def scored_losses(

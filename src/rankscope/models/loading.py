@@ -107,7 +107,8 @@ class Models:
         self._base = None
         group = join(self._place, self.device)
         with group.in_turn():
-            model = load_model(self.base_folder(runs[0].base), self.dtype, "cpu")
+            base = runs[0].base
+            model = load_model(self.base_folder(base), self.dtype, "cpu", base.opening)
             return make_sharded(model, runs, group, offload=self._offload)
 
     def _first_batches(self, run: RunSettings) -> list[dict[str, Tensor]]:
@@ -147,6 +148,7 @@ class Models:
         if pack.alters_base:
             # Reading it again costs less than a second copy in memory for the whole run.
             self._base = None
+        if pack.group.device is not None:
             gc.collect()  # a model in parts is held by circles
 
 

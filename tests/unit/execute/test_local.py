@@ -10,6 +10,7 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from rankscope.execute.events import Event, Failed, Finished, Progress
@@ -141,6 +142,10 @@ def test_of_a_model_in_parts_one_process_that_dies_is_found_at_once_and_recorded
     try:
         executor.submit(Pack("train", "smallworld-base", (full.run_id,)))
         until(executor, Progress)
+        until(executor, Progress)  # by now they have met
+        pids = [one.process.pid for one in executor._workers[0].processes]
+        ports = [at for pid in pids for at in psutil.Process(pid).net_connections("inet") if at.status == "LISTEN"]
+        assert ports and {at.laddr.ip for at in ports} <= {"127.0.0.1", "::1"}, "nothing else reaches them"
         kill(1)
         events = until(executor, Finished)
         assert store.read_train(full.run_id).status == "complete"

@@ -35,7 +35,9 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         "few positions": Pair(root, "few", FEW),
         "offloaded": Pair(root, "offloaded", {}, offload=True),
         "resumed": Pair(root, "resumed", {"checkpoint_seconds": 0.0}),
+        "moved": Pair(root, "moved", {}),
     }
+    pairs["moved"].two.train(until=3)  # in one process, whole
     calls = [(pair.two, None, 1000) for name, pair in pairs.items() if name != "resumed"]
     # As far as a round of a search asks, then stopped by a person, then to the end.
     calls += [(pairs["resumed"].two, 3, 1000), (pairs["resumed"].two, None, 4), (pairs["resumed"].two, None, 1000)]
@@ -45,7 +47,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     return pairs
 
 
-@pytest.mark.parametrize("name", ["plain", "few positions", "offloaded", "resumed"])
+@pytest.mark.parametrize("name", ["plain", "few positions", "offloaded", "resumed", "moved"])
 def test_two_processes_train_what_one_does(pairs: dict[str, Pair], name: str) -> None:
     one, two = pairs[name].one, pairs[name].two
     assert len(one.losses()) == NUM_STEPS
