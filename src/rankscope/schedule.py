@@ -384,7 +384,9 @@ def _is_damaged(store: Store, work: Work) -> bool:
 
 def _kept(board: Board) -> list[str]:
     """How much of an earlier call stays."""
-    counts = Counter(work[0] for work, status in board.status.items() if status != "failed")
+    kept = [work for work, status in board.status.items() if status != "failed"]
+    counts = Counter(stage for stage, *_ in kept if stage != "train")
+    counts["train"] = len({run_id for stage, _, run_id, _ in kept if stage == "train"})  # of rounds, each counts once
     names = {"train": "trained runs", "evaluate": "scores", "analyse": "analyses", "derive": "derived models"}
     parts = [f"{counts[stage]} {name}" for stage, name in names.items() if counts[stage]]
     parts += [f"{len(board.failed())} failures (--retry-failed tries them again)"] if board.failed() else []
