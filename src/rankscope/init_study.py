@@ -84,7 +84,7 @@ _SMALL_WORLD = (
 )
 
 _TEMPLATE = """\
-# Written by `rankscope init`. What is said of each key is in docs/study_file.md.
+# Written by `rankscope init`. Every key, with what it means: python -c "from rankscope.keys import show; show()"
 # `rankscope plan {file}` says what this will do and cost; `rankscope run {file}` does it.
 study: {study}
 model: {model}          # {parameters} parameters, {template}
@@ -117,7 +117,7 @@ evaluate:
 {retention}
 
 # A difference below the margin does not matter to you; a mean loss above the budget is too much.
-{margin}decide: {{margin: 0.02, margin_nats: 0.01, forgetting_budget: 0.02, forgetting_budget_nats: 0.05}}
+{remark}decide: {{margin: 0.02, margin_nats: 0.01, forgetting_budget: 0.02, forgetting_budget_nats: 0.05}}
 """
 
 
@@ -165,6 +165,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
     name = _name(Path(train).stem if Path(train).exists() else train)
     max_length = _max_length(found.tokens, tokenizer.context_length)
     is_small_world = model.startswith("smallworld:")
+    remark = _margin(found)
     text = _TEMPLATE.format(
         file=out,
         study=name,
@@ -188,7 +189,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
         seeds=", ".join(map(str, _SEEDS)),
         why="What this model knows is its own small world" if is_small_world else scale.why,
         retention="\n".join(_SMALL_WORLD if is_small_world else scale.retention),
-        margin=_margin(found),
+        remark="".join(f"# {line}\n" for line in remark),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
@@ -198,6 +199,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
         f"  tokens a row: {_length(found.tokens, max_length)}",
         f"  one row, what would be learned in >>> <<<: {found.sample}",
         f"{model}: {_rounded(size)} parameters, context of {tokenizer.context_length or 'unknown'} tokens",
+        *remark,
         f"wrote {out}; next: rankscope plan {out}",
     ]
 
@@ -299,17 +301,17 @@ def _length(tokens: Sequence[int], max_length: int) -> str:
     return f"half of the rows have up to {tokens[(len(tokens) - 1) // 2]}, the longest {tokens[-1]}; {cut}"
 
 
-def _margin(found: _Found) -> str:
+def _margin(found: _Found) -> list[str]:
     """What the test items can tell apart, where that is more than the usual margin."""
     if not found.num_test:
-        return ""
+        return []
     smallest = smallest_difference([found.num_test], len(_SEEDS), num_arms=4)
     if smallest <= 0.02:
-        return ""
-    return (
-        f"# {found.num_test} test items and {len(_SEEDS)} seeds tell differences of about {smallest:.2f} apart: "
-        "for finer ones take more items, or a wider margin.\n"
-    )
+        return []
+    return [
+        f"{found.num_test} test items and {len(_SEEDS)} seeds tell differences of about {smallest:.2f} apart: "
+        "for finer ones take more items, or a wider margin."
+    ]
 
 
 def _mapping(columns: Mapping[str, str | tuple[str, ...]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -13,6 +14,7 @@ from pydantic.fields import FieldInfo
 from rankscope.spec import Study
 
 _FALLBACK = "correct it, or leave it out"
+_ANY = "NAME"
 
 
 def described(location: Sequence[int | str]) -> str:
@@ -35,12 +37,36 @@ def described(location: Sequence[int | str]) -> str:
         else:
             kind = next((get_args(each)[-1 if get_origin(each) is dict else 0] for each in _kinds(kind)
                          if get_origin(each) in (dict, tuple)), None)  # fmt: skip
-    if found is None or not found[1].description:
-        return _FALLBACK
-    name, field = found
+    return _FALLBACK if found is None or not found[1].description else f"`{found[0]}`: {_meaning(found[1])}"
+
+
+def all_keys(section: type[BaseModel] = Study, above: str = "") -> Iterator[str]:
+    """Every key of the study file with its meaning, each section below the key that it stands under."""
+    for name, field in section.model_fields.items():
+        names = [_ANY if get_origin(kind) is dict else "0" for kind in _kinds(field.annotation) if get_origin(kind)]
+        yield f"{above}{name}: {_meaning(field)}"
+        for inner in _sections(field.annotation):
+            yield from all_keys(inner, ".".join([f"{above}{name}", *names, ""]))
+
+
+def show() -> None:
+    """Write every key with its meaning, for who has the package and not its documentation."""
+    sys.stdout.write("".join(f"{line}\n" for line in all_keys()))
+
+
+def _meaning(field: FieldInfo) -> str:
     default = field.get_default()
     has_default = isinstance(default, (bool, int, float, str, tuple)) and default != ()
-    return f"`{name}`: {field.description}" + (f"; {_shown(default)} where it is not stated" if has_default else "")
+    return f"{field.description}" + (f"; {_shown(default)} where it is not stated" if has_default else "")
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a value is, or is a mapping or a list of."""
+    for kind in _kinds(annotation):
+        if _is_section(kind):
+            yield kind
+        elif get_origin(kind) in (dict, tuple):
+            yield from _sections(get_args(kind)[-1 if get_origin(kind) is dict else 0])
 
 
 def _field(section: type[BaseModel], key: str) -> tuple[str, FieldInfo] | None:

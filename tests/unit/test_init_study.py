@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from rankscope.errors import UserError
 from rankscope.init_study import parse_columns, write_study
 from rankscope.study_file import load_study
 
+TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 YOUR_DATA = Path(__file__).parents[2] / "studies" / "your_data.yaml"
 
 
@@ -43,6 +47,31 @@ def test_your_data_is_exactly_what_init_writes(tmp_path: Path, monkeypatch: pyte
     assert Path("studies/your_data.yaml").read_text(encoding="utf-8") == YOUR_DATA.read_text(encoding="utf-8")
 
 
+def test_the_tutorial_shows_what_init_and_plan_say_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    write(Path("data/ours.jsonl"), rows("medical_new", "train"))
+    blocks = {block.split()[1]: block for block in TUTORIAL.read_text().split("\n    $ ")[1:]}
+    for verb, text in (("init", blocks["init"]), ("plan", blocks["plan"])):
+        command, *shown = text.replace("\\\n", " ").splitlines()
+        assert main(shlex.split(command)[1:]) == DONE
+        said = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+        shown = list(itertools.takewhile(lambda line: not line or line.startswith("    "), shown))
+        # Times and memory are this machine's, and operations a forecast.
+        for line in (
+            re.sub("; [0-9,]+ billion.*", "", line[4:].rstrip()) for line in shown if line.strip() not in ("", "...")
+        ):
+            if not line.startswith(("time:", "  of one of them:", "memory:", "disk:")):
+                assert any(each.startswith(line.removesuffix("...)").removesuffix("...")) for each in said), line
+        assert len(shown) >= 6, verb
+    yaml = re.findall(r"```yaml\n(.*?)```", TUTORIAL.read_text(), re.DOTALL)[0]
+    written = [line.split("#")[0].split() for line in YOUR_DATA.read_text().splitlines()]
+    for line in yaml.splitlines():
+        assert line.split("#")[0].split() in written
+
+
 def test_it_says_what_it_found_and_how_long_it_will_take(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +80,9 @@ def test_it_says_what_it_found_and_how_long_it_will_take(
     said = capsys.readouterr().out
     assert "303 rows, 3 of them repetitions, read as question_answer" in said
     assert ">>> It is 0.<<<" in said and "the longest" in said
+    # What the test items cannot tell is said at once, and stands in the file too.
+    (remark,) = (line for line in said.splitlines() if "tell differences of about" in line)
+    assert remark.startswith("22 test items and 2 seeds") and f"# {remark}\n" in Path("study.yaml").read_text()
     assert "time: about" in said.splitlines()[-1]
     assert main(["plan", "study.yaml"]) == DONE
 
@@ -91,7 +123,7 @@ def test_columns_are_named_and_written(data: Path, capsys: pytest.CaptureFixture
     assert main(command) == USER_ERROR
     said = capsys.readouterr().err
     # There is no study file yet in which columns could be named.
-    assert "no form that is known" in said and "`--columns question=q answer=a`" in said
+    assert "no form that is known" in said and "`--columns question=q answer=a`, with `choices=a,b,c`" in said
     assert "`columns" not in said and "study.yaml" not in said
     assert main([*command, "--columns", "question=q", "choices=yes,no", "answer=key"]) == DONE
     assert "read as multiple_choice" in capsys.readouterr().out

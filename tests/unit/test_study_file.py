@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.errors import UserError
+from rankscope.keys import described, show
 from rankscope.runs import expand_arms, resolve_optimization
 from rankscope.spec import Arm, Optimization, OptimizationFields
 from rankscope.study_file import changed_settings, dump_study, load_study
@@ -139,6 +141,18 @@ def test_the_mend_says_what_the_key_means(tmp_path: Path, old: str, new: str, me
     assert old in GOOD
     said = refusal(write(tmp_path, GOOD.replace(old, new))).split("\n  mend: ")[1]
     assert mend in said and "docs/" not in said
+
+
+def test_every_key_can_be_listed_and_described(capsys: pytest.CaptureFixture[str]) -> None:
+    show()
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["train.NAME.validation.fraction"].endswith("0.1 where it is not stated")
+    for key, meaning in lines.items():
+        name = key.rpartition(".")[2]
+        assert described(key.split(".")) == f"`{name}`: {meaning}"
+    # The same keys as the page's, which is written from the schema in another way.
+    page = (Path(__file__).parents[2] / "docs" / "study_file.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` ", page, re.MULTILINE)) == {key.rpartition(".")[2] for key in lines}
 
 
 @pytest.mark.parametrize(

@@ -35,22 +35,20 @@ class UnnamedColumns(UserError):
     Args:
         what: What is wrong.
         where: File and line.
-        otherwise: What else could be done than to name the columns.
-        example: Which columns could be named, by what they are.
     """
 
-    def __init__(self, what: str, *, where: str, otherwise: str, example: Mapping[str, str]) -> None:
-        self.otherwise, self.example = otherwise, example
-        named = ", ".join(f"{role}: {column}" for role, column in example.items())
-        super().__init__(
-            what, where=where, mend=f"{otherwise}; or name the columns, for example `columns: {{{named}}}`"
-        )
+    def __init__(self, what: str, *, where: str) -> None:
+        mend = _naming("columns: {question: q, answer: a}", "choices: [a, b, c]")
+        super().__init__(what, where=where, mend=mend)
 
     def as_option(self, option: str) -> UserError:
         """The same for somebody who has no study file yet, but an option of the command line."""
-        named = " ".join(f"{role}={column}" for role, column in self.example.items())
-        mend = f"{self.otherwise}; or name the columns, for example `{option} {named}`"
+        mend = _naming(f"{option} question=q answer=a", "choices=a,b,c")
         return UserError(self.what, where=self.where, mend=mend)
+
+
+def _naming(example: str, choices: str) -> str:
+    return f"write them as {_FORMS}; or name the columns: `{example}`, with `{choices}` where options stand in columns"
 
 
 @dataclass(frozen=True)
@@ -158,8 +156,6 @@ def _common_form(rows: Sequence[Row], named: tuple[str, ...] = ()) -> Form:
         raise UnnamedColumns(
             f"rows with the fields {_names(rows[0])} have no form that is known",
             where=rows[0].where,
-            otherwise=f"write them as {_FORMS}",
-            example={"question": "q", "answer": "a"},
         )
     keys = rows[0].values.keys()
     for number, row in enumerate(rows[1:], start=2):

@@ -16,6 +16,7 @@ from rankscope.mistakes import mistakes
 from rankscope.spec import Kind, Scoring
 
 Origin = Literal["hub", "files"]
+_FOLDER = Path(__file__).parent / "presets"
 
 
 def _expression(text: str) -> str:
@@ -186,7 +187,7 @@ def read_preset(path: Path) -> Preset:
         raise UserError(f"not valid YAML ({reason})", where=path, mend="correct the file") from None
     except ValidationError as error:
         lines = [f"{found.key or 'the preset'} {found.text}" for found in mistakes(error)[:3]]
-        mend = "docs/my_data.md describes the keys; the files in rankscope/data/presets are examples"
+        mend = f"the files in {_FOLDER} are examples, and `Preset` in rankscope.data.presets describes the keys"
         raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend) from None
 
 
@@ -194,6 +195,6 @@ def read_preset(path: Path) -> Preset:
 def all_presets() -> dict[str, Preset]:
     """Every preset by name, in the order of their files' names."""
     yaml = YAML(typ="safe", pure=True)
-    files = sorted((Path(__file__).parent / "presets").glob("*.yaml"))
+    files = sorted(_FOLDER.glob("*.yaml"))
     presets = (Preset.model_validate(yaml.load(path.read_text(encoding="utf-8"))) for path in files)
     return {preset.name: preset for preset in presets}
