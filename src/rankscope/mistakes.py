@@ -37,7 +37,7 @@ def mistakes(error: ValidationError) -> list[Mistake]:
     details = [(_location(detail), detail) for detail in error.errors(include_url=False)]
     found: dict[Location, list[dict[str, Any]]] = {}
     for location, detail in details:
-        is_consequence = detail["type"] == "too_short" and any(
+        is_consequence = detail["type"] in {"too_short", "bool_type", "bool_parsing"} and any(
             len(other) > len(location) and other[: len(location)] == location for other, _ in details
         )
         if not is_consequence:

@@ -275,14 +275,32 @@ def derive_hash(point: DerivedPoint, run_hash: str, tasks: list[str]) -> str:
 
 
 def derived_points(study: Study, arm: ArmSettings, arms: list[ArmSettings]) -> tuple[DerivedPoint, ...]:
-    """The derived models of each of an arm's runs: none of a method whose updates cannot be taken apart."""
+    """The derived models of each of an arm's runs: none of a method whose updates cannot be taken apart.
+
+    Raises:
+        UserError: The study names an arm that it does not have.
+    """
+    labels = [other.label for other in arms]
+    if unknown := [label for label in study.derive.arms or () if label not in labels]:
+        raise UserError(f"no arm is called '{unknown[0]}'", where="derive.arms", mend=f"one of {', '.join(labels)}")
     is_full = arm.capabilities.saves == "model"
-    if not (is_full or arm.capabilities.has_factors):
+    is_wanted = study.derive.arms is None or arm.label in study.derive.arms
+    if not is_wanted or not (is_full or arm.capabilities.has_factors):
         return ()
-    lower = sorted({other.rank for other in arms if other.rank is not None and (is_full or other.rank < arm.rank)})
-    amounts = {"rewind": REWIND_SHARES, "truncate": lower, "intruders": INTRUDER_SHARES}
-    wanted = study.derive.model_dump()
-    return tuple(DerivedPoint(kind=k, amount=a) for k, shares in amounts.items() if wanted[k] for a in shares)
+    ranks = sorted({other.rank for other in arms if other.rank is not None})
+    amounts = {
+        "rewind": _amounts(study.derive.rewind, REWIND_SHARES),
+        "truncate": [rank for rank in _amounts(study.derive.truncate, ranks) if is_full or rank < arm.rank],
+        "intruders": _amounts(study.derive.intruders, INTRUDER_SHARES),
+    }
+    return tuple(DerivedPoint(kind=kind, amount=amount) for kind, shares in amounts.items() for amount in shares)
+
+
+def _amounts(wanted: bool | Sequence[float], usual: Sequence[float]) -> Sequence[float]:
+    """The numbers of a list, in order and once each; for `true` the usual ones."""
+    if isinstance(wanted, bool):
+        return usual if wanted else ()
+    return sorted(set(wanted))
 
 
 def expand_arms(study: Study) -> list[tuple[ArmSettings, Arm]]:

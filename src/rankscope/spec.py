@@ -316,9 +316,18 @@ class Analyse(Section):
 class Derive(Section):
     """Models made of trained ones without training, each scored in domain and on retention; LoRA and full only."""
 
-    rewind: bool = Field(False, description="the update times 0.25, 0.5, 0.75 and 1.25")
-    truncate: bool = Field(False, description="the update cut to every lower rank of the study's arms")
-    intruders: bool = Field(False, description="intruder dimensions scaled by 0, 0.25, 0.5 and 0.75")
+    rewind: bool | tuple[NotNegative, ...] = Field(
+        False, description="the update times 0.25, 0.5, 0.75 and 1.25, or times the numbers of a list"
+    )
+    truncate: bool | tuple[Positive, ...] = Field(
+        False, description="the update cut to every lower rank of the study's arms, or to the ranks of a list"
+    )
+    intruders: bool | tuple[Fraction, ...] = Field(
+        False, description="intruder dimensions scaled by 0, 0.25, 0.5 and 0.75, or by the numbers of a list"
+    )
+    arms: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
+        None, description="only of these arms, by the names that `plan` shows; of all where not given"
+    )
 
 
 class Search(Section):
