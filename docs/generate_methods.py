@@ -17,7 +17,7 @@ from rankscope.cost.model_shapes import known_model, shape_of_entry
 from rankscope.data.targets import resolve_targets
 from rankscope.methods.options import PEFT_METHODS, PEFT_VERSION, options_of
 from rankscope.methods.resolve import resolved_options
-from rankscope.methods.table import BY_NAME, NAMED, REFUSED, Method, method_named, method_names
+from rankscope.methods.table import BY_NAME, NAMED, OVER_FEW_BITS, REFUSED, Method, method_named, method_names
 from rankscope.runs import ArmSettings
 from rankscope.sizes import num_trainable
 
@@ -47,13 +47,25 @@ _LORA = """Options have PEFT's names; the ones of `lora` that people set most ar
     `lora_alpha` is a number or a multiple of the rank (`2r`, the default). `target_modules` is `all-linear` (the
     default), `attention`, `mlp`, a list of names, or a regular expression for whole paths. A run starts from PEFT's
     own initialisation under its seed. `eva`, `corda` and `lora_ga` look at examples first: those of the run's own
-    first steps, eight at most; without that PEFT silently keeps another initialisation. `loftq` needs bitsandbytes and
-    a CUDA device, as PEFT's does. With any option that is not in the packed layers (`modules_to_save`, `bias`,
+    first steps, eight at most; without that PEFT silently keeps another initialisation. `loftq` starts from
+    what 4 bits lose of each matrix, so it needs a base in 4 bits. With any option that is not in the packed layers
+    (`modules_to_save`, `bias`,
     `use_qalora` and others) a run goes through PEFT's own model, alone."""
 _ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into `B @ A` from the base. What is saved is
     an adapter of the true base, by PEFT's own conversion: `[B, -B0] [A; A0]`, so its rank is **twice** the one that was
     trained. Scores, spectra and everything else compare with the true base. They need float32 weights, as in PEFT, and
     do not go with `use_dora`."""
+_FEW_BITS = """With `quantization_config` beside a base's `source`, bitsandbytes holds the linear layers of that base in
+    4 or 8 bits (QLoRA); embeddings, the output head, normalisations and experts in one tensor stay as they are. Scores,
+    verdicts and analyses are of this base: its matrices are what the bits stand for, and records say so. These methods
+    train over it: {names}; of LoRA what the packed layers have, with every initialisation that leaves the base alone.
+    Everything else is refused: `full`, because 4 bits have no gradients, `pissa`, `olora`, `corda` and `lora_ga`,
+    because they take a part out of weights that cannot hold the rest. `loftq` sets `scaling * B @ A` to the best
+    approximation of `W0` less its 4 bits (one step of LoftQ; PEFT's `replace_lora_weights_loftq` does the same with
+    `lora_alpha` = `r`). Runs pack over 4 bits. Over 8 bits they do not: LLM.int8 looks for large inputs in all rows of
+    a batch, so a row's numbers depend, in their third digit, on the others. `plan --forecast` needs gradients of the
+    base's matrices and is refused. A folder whose weights are stored quantised is refused too: its own numbers are
+    not there."""
 _OTHERS = """Any other method of PEFT can be named, with PEFT's options and defaults; `target_modules` is `all-linear`
     where nothing is said. They run alone, in PEFT's own layers. Options are checked against PEFT {version}. The sizes
     that a base allows (a block that divides its width, a rank below it) are PEFT's to refuse."""
@@ -68,6 +80,8 @@ def page() -> str:
         lines.append(_row(method, method.example))
         lines += [_row(method, said, summary="") for said in VARIANTS.get(method.name, ())]
     lines += ["", "## Options of LoRA", "", _wrapped(_LORA), "", _wrapped(_ALTERS)]
+    names = ", ".join(f"`{name}`" for name in method_names() if name in OVER_FEW_BITS)
+    lines += ["", "## Over a base in 4 or 8 bits", "", _wrapped(_FEW_BITS.format(names=names))]
     lines += ["", "## What an analysis cannot say", "", "An analysis that can say nothing of a method says so.", ""]
     lines += ["| method | analysis | why |", "|---|---|---|"]
     lines += [row for name in method_names() for row in _refusals(name)]

@@ -13,6 +13,8 @@ from typing import Any
 
 from generated import write_or_check
 
+from rankscope.quantization import QuantizationConfig
+from rankscope.section import Section
 from rankscope.spec import (
     Analyse,
     Arm,
@@ -24,7 +26,6 @@ from rankscope.spec import (
     Optimization,
     OptimizationFields,
     Search,
-    Section,
     Study,
     Task,
     TrainingSet,
@@ -67,6 +68,14 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
         """`model: SOURCE`, or `model: {source: SOURCE, ...}`, names one base. A mapping compares several:
         `model: {small: org/a, large: {source: org/b, revision: main}}`.
         A folder needs `config.json`, `tokenizer.json` and safetensors; pickles are not read.""",
+    ),
+    (
+        "model.quantization_config",
+        QuantizationConfig,
+        """The base in 4 or 8 bits, as transformers' `BitsAndBytesConfig` says it, with its defaults (QLoRA's `nf4` has
+        to be said). It needs `pip install 'rankscope[bitsandbytes]'` and runs on a processor too. What can be
+        trained over
+        such a base: [methods.md](methods.md).""",
     ),
     (
         "train.{name}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -154,17 +153,6 @@ def test_an_initialisation_that_needs_float32(study: Path, capsys: pytest.Captur
     change(study, "rank: 2", "rank: 2, init_lora_weights: pissa")
     message = refused(study, capsys, "--set", "optimization.dtype=float64")
     assert "PEFT's pissa initialisation needs optimization.dtype float32" in message
-
-
-def test_an_initialisation_whose_package_or_device_is_missing(
-    study: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    change(study, "rank: 2", "rank: 2, init_lora_weights: loftq, loftq_config: {loftq_bits: 4}")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "needs the package bitsandbytes" in refused(study, capsys)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
-    message = refused(study, capsys, "--set", "execute.device=cpu")
-    assert "loftq needs a CUDA device, and the study runs on cpu" in message
 
 
 def test_an_empty_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,11 @@ def within(*section: str, default: str | None = None) -> Iterator[None]:
         raise
 
 
+def in_arm(label: str, key: str, what: str, mend: str) -> UserError:
+    """The error for a key of an arm."""
+    return UserError(what, where=f"arm {label}, {key}", mend=mend, key=("arms", label, key))
+
+
 class NotAvailable(Exception):
     """An analysis cannot say anything about this kind of model or method; that is a result, and no failure."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_of
@@ -20,7 +20,7 @@ from rankscope.errors import UserError, within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import UNREAD, Layout, Plan
 from rankscope.records import Analysis
-from rankscope.runs import BaseSettings, TaskSettings, TrainingData, expand_arms, expand_runs
+from rankscope.runs import BaseSettings, TaskSettings, TrainingData, expand_arms, expand_runs, opening_of
 from rankscope.spec import ModelSource, Study
 
 _PROBE_TOKENS = 256
@@ -66,7 +66,9 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     bases = {name: _assumed(study, name) for name in study.model}
     study, layout, shapes = _laid_out(study, bases)
     settings = {
-        name: BaseSettings(name=name, source=source.source, revision=source.revision, fingerprint=UNREAD)
+        name: BaseSettings(
+            name=name, source=source.source, revision=source.revision, fingerprint=UNREAD, opening=opening_of(source)
+        )
         for name, source in study.model.items()
     }
     training = {
@@ -134,10 +136,11 @@ def _assumed(study: Study, name: str) -> _Assumed:
 
 def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
     """A model's shape, and the name of its architecture."""
+    bits = source.quantization_config
     if local_model(source.source, source.revision) is not None:
         with within("model", name):
             folder = base_folder(name, source)
-        return shape_of_folder(folder), model_type(folder)
+        return replace(shape_of_folder(folder), quantization=bits), model_type(folder)
     entry = known_model(source.source)
     if entry is None:
         close = difflib.get_close_matches(source.source.lower(), known_models(), n=1, cutoff=0.6)
@@ -145,7 +148,7 @@ def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
         mend = f"did you mean {known_models()[close[0]].ids[0]}? " if close else ""
         mend += f"`hf download {source.source}` fetches it, then plan can count"
         raise UserError(what, key=("model", name), mend=mend)
-    return shape_of_entry(entry), entry.type
+    return replace(shape_of_entry(entry), quantization=bits), entry.type
 
 
 def _settings(name: str, load: TaskLoad, rows: Rows) -> TaskSettings:

@@ -284,7 +284,7 @@ class Plan(Frozen):
         return {run.run_id: run for run in self.runs}
 
     def _model_hash(self, base: str, run_id: str | None) -> str:
-        return self.bases[base].fingerprint if run_id is None else self.run(run_id).settings_hash
+        return self.bases[base].model_hash if run_id is None else self.run(run_id).settings_hash
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import get_args
@@ -25,7 +25,7 @@ from rankscope.data.prepare import (
 )
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
-from rankscope.data.targets import check_device, resolve_runs
+from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.errors import within
@@ -34,12 +34,12 @@ from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
 from rankscope.runs import (
     BaseSettings,
-    Opening,
     RunSettings,
     TrainingData,
     derived_points,
     expand_arms,
     expand_runs,
+    opening_of,
     settings_hash,
 )
 from rankscope.spec import Study
@@ -108,7 +108,6 @@ def make_plan(
     smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
     data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
-    check_device(runs, layout.device)
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
         study=study.study,
@@ -214,10 +213,11 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         revision=source.revision,
         fingerprint=fingerprint(folder, with_code=source.trust_remote_code),
         commit=hub_commit(folder),
-        opening=Opening(trust_remote_code=source.trust_remote_code),
+        opening=opening_of(source),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
-    return _Prepared(settings, folder, shape_of_folder(folder), model_type(folder), training, tasks, probes)
+    shape = replace(shape_of_folder(folder), quantization=source.quantization_config)
+    return _Prepared(settings, folder, shape, model_type(folder), training, tasks, probes)
 
 
 def _inputs(study: Study, prepared: dict[str, _Prepared], runs: tuple[RunSettings, ...], layout: Layout) -> Inputs:

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from rankscope.errors import UserError
 from rankscope.methods.resolve import arm_label, resolved_options
 from rankscope.methods.table import Capabilities, capabilities, method_named
-from rankscope.spec import Arm, Kind, Optimization, OptimizationFields, Scoring, Study
+from rankscope.quantization import QuantizationConfig
+from rankscope.spec import Arm, Kind, ModelSource, Optimization, OptimizationFields, Scoring, Study
 
 # A change of what a stage computes for the same settings must change its number, so that old work is not taken for new.
 TRAINING_VERSION = 2
@@ -40,9 +41,21 @@ class Opening(Resolved):
 
     Attributes:
         trust_remote_code: The folder's own Python code may be run.
+        quantization_config: Its matrices are held in 4 or 8 bits; None: as they are.
     """
 
     trust_remote_code: bool = False
+    quantization_config: QuantizationConfig | None = None
+
+    @property
+    def is_batch_dependent(self) -> bool:
+        """Whether a row's numbers depend on the others of its batch: LLM.int8 looks for large inputs over all rows."""
+        return self.quantization_config is not None and self.quantization_config.load_in_8bit
+
+
+def opening_of(source: ModelSource) -> Opening:
+    """What a study says of how one of its bases is opened."""
+    return Opening(trust_remote_code=source.trust_remote_code, quantization_config=source.quantization_config)
 
 
 class BaseSettings(Resolved):
@@ -61,6 +74,13 @@ class BaseSettings(Resolved):
     fingerprint: str
     commit: str | None = None
     opening: Opening = Opening()
+
+    @property
+    def model_hash(self) -> str:
+        """What the base's numbers depend on: its files, and how many bits of them are taken."""
+        if self.opening.quantization_config is None:
+            return self.fingerprint
+        return settings_hash([self.fingerprint, self.opening.quantization_config.model_dump(mode="json")])
 
 
 class DataOrigin(Resolved):
@@ -214,6 +234,11 @@ class RunSettings(Resolved):
             exclude["base"] |= {"opening"}
         exclude |= {} if self.optimization.bf16 is True else {"optimization": {"bf16"}}
         return settings_hash(self.model_dump(mode="json", exclude=exclude))
+
+    @property
+    def packs(self) -> bool:
+        """Whether it may share a base and a forward pass with others."""
+        return self.arm.capabilities.packs and not self.base.opening.is_batch_dependent
 
     @property
     def run_id(self) -> str:

@@ -228,7 +228,7 @@ def _chunk_of(plan: Plan, pack: Pack, chunks: Mapping[tuple, tuple]) -> tuple | 
     """What packs have in common that go together; None for one that goes alone."""
     stage, base, run_id, name = work_of(pack)[0]
     is_generated = stage == "evaluate" and any(plan.task(base, run_id, task).is_generated for task in pack.names)
-    if run_id is None or not plan.run(run_id).arm.capabilities.packs or not (stage == "train" or is_generated):
+    if run_id is None or not plan.run(run_id).packs or not (stage == "train" or is_generated):
         return None
     return (stage, pack.names, *chunks[run_id, name if stage == "train" else ""])
 
@@ -248,7 +248,7 @@ def companions(plan: Plan, run: RunSettings, names: tuple[str, ...]) -> tuple | 
         run: A run.
         names: Of its pack: how far it is to be trained.
     """
-    if not run.arm.capabilities.packs:
+    if not run.packs:
         return None
     targets = (repr(run.arm.options.get(name)) for name in _TARGET_OPTIONS)
     is_search = run.seed in plan.search_seeds

@@ -10,12 +10,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from rankscope.methods.checks import method_refusal, refusal, unknown_option
 from rankscope.methods.options import nearest, options_of
 from rankscope.methods.table import FLOAT32_ONLY, method_names
+from rankscope.quantization import QuantizationConfig
+from rankscope.section import Section
 
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -35,39 +37,6 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-class Section(BaseModel):
-    """A frozen section of the study file that refuses unknown keys and names the nearest valid one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        aliases = {field.alias: name for name, field in cls.model_fields.items() if field.alias}
-        known = set(cls.model_fields) | set(aliases) | cls._more_keys(data)
-        for key in data:
-            if key not in known:
-                context = {"key": str(key), "mend": cls._mend(str(key), known, data)}
-                raise PydanticCustomError("unknown_key", "unknown key '{key}'; {mend}", context)
-        for alias, name in aliases.items():
-            if alias in data and name in data:
-                text = "'{key}' and '{other}' are two spellings of one setting; keep one"
-                raise PydanticCustomError("two_spellings", text, {"key": name, "other": alias})
-        return data
-
-    @classmethod
-    def _more_keys(cls, data: dict) -> set[str]:
-        """Keys that are not fields of the class."""
-        return set()
-
-    @classmethod
-    def _mend(cls, key: str, known: set[str], data: dict) -> str:
-        word = nearest(key, known)
-        return word if word.startswith("did you mean") else f"valid keys are {', '.join(sorted(known))}"
-
-
 class ModelSource(Section):
     """A base model: a hub id, a folder, a `.gguf` file, or the package's `smallworld:base` or `smallworld:plain`."""
 
@@ -75,6 +44,10 @@ class ModelSource(Section):
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     trust_remote_code: bool = Field(
         False, description="whether Python files of the model's folder may be run, with all the rights that you have"
+    )
+    quantization_config: QuantizationConfig | None = Field(
+        None,
+        description="hold the base in 4 or 8 bits: {load_in_4bit: true, bnb_4bit_quant_type: nf4}; needs bitsandbytes",
     )
 
 
@@ -442,17 +415,27 @@ class Study(Section):
                 raise PydanticCustomError("no_domain", text, {"key": "evaluate", "name": training_set})
         if self.search.seeds > len(self.seeds):
             raise PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})
-        for index, arm in enumerate(self.arms):
-            if self.optimization.dtype == "float64" and str(arm.init_lora_weights).startswith(FLOAT32_ONLY):
-                text = "arms.{index}: PEFT's {start} initialisation needs optimization.dtype float32"
-                context = {"key": "arms", "index": index, "start": arm.init_lora_weights}
-                raise PydanticCustomError("float32_only", text, context)
-        if self.optimization.dtype == "float64" and self.optimization.bf16 is True:
-            text = "optimization.bf16 is for weights in float32, and optimization.dtype is float64"
-            raise PydanticCustomError("bf16_of_float64", text, {"key": "optimization"})
+        self._check_precision()
         if len(set(self.seeds)) < len(self.seeds):
             raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
         return self
+
+    def _check_precision(self) -> None:
+        """What needs float32."""
+        if self.optimization.dtype != "float64":
+            return
+        for index, arm in enumerate(self.arms):
+            if str(arm.init_lora_weights).startswith(FLOAT32_ONLY):
+                text = "arms.{index}: PEFT's {start} initialisation needs optimization.dtype float32"
+                context = {"key": "arms", "index": index, "start": arm.init_lora_weights}
+                raise PydanticCustomError("float32_only", text, context)
+        for name, source in self.model.items():
+            if source.quantization_config is not None:
+                text = "model.{name} is quantised, and bitsandbytes knows no optimization.dtype float64"
+                raise PydanticCustomError("float64_of_bits", text, {"key": "model", "name": name})
+        if self.optimization.bf16 is True:
+            text = "optimization.bf16 is for weights in float32, and optimization.dtype is float64"
+            raise PydanticCustomError("bf16_of_float64", text, {"key": "optimization"})
 
     def _check_task(self, name: str, task: Task) -> None:
         for training_set in task.in_domain_for:

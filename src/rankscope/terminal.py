@@ -141,7 +141,9 @@ def _base_lines(plan: Plan) -> list[str]:
     lines = []
     for base in plan.bases.values():
         known = "its shape is known, its files were not read" if base.fingerprint == UNREAD else base.fingerprint[:12]
-        lines.append(f"base {base.name}: {base.source} ({known})")
+        bits = base.opening.quantization_config
+        held = f", in {bits.label}" if bits else ""
+        lines.append(f"base {base.name}: {base.source} ({known}){held}")
     return lines
 
 

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.analyse.stage import Models
 from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.order import batches
+from rankscope.errors import UserError
 from rankscope.internals.gradients import capacity_rank, ranks_to_try, signal_rank
 from rankscope.plan import Plan
 from rankscope.provenance import provenance
@@ -34,6 +35,10 @@ def run(plan: Plan, store: Store, models: Models) -> list[ForecastRecord]:
     """Write the forecast for each base and training set, unless it is there; returns all of them."""
     found = []
     for base, settings in plan.bases.items():
+        if settings.opening.quantization_config is not None:
+            text = "the forecast is made of the gradient of every matrix, and what is in 4 or 8 bits has none"
+            mend = "leave --forecast or quantization_config out"
+            raise UserError(text, key=("model", base, "quantization_config"), mend=mend)
         for training_set in plan.relations:
             data = next(r.training_set for r in plan.runs if (r.base.name, r.training_set.name) == (base, training_set))
             expected = settings_hash(["forecast", 2, NUM_EXAMPLES, settings.fingerprint, data.fingerprint])

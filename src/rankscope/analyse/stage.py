@@ -161,21 +161,21 @@ class _Stage:
 
     def _spectra(self, settings: RunSettings, folder: Path) -> _Found:
         """Every update's spectrum; `Spectra.summary` says how one number comes of many."""
-        file = f"norms-{settings.base.fingerprint[:16]}.json"
+        file = f"norms-{settings.base.model_hash[:16]}.json"
         norms = NormCache(self.store.base_analysis(settings.base.name, "spectra") / file)
         found = spectra(self._parts(settings), norms.of)
         norms.write()
         write_parquet(folder / MATRICES, found.matrices)
         write_parquet(folder / OTHERS, found.others)
         write_tensors(folder / SINGULAR_VALUES, found.singular_values)
-        notes = (*found.notes(), *_conversion(settings))
+        notes = (*found.notes(), *_conversion(settings), *_held(settings))
         return _Found(found.summary(), (MATRICES, OTHERS, SINGULAR_VALUES), notes)
 
     def _subspaces(self, settings: RunSettings, folder: Path) -> _Found:
         """How each tuned matrix's singular vectors lie to the base's."""
         found = subspaces(self._parts(settings), Decompositions(user_cache()).of)
         write_parquet(folder / SUBSPACES, found.matrices)
-        return _Found(found.summary(), (SUBSPACES,), found.notes())
+        return _Found(found.summary(), (SUBSPACES,), (*found.notes(), *_held(settings)))
 
     def _parts(self, settings: RunSettings) -> Iterator[Update | Part]:
         """What a run changed, tensor by tensor, with fused matrices taken apart."""
@@ -358,6 +358,17 @@ class _Stage:
 
     def _texts(self, base: str) -> pl.DataFrame:
         return pl.read_parquet(self.store.base(base) / "probes.parquet")
+
+
+def _held(settings: RunSettings) -> list[str]:
+    """What a reader of weights should know of a base that is not held as its files have it."""
+    bits = settings.base.opening.quantization_config
+    if bits is None:
+        return []
+    inputs = "; what the inputs lose in 8 bits is in no weight" if bits.load_in_8bit else ""
+    return [
+        f"the base is held in {bits.label}: its matrices are what these bits stand for, not those of its files{inputs}"
+    ]
 
 
 def _conversion(settings: RunSettings) -> list[str]:

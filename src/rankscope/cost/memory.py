@@ -27,7 +27,7 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, exec
     number, positions = load.micro_batches(run.optimization.batch_size, max_tokens, is_joined=not on_gpu)
     positions = min(max_tokens, positions / number)
     scored = run.optimization.batch_size * load.mean_tokens * load.scored_fraction / number
-    weights = shape.num_parameters + (0 if part.is_full else part.num_trainable)
+    added = 0 if part.is_full else part.num_trainable
     trained = 3 * part.num_trainable
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
     copies = 0 if on_gpu else 2 * part.num_trainable
@@ -36,17 +36,17 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, exec
         kept = shape.num_layers * shape.d_model + kept / (shape.num_layers + 1)
     activations = positions * kept + _LOGITS * scored * shape.vocab_size
     process = CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU
-    return int(width * (weights + trained + copies + activations)) + process
+    return int(shape.base_bytes(width) + width * (added + trained + copies + activations)) + process
 
 
 def scoring_bytes(
     loads: Loads, shape: ModelShape, optimization: Optimization, max_tokens: int, *, on_gpu: bool, reads_full: bool
 ) -> int:
     """Scoring the largest task; a model that was trained whole is read beside the base that it goes into."""
-    weights = shape.num_parameters * (2 if reads_full else 1)
+    weights = shape.base_bytes(_width(optimization)) * (2 if reads_full else 1)
     tasks = [*loads.tasks.values(), *loads.validation.values()]
-    values = weights + max((_scored_values(task, shape, max_tokens, on_gpu=on_gpu) for task in tasks), default=0.0)
-    return int(_width(optimization) * values) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
+    values = max((_scored_values(task, shape, max_tokens, on_gpu=on_gpu) for task in tasks), default=0.0)
+    return int(weights + _width(optimization) * values) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
 
 
 def _kept(shape: ModelShape, part: Adapted, *, is_joined: bool) -> float:

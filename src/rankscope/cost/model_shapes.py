@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
+from rankscope.quantization import QuantizationConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 _TABLE = Path(__file__).parent / "models.yaml"
@@ -25,6 +26,7 @@ class ModelShape:
     Attributes:
         tensors: Every tensor's shape by name; a tied head once.
         is_tied: The output head is the embedding table.
+        quantization: How the matrices inside the layers are held, where not as they are.
     """
 
     tensors: Shapes
@@ -36,6 +38,18 @@ class ModelShape:
     d_head: int
     vocab_size: int
     is_tied: bool
+    quantization: QuantizationConfig | None = None
+
+    def base_bytes(self, width: int) -> float:
+        """The weights in memory.
+
+        Args:
+            width: Bytes of a weight that is not quantised.
+        """
+        if self.quantization is None:
+            return width * self.num_parameters
+        held = sum(self.quantization.weight_bytes(*shape) for shape in self.matrices)
+        return held + width * (self.num_parameters - self.num_multiplied)
 
     @functools.cached_property
     def num_parameters(self) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from rankscope.data.few_bits import check_few_bits
 from rankscope.data.shapes import layer_matrices
-from rankscope.errors import UserError
+from rankscope.errors import UserError, in_arm
 from rankscope.methods.checks import schedule_refusal
 from rankscope.methods.options import DEFAULT_TARGETS, FEEDFORWARD_TARGETS
 from rankscope.methods.resolve import ALL_LINEAR, PEFT_TARGETS
@@ -21,11 +21,6 @@ _MLP_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 _HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; files leave them out where they are tied
 # Files of some models leave out what their class puts in front: h.0.attn.c_attn is transformer.h.0.attn.c_attn.
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
-
-
-def in_arm(label: str, key: str, what: str, mend: str) -> UserError:
-    """The error for a key of an arm."""
-    return UserError(what, where=f"arm {label}, {key}", mend=mend, key=("arms", label, key))
 
 
 def resolve_runs(
@@ -42,6 +37,7 @@ def resolve_runs(
         UserError: An arm names modules or layers that are not there, or its schedule does not fit its steps.
     """
     runs = tuple(runs)
+    check_few_bits(runs)
     for arm in {run.arm.label: run.arm for run in runs}.values():
         if targets := arm.options.get("target_modules"):
             check_targets({arm.label: targets}, shapes, vectors=not arm.capabilities.adapts_matrices)
@@ -89,10 +85,7 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
 def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
     """Whether an initialisation from the base's own matrices finds as many directions as it needs."""
     start = str(arm.options.get("init_lora_weights", ""))
-    if start == "loftq" and importlib.util.find_spec("bitsandbytes") is None:
-        text = "PEFT's loftq initialisation needs the package bitsandbytes, and a CUDA device"
-        raise in_arm(arm.label, "init_lora_weights", text, "pip install bitsandbytes, or choose another one")
-    if not arm.capabilities.alters_base or start == "loftq":
+    if not arm.capabilities.alters_base and start != "loftq":
         return
     matrices = target_modules(arm.options["target_modules"], shapes, arm.options.get("layers_to_transform"))
     needed = max(arm.options["r"], *(arm.options.get("rank_pattern") or {}).values(), 1)
@@ -101,18 +94,6 @@ def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[i
         if needed > min(shape):
             text = f"{start} takes {needed} directions out of each matrix, and {name} of base {base} has {min(shape)}"
             raise in_arm(arm.label, "init_lora_weights", text, "choose a lower rank, or other target_modules")
-
-
-def check_device(runs: Iterable[RunSettings], device: str) -> None:
-    """Refuse what PEFT can only do on another device.
-
-    Raises:
-        UserError: An arm starts from LoftQ, and the study does not run on a CUDA device.
-    """
-    for run in runs:
-        if run.arm.options.get("init_lora_weights") == "loftq" and device != "cuda":
-            text = f"PEFT's loftq needs a CUDA device, and the study runs on {device}"
-            raise in_arm(run.arm.label, "init_lora_weights", text, "choose another one, or a GPU")
 
 
 def check_targets(

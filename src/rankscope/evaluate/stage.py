@@ -58,7 +58,7 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
     Several runs generate side by side. All else is scored run by run, with the run's update in the base's weights.
     """
     stage = _Stage(pack.base, plan, store, models)
-    if len(pack.run_ids) > 1 and all(plan.run(run_id).arm.capabilities.packs for run_id in pack.run_ids):
+    if len(pack.run_ids) > 1 and all(plan.run(run_id).packs for run_id in pack.run_ids):
         stage.generate_together(pack, watcher)
     trees = None
     for run_id in pack.run_ids or (None,):

@@ -122,19 +122,35 @@ def _about(facts: CardFacts) -> str:
     return f"{text} The study {said}; a person chose to export this model."
 
 
+def _imported(facts: CardFacts) -> str:
+    is_held = facts.train.run.base.opening.quantization_config is not None
+    return "AutoModelForCausalLM, BitsAndBytesConfig" if is_held else "AutoModelForCausalLM"
+
+
+def _options(facts: CardFacts) -> str:
+    """How the base is to be opened, where not as it is: as further arguments."""
+    opening = facts.train.run.base.opening
+    code = ", trust_remote_code=True" if opening.trust_remote_code else ""
+    if opening.quantization_config is None:
+        return code
+    said = opening.quantization_config.model_dump(exclude_defaults=True)
+    bits = ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in said.items())
+    return f"{code}, quantization_config=BitsAndBytesConfig({bits})"
+
+
 def _use(facts: CardFacts) -> str:
     name = json.dumps(facts.base_id)
     if facts.train.run.arm.method == "bottleneck":
         body = (
-            "from pathlib import Path\n\nfrom transformers import AutoModelForCausalLM\n"
+            f"from pathlib import Path\n\nfrom transformers import {_imported(facts)}\n"
             "from rankscope.models.methods.bottleneck import load_bottlenecks\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({name})\n"
+            f"base = AutoModelForCausalLM.from_pretrained({name}{_options(facts)})\n"
             'model = load_bottlenecks(base, Path("."))  # the folder of this card\n'
         )
     elif facts.is_adapter:
         body = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({name})\n"
+            f"from peft import PeftModel\nfrom transformers import {_imported(facts)}\n\n"
+            f"base = AutoModelForCausalLM.from_pretrained({name}{_options(facts)})\n"
             'model = PeftModel.from_pretrained(base, ".")  # the folder of this card\n'
         )
     else:

@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rankscope.methods.options import PEFT_METHODS, PEFT_VERSION, nearest, options_of
-from rankscope.methods.table import ALTERING, BY_NAME, REFUSED, method_named, method_names
+from rankscope.methods.table import ALTERING, BY_NAME, REFUSED, is_plain_lora, method_named, method_names
 
 Refusal = tuple[str, str]  # the key, and what is wrong with it
 INITIALISATIONS = ("gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga", "corda", "loftq", "mica")
-_CONFIG_OF = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config", "loftq": "loftq_config"}
-_LOFTQ_BITS = (2, 4, 8)
+_CONFIG_OF = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
 
 def method_refusal(name: str) -> str | None:
@@ -82,8 +81,13 @@ def _lora(ranks: Sequence[int], options: Mapping[str, Any]) -> Refusal | None:
             return key, f"'{key}' is of no use without init_lora_weights: {name}"
     if initial == "orthogonal" and (odd := [rank for rank in ranks if rank % 2]):
         return "init_lora_weights", f"orthogonal initialisation needs even ranks, not {odd[0]}"
-    if initial == "loftq" and (options.get("loftq_config") or {}).get("loftq_bits", 4) not in _LOFTQ_BITS:
-        return "loftq_config", "loftq_bits is 2, 4 or 8"
+    if options.get("loftq_config"):
+        return "loftq_config", "'loftq_config' is not used: the bits are those of the base's quantization_config"
+    if initial == "loftq" and not is_plain_lora(options):
+        return (
+            "init_lora_weights",
+            "loftq goes with no option that needs PEFT's own layers; see docs/methods.md",
+        )
     if initial.startswith(ALTERING):
         return _altering(initial, options)
     return _layer_choice(options)

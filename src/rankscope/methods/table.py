@@ -13,14 +13,14 @@ from typing import Any, Literal
 from rankscope.methods.options import PEFT_METHODS
 
 # Initialisations of LoRA that subtract what they put into `B @ A` from the base's weight.
-ALTERING = ("pissa", "olora", "corda", "lora_ga", "loftq")
+ALTERING = ("pissa", "olora", "corda", "lora_ga")
 # Initialisations that PEFT refuses to make in float64.
 FLOAT32_ONLY = ("pissa", "olora", "corda", "mica")
 # What the packed layers do; an adapter with any other option runs in PEFT's own layers, alone.
 _PACKED_OPTIONS = frozenset({
     "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "target_modules", "exclude_modules",
     "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "init_lora_weights", "loraplus_lr_ratio",
-    "eva_config", "corda_config", "lora_ga_config", "loftq_config", "bias",
+    "eva_config", "corda_config", "lora_ga_config", "bias",
 })  # fmt: skip
 _VIRTUAL = "virtual tokens stand before every text and no weight of the base changes"
 
@@ -111,6 +111,11 @@ BY_NAME = {method.name: method for method in NAMED}
 # PEFT has no way to write them as weights of the base.
 _NOT_MERGED = ("beft", "lily")
 _UNMERGED = "PEFT cannot write it as weights of the base"
+# They ask for the base's output and not for its weights; tests compare them with the base's numbers written out.
+OVER_FEW_BITS = frozenset({
+    "lora", "adalora", "ia3", "vera", "oft", "prompt_tuning", "p_tuning", "prefix_tuning", "ln_tuning", "bottleneck",
+    "hira", "pvera", "randlora", "road",
+})  # fmt: skip
 # PEFT has them, but they are no way to train one model on one data set.
 REFUSED = {
     "xlora": "it mixes adapters that were trained before",
@@ -166,6 +171,19 @@ def capabilities(method: str, options: Mapping[str, Any]) -> Capabilities:
 def is_plain_lora(options: Mapping[str, Any]) -> bool:
     """Whether LoRA with these options trains `A`, `B` and DoRA's lengths of linear layers and nothing else."""
     said = {name for name, value in options.items() if value not in (None, False)}
-    # LoftQ rounds the base's weights, and MiCA freezes B.
-    is_special = options.get("init_lora_weights") in ("loftq", "mica")
-    return said <= _PACKED_OPTIONS and options.get("bias", "none") == "none" and not is_special
+    is_mica = options.get("init_lora_weights") == "mica"  # it freezes B
+    return said <= _PACKED_OPTIONS and options.get("bias", "none") == "none" and not is_mica
+
+
+def few_bits_refusal(method: str, options: Mapping[str, Any]) -> str | None:
+    """Why a method cannot be trained over a base in 4 or 8 bits, or None where it can."""
+    if method == "full":
+        return "weights of 4 or 8 bits have no gradients, so they cannot be trained themselves"
+    if method not in OVER_FEW_BITS:
+        return f"{method} works on the base's weights as numbers, or was not tried with bitsandbytes"
+    start = str(options.get("init_lora_weights", ""))
+    if start.startswith(ALTERING):
+        return f"{start} takes a part out of the base's weights, which 4 or 8 bits cannot hold"
+    if method == "lora" and not is_plain_lora(options):
+        return "of LoRA only what the packed layers have was tried over 4 or 8 bits"
+    return None

@@ -22,6 +22,7 @@ from transformers.core_model_loading import (
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.models.opening import AS_IT_IS, skeleton
+from rankscope.models.quantized import quantized_modules, rounded
 from rankscope.models.tensor_files import TensorFiles
 from rankscope.runs import Opening
 
@@ -34,11 +35,13 @@ class Source:
         keys: The names in the files, usually one; several where the model fuses what the files hold apart.
         expert: Which slice along the first axis, of a tensor that holds all experts.
         transposed: It is stored as (d_in, d_out).
+        rounded: The model holds it in few bits, so that it is other numbers than those of the files.
     """
 
     keys: tuple[str, ...]
     expert: int | None = None
     transposed: bool = False
+    rounded: bool = False
 
 
 class BaseTensors:
@@ -49,6 +52,7 @@ class BaseTensors:
         opening: What the study says of it.
 
     Attributes:
+        quantized: Modules that the study holds in 4 or 8 bits.
         keys: By the name of the parameter in the model, its name in the files. Older files leave the model's own
             prefix out (`h.0.attn.c_attn.weight` for `transformer.h.0...`). A tied weight has one name here.
         tables: Parameters of embeddings and of the output head.
@@ -78,6 +82,8 @@ class BaseTensors:
         self._converters = [item for item in conversions if isinstance(item, WeightConverter)]
         self._renamings = [item for item in conversions if not isinstance(item, WeightConverter)]
         self.keys = {self.canonical(key): key for key in self.files.files}
+        self._bits = opening.quantization_config
+        self.quantized = frozenset() if self._bits is None else quantized_modules(model, self._bits)
         self._experts = self._fused_experts()
 
     def canonical(self, key: str) -> str:
@@ -105,7 +111,8 @@ class BaseTensors:
         Raises:
             KeyError: The base has none of that name.
         """
-        return Source((self.keys[name],), transposed=name in self.transposed)
+        is_rounded = name.removesuffix(".weight") in self.quantized and name.endswith(".weight")
+        return Source((self.keys[name],), transposed=name in self.transposed, rounded=is_rounded)
 
     def expert_sources(self, name: str) -> list[Source]:
         """Where the matrices of all experts lie that the model holds in one parameter of three axes.
@@ -137,7 +144,10 @@ class BaseTensors:
         return shape[::-1] if source.transposed else shape
 
     def read(self, source: Source, rows: tuple[int, int] | None = None) -> Tensor:
-        """Read a source, all of it or some rows of one that is a single tensor stored as it is."""
+        """Read a source, all of it or some rows of one that is a single tensor stored as it is.
+
+        What the model holds in few bits is given as the numbers that these stand for.
+        """
         if rows is not None:
             return self.files.read_rows(source.keys[0], *rows)
         if source.expert is not None:
@@ -145,7 +155,8 @@ class BaseTensors:
         else:
             parts = [self.files.read(key) for key in source.keys]
             tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return tensor.T if source.transposed else tensor
+        tensor = tensor.T if source.transposed else tensor
+        return rounded(tensor, self._bits) if source.rounded and self._bits is not None else tensor
 
     def _has_three_axes(self, name: str) -> bool:
         return name in self.keys and len(self.files.shape(self.keys[name])) == 3

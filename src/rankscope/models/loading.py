@@ -35,7 +35,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, opening: Opening =
 
     Its own dropout is off for every arm: it is in evaluation mode, and stays there when it is trained.
     """
-    model = read_model(folder, dtype, opening)
+    model = read_model(folder, dtype, opening, device)
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
@@ -42,7 +43,7 @@ class MergedTensors:
 
     def __init__(self, base: BaseTensors, folder: Path) -> None:
         self._base = base
-        model = read_model(base.folder, torch.float32, base.opening)
+        model = read_whole(base)
         try:
             with warnings.catch_warnings():
                 # PEFT goes on with what was drawn at random where the file has no tensor, and only warns.
@@ -91,6 +92,20 @@ class MergedTensors:
             return finite(delta_W, name)[start:stop] if delta_W.ndim else finite(delta_W, name)
 
         return rows
+
+
+@torch.no_grad()
+def read_whole(base: BaseTensors) -> PreTrainedModel:
+    """The base in float32; of one in few bits, with the numbers that these stand for as its weights.
+
+    PEFT would round a merged matrix to few bits again.
+    """
+    model = read_model(base.folder, torch.float32, base.opening.model_copy(update={"quantization_config": None}))
+    for name in base.quantized:
+        source, weight = base.source(f"{name}.weight"), model.get_submodule(name).weight
+        W0 = base.read(source)
+        weight.copy_(W0.T if source.transposed else W0)
+    return model
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.errors import UserError
+from rankscope.models.quantized import bits_and_bytes
 from rankscope.runs import Opening
 
 AS_IT_IS = Opening()
@@ -24,17 +25,20 @@ def read_config(folder: Path, opening: Opening = AS_IT_IS) -> PretrainedConfig:
     return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=opening.trust_remote_code)
 
 
-def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS) -> PreTrainedModel:
+def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, device: str = "cpu") -> PreTrainedModel:
     """A causal model from a Hugging Face folder, safetensors only.
 
     Args:
         folder: The folder.
         dtype: Of its weights.
         opening: What the study says of it.
+        device: Where quantised weights are made; others are read into the host's memory.
 
     Raises:
         UserError: The folder lacks weights that the architecture has; transformers would draw them at random.
     """
+    bits = opening.quantization_config
+    options = {} if bits is None else {"quantization_config": bits_and_bytes(bits), "device_map": {"": device}}
     model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -42,6 +46,7 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS) ->
         use_safetensors=True,
         trust_remote_code=opening.trust_remote_code,
         output_loading_info=True,
+        **options,
     )
     if missing := sorted(found["missing_keys"]):
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} others" if len(missing) > 3 else "")

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
+from rankscope.models.quantized import dequantized, is_quantized
+
 
 @dataclass
 class Routing:
@@ -38,7 +40,7 @@ class PackedLoraLinear(nn.Module):
     width and adds into the layer's output.
 
     Args:
-        base_layer: The frozen layer: `nn.Linear`, or transformers' `Conv1D`.
+        base_layer: The frozen layer: `nn.Linear`, transformers' `Conv1D`, or a linear layer of bitsandbytes.
         routing: Shared by the layers of a pack.
     """
 
@@ -152,6 +154,8 @@ class PackedLoraLinear(nn.Module):
         return (self._base_lengths + 2.0 * scaling * crossed + scaling**2 * own).sqrt()
 
     def _weight(self) -> Float[Tensor, "d_out d_in"]:
+        if is_quantized(self.base_layer):
+            return dequantized(self.base_layer)
         weight = self.base_layer.weight
         return weight.T if isinstance(self.base_layer, Conv1D) else weight
 

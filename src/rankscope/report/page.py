@@ -260,6 +260,8 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
         revision = f", revision {base.revision}" if base.revision else ""
         commit = f", commit {base.commit}" if base.commit else ""
         code = ", Python code of its folder was run (trust_remote_code)" if base.opening.trust_remote_code else ""
-        known = f"fingerprint {base.fingerprint[:16]}{code}"
+        bits = base.opening.quantization_config
+        held = f", held in {bits.label} by bitsandbytes" if bits else ""
+        known = f"fingerprint {base.fingerprint[:16]}{held}{code}"
         rows.append((f"Base {base.name}", f"{base.source}{revision}{commit}, {known}"))
     return rows

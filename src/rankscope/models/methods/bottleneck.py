@@ -25,6 +25,7 @@ from rankscope.data.targets import sublayer_outputs
 from rankscope.errors import DamagedFile, UserError
 from rankscope.models.group import ALONE
 from rankscope.models.methods.pack import ADAPTER, num_parameters
+from rankscope.models.quantized import is_quantized
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
 
@@ -49,8 +50,9 @@ class BottleneckLayer(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         weight = next(base_layer.parameters())
-        self.down = nn.Linear(width, inner).to(weight)
-        self.up = nn.Linear(inner, width).to(weight)
+        dtype = torch.float32 if is_quantized(base_layer) else weight.dtype
+        self.down = nn.Linear(width, inner).to(weight.device, dtype)
+        self.up = nn.Linear(inner, width).to(weight.device, dtype)
         self.activation = _ACTIVATIONS[non_linearity]()
         nn.init.normal_(self.down.weight, std=_SPREAD)
         for zero in (self.down.bias, self.up.weight, self.up.bias):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +24,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from rankscope.errors import UserError
+from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.methods.folders import PEFT_PREFIX, Adapter, ModuleFactors
 from rankscope.models.methods.pack import Calibration
+from rankscope.models.quantized import dequantized, is_quantized
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
 
@@ -55,6 +58,8 @@ def initial_adapter(model: PreTrainedModel, run: RunSettings, calibration: Calib
             batches = _batches(run, calibration)
             initialize_lora_eva_weights(wrapped, batches, show_progress_bar=False)
             config = wrapped.peft_config["default"]
+        if run.arm.options.get("init_lora_weights") == "loftq":
+            start_from_rounding(wrapped, _true_base(model, run))
         factors = dict(_iter_factors(wrapped, run))
         wrapped.unload()
     # PEFT keeps what `all-linear` stood for as a set; files and comparisons want an order.
@@ -67,6 +72,8 @@ def initial_adapter(model: PreTrainedModel, run: RunSettings, calibration: Calib
 def lora_config(model: PreTrainedModel, run: RunSettings) -> LoraConfig:
     """PEFT's configuration of a run's arm."""
     options = {name: value for name, value in run.arm.options.items() if name != "loraplus_lr_ratio"}
+    if options.get("init_lora_weights") == "loftq":
+        options["init_lora_weights"] = True  # PEFT's own loftq is for bases that are not quantised yet
     with naming_the_arm(run):
         if needed := _NEEDS.get(options.get("init_lora_weights", "")):
             options[needed] = _nested_config(needed, options.get(needed) or {})
@@ -111,6 +118,33 @@ def converted_config(config: LoraConfig) -> LoraConfig:
     config.rank_pattern = {name: 2 * rank for name, rank in config.rank_pattern.items()}
     config.alpha_pattern = {name: 2 * alpha for name, alpha in config.alpha_pattern.items()}
     return config
+
+
+def _true_base(model: PreTrainedModel, run: RunSettings) -> BaseTensors:
+    """The base's tensors as its files have them, in no few bits."""
+    return BaseTensors(Path(model.name_or_path), run.base.opening.model_copy(update={"quantization_config": None}))
+
+
+@torch.no_grad()
+def start_from_rounding(wrapped: nn.Module, base: BaseTensors) -> None:
+    """LoftQ (Li et al. 2023, one step): `scaling * B @ A` is the best approximation of what 4 bits have lost of `W0`.
+
+    As PEFT's `replace_lora_weights_loftq`, which leaves the scaling out: with `lora_alpha` = `r` both are the same.
+
+    Args:
+        wrapped: PEFT's model over the base in 4 bits.
+        base: The true base.
+    """
+    for name, layer in wrapped.named_modules():
+        if not isinstance(layer, LoraLayer) or not is_quantized(layer.get_base_layer()):
+            continue
+        rounded = dequantized(layer.get_base_layer())
+        lost = base.read(base.source(f"{name.removeprefix(PEFT_PREFIX)}.weight")).to(rounded) - rounded
+        U, S, Vh = torch.linalg.svd(lost, full_matrices=False)
+        adapter = next(iter(layer.lora_A))
+        rank, half = layer.r[adapter], S.sqrt()
+        layer.lora_A[adapter].weight.copy_(half[:rank, None] * Vh[:rank])
+        layer.lora_B[adapter].weight.copy_(U[:, :rank] * half[:rank] / layer.scaling[adapter])
 
 
 def _preprocess(model: PreTrainedModel, config: LoraConfig, run: RunSettings, calibration: Calibration | None) -> None:
@@ -162,7 +196,7 @@ def _iter_factors(wrapped: PeftModel, run: RunSettings) -> Iterator[tuple[str, M
     for name, layer in wrapped.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        if not isinstance(layer, PeftLoraLinear):
+        if not isinstance(layer, PeftLoraLinear) and not is_quantized(layer.get_base_layer()):
             kind = type(layer.get_base_layer()).__name__
             mend = "take it out of target_modules"
             raise UserError(f"LoRA on {kind} ({name}) is not supported", where=run.arm.label, mend=mend)

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.models.group import Group
+from rankscope.models.quantized import num_weights
 from rankscope.runs import RunSettings
 
 ADAPTER = "adapter"  # a PEFT folder, or one of bottleneck adapters
@@ -67,4 +68,4 @@ class TrainablePack(Protocol):
 
 def num_parameters(model: PreTrainedModel) -> int:
     """Parameters of a model; a tied one counts once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(num_weights(parameter) for parameter in model.parameters())
