@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from rankscope.plan import Grid
-from rankscope.runs import expand_arms, rates_beyond
+from rankscope.runs import arms_of, expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 
@@ -40,7 +40,7 @@ def smallest_differences(study: Study, tasks: Mapping[str, tuple[Scoring, int]])
                 sizes,
                 len(study.seeds),
                 confidence=study.decide.confidence,
-                num_arms=max(2, len(expand_arms(study))),
+                num_arms=max(2, len(arms_of(study, training_set))),
             )
     return differences
 

@@ -300,14 +300,7 @@ def derive_hash(point: DerivedPoint, run_hash: str, tasks: list[str]) -> str:
 
 
 def derived_points(study: Study, arm: ArmSettings, arms: list[ArmSettings]) -> tuple[DerivedPoint, ...]:
-    """The derived models of each of an arm's runs: none of a method whose updates cannot be taken apart.
-
-    Raises:
-        UserError: The study names an arm that it does not have.
-    """
-    labels = [other.label for other in arms]
-    if unknown := [label for label in study.derive.arms or () if label not in labels]:
-        raise UserError(f"no arm is called '{unknown[0]}'", where="derive.arms", mend=f"one of {', '.join(labels)}")
+    """The derived models of each of an arm's runs: none of a method whose updates cannot be taken apart."""
     is_full = arm.capabilities.saves == "model"
     is_wanted = study.derive.arms is None or arm.label in study.derive.arms
     if not is_wanted or not (is_full or arm.capabilities.has_factors):
@@ -375,12 +368,16 @@ def expand_runs(
         study: The study.
         bases: By name, in the study's order.
         training: By base and training set.
+
+    Raises:
+        UserError: The study names an arm that it does not have.
     """
+    _check_arm_names(study)
     runs = []
     for base in bases.values():
         for name in study.train:
             data = training[base.name, name]
-            for settings, arm in expand_arms(study):
+            for settings, arm in arms_of(study, name):
                 optimization = resolve_optimization(study.optimization, arm)
                 below, above = rates_beyond(arm.learning_rate) if study.search.extend else ((), ())
                 for rate in (*arm.learning_rate, *below, *above):
@@ -397,6 +394,22 @@ def expand_runs(
                             )
                         )
     return runs
+
+
+def arms_of(study: Study, training_set: str) -> list[tuple[ArmSettings, Arm]]:
+    """The arms that are trained on a set, in the study's order, each with its entry of the study file."""
+    wanted = study.train[training_set].arms
+    return [(settings, arm) for settings, arm in expand_arms(study) if wanted is None or settings.label in wanted]
+
+
+def _check_arm_names(study: Study) -> None:
+    labels = [settings.label for settings, _ in expand_arms(study)]
+    named = {"derive.arms": study.derive.arms or ()}
+    named |= {f"train.{name}.arms": training_set.arms or () for name, training_set in study.train.items()}
+    for key, names in named.items():
+        for name in names:
+            if name not in labels:
+                raise UserError(f"no arm is called '{name}'", where=key, mend=f"take some of {', '.join(labels)}")
 
 
 def resolve_optimization(shared: Optimization, arm: OptimizationFields) -> Optimization:

@@ -96,6 +96,9 @@ class TrainingSet(Data):
         "last", description="which answers of a conversation are learned; all: each with the turns before it"
     )
     validation: Validation = Field(default_factory=Validation, description="where learning rates are chosen")
+    arms: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(
+        None, min_length=1, description="only these arms, by the names that `plan` shows; all where not given"
+    )
 
 
 class FewShot(Section):

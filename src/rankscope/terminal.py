@@ -204,7 +204,7 @@ def _cost_lines(study: Study, plan: Plan) -> list[str]:
     cost, layout = plan.estimate, plan.layout
     per_seed = Counter(run.seed for run in plan.runs if not plan.is_beyond(run))[study.seeds[0]]
     first = per_seed * len(plan.search_seeds)
-    arms = len(plan.arms) * len(study.train) * len(study.model)
+    arms = len({(run.base.name, run.training_set.name, run.arm.label) for run in plan.runs})
     later = arms * (len(study.seeds) - len(plan.search_seeds))
     guess = "about " if cost.is_estimate else ""
     lines = [

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paper import paper
+from paper import PAPER, paper
 from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.cost.fit import parse_budget
 from rankscope.errors import UserError
@@ -50,6 +50,17 @@ def test_what_is_left_out_can_be_said_to_plan_and_then_it_fits(tmp_path: Path) -
     again = forecast(load_study(path, overrides), Wish("16xh100-80gb", "6h"))
     assert again.fitted.cuts == ()
     assert again.plan.estimate.seconds == pytest.approx(fitted.estimate.seconds, rel=1e-6)
+
+
+def test_lists_of_arms_lose_those_that_a_budget_leaves_out(tmp_path: Path) -> None:
+    sets = {name: {**entry, "arms": ["full", "lora-r16"]} for name, entry in PAPER["train"].items()}
+    path = written(tmp_path, train=sets, derive={"truncate": [4], "arms": ["lora-r16", "lora-r32"]})
+    fitted = forecast(load_study(path), Wish("8xh100-80gb", "4h")).fitted
+    overrides = [cut.override for cut in fitted.cuts]
+    assert "arms.1.rank=[8, 32, 128]" in overrides
+    assert {"train.medmcqa.arms=[full]", "train.gsm8k.arms=[full]", "derive.arms=[lora-r32]"} <= set(overrides)
+    again = forecast(load_study(path, overrides), Wish("8xh100-80gb", "4h"))
+    assert again.fitted.cuts == ()
 
 
 def test_every_kind_of_cut_is_taken_before_giving_up(tmp_path: Path) -> None:

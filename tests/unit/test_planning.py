@@ -79,6 +79,30 @@ def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entr
         assert (again.tasks, again.probes_fingerprint) == (of_yesterday.tasks, of_yesterday.probes_fingerprint)
 
 
+def test_a_training_set_may_have_fewer_arms(entries: dict) -> None:
+    entries["arms"] = [{"method": "lora", "rank": [2, 4], "learning_rate": 1e-3}]
+    entries["train"]["few"] = {**entries["train"]["sums"], "arms": "lora-r4"}
+    entries["evaluate"]["sums"]["in_domain_for"] = ["sums", "few"]
+    plan = planned(entries)
+    trained = {(run.training_set.name, run.arm.label) for run in plan.runs}
+    assert trained == {("sums", "lora-r2"), ("sums", "lora-r4"), ("few", "lora-r4")}
+    del entries["train"]["few"]["arms"]
+    whole = planned(entries)
+    assert {run.run_id for run in plan.runs} < {run.run_id for run in whole.runs}, "those that stay are the same runs"
+
+
+@pytest.mark.parametrize("key", ["derive.arms", "train.sums.arms"])
+def test_an_arm_that_the_study_does_not_have_is_refused(entries: dict, key: str) -> None:
+    section, *names = key.split(".")
+    node = entries.setdefault(section, {})
+    for name in names[:-1]:
+        node = node[name]
+    node["arms"] = ["lora-r3"]
+    with pytest.raises(UserError, match="no arm is called 'lora-r3'") as caught:
+        planned(entries)
+    assert caught.value.where == key and "lora-r2" in caught.value.mend
+
+
 def test_a_misspelt_module_is_refused_before_anything_starts(entries: dict) -> None:
     entries["arms"].append({"method": "full", "learning_rate": 1e-3})
     entries["arms"][0]["target_modules"] = ["q_proj", "v_prj"]

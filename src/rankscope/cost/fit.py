@@ -13,7 +13,7 @@ from rankscope.cost.loads import Loads
 from rankscope.errors import UserError
 from rankscope.plan import Estimate
 from rankscope.runs import RunSettings, expand_arms
-from rankscope.spec import Arm, Study
+from rankscope.spec import Arm, Derive, Study
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -142,10 +142,35 @@ def _ranks(most: int) -> Callable[[Outline], Iterator[Change]]:
             ranks = sorted(arm.rank or ())
             if len(ranks) > most:
                 kept = [ranks[round(position * (len(ranks) - 1) / (most - 1))] for position in range(most)]
-                outline = _with_arm(outline, index, rank=tuple(kept))
+                fewer = _with_arm(outline, index, rank=tuple(kept))
+                for override, changed in _without_lost_arms(outline, fewer.study):
+                    outline = changed
+                    yield override, "it names arms that go with the next line", outline
+                outline = replace(outline, study=outline.study.model_copy(update={"arms": fewer.study.arms}))
                 yield f"arms.{index}.rank={kept}", f"{len(ranks)} ranks become {most}, lowest and highest kept", outline
 
     return step
+
+
+def _without_lost_arms(outline: Outline, fewer: Study) -> Iterator[tuple[str, Outline]]:
+    """Lists of arms without those that a study with fewer ranks does not have; one that would be empty goes."""
+    labels = {settings.label for settings, _ in expand_arms(fewer)}
+    study = outline.study
+    for name, training_set in study.train.items():
+        if lost := set(training_set.arms or ()) - labels:
+            kept = tuple(arm for arm in training_set.arms or () if arm not in lost) or None
+            train = {**study.train, name: training_set.model_copy(update={"arms": kept})}
+            study = study.model_copy(update={"train": train})
+            yield f"train.{name}.arms={_listed(kept)}", replace(outline, study=study)
+    if lost := set(study.derive.arms or ()) - labels:
+        kept = tuple(arm for arm in study.derive.arms or () if arm not in lost)
+        derive = study.derive.model_copy(update={"arms": kept}) if kept else Derive()  # not: of all arms
+        override = f"derive.arms={_listed(kept)}" if kept else "derive={}"
+        yield override, replace(outline, study=study.model_copy(update={"derive": derive}))
+
+
+def _listed(names: tuple[str, ...] | None) -> str:
+    return "null" if names is None else f"[{', '.join(names)}]"
 
 
 _STEPS = (

@@ -84,7 +84,7 @@ def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
             lost_seeds=tuple(measured.lost_seeds.get(arm, ())),
             reason=_why_not_judged(measured, arm),
         )
-        for arm, settings in _first_runs(plan).items()
+        for arm, settings in _first_runs(plan, measured.training_set).items()
     ]
     question = Question(
         base=measured.base,
@@ -144,12 +144,13 @@ def _names(tasks: Sequence[TaskScores]) -> list[str]:
     return [task.task for task in tasks]
 
 
-def _first_runs(plan: Plan) -> dict[str, RunSettings]:
-    """One run of each arm, for the arm's own settings."""
+def _first_runs(plan: Plan, training_set: str) -> dict[str, RunSettings]:
+    """One run of each arm that is trained on a set, for the arm's own settings."""
     first: dict[str, RunSettings] = {}
     for item in plan.runs:
-        first.setdefault(item.arm.label, item)
-    return {arm: first[arm] for arm in plan.arms}
+        if item.training_set.name == training_set:
+            first.setdefault(item.arm.label, item)
+    return {arm: first[arm] for arm in plan.arms if arm in first}
 
 
 def _why_not_judged(measured: Measured, arm: str) -> str:
