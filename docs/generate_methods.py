@@ -55,6 +55,14 @@ _ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into
     an adapter of the true base, by PEFT's own conversion: `[B, -B0] [A; A0]`, so its rank is **twice** the one that was
     trained. Scores, spectra and everything else compare with the true base. They need float32 weights, as in PEFT, and
     do not go with `use_dora`."""
+_EXPERTS = """transformers holds the experts of a mixture (Mixtral, Qwen-MoE and others) in one tensor of three axes,
+    whatever their files look like, and the router in a module of its own kind; neither is a linear layer. `all-linear`
+    means
+    linear layers, so it leaves them as they are, and the plan says so with their names and their share of the
+    parameters (PEFT from 0.21 on reads `all-linear` as experts and router too, on Mixtral and Qwen2-MoE).
+    `target_parameters: [experts.gate_up_proj, experts.down_proj]` adapts experts, `gate.weight` the router; such a run
+    goes through PEFT's own model, alone, without `lora_dropout` and `use_dora`. Its spectra are those of each expert's
+    matrices, gates and ups apart."""
 _FEW_BITS = """With `quantization_config` beside a base's `source`, bitsandbytes holds the linear layers of that base in
     4 or 8 bits (QLoRA); embeddings, the output head, normalisations and experts in one tensor stay as they are. Scores,
     verdicts and analyses are of this base: its matrices are what the bits stand for, and records say so. These methods
@@ -82,6 +90,7 @@ def page() -> str:
     lines += ["", "## Options of LoRA", "", _wrapped(_LORA), "", _wrapped(_ALTERS)]
     names = ", ".join(f"`{name}`" for name in method_names() if name in OVER_FEW_BITS)
     lines += ["", "## Over a base in 4 or 8 bits", "", _wrapped(_FEW_BITS.format(names=names))]
+    lines += ["", "## Mixtures of experts", "", _wrapped(_EXPERTS)]
     lines += ["", "## What an analysis cannot say", "", "An analysis that can say nothing of a method says so.", ""]
     lines += ["| method | analysis | why |", "|---|---|---|"]
     lines += [row for name in method_names() for row in _refusals(name)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from rankscope.data.experts import expert_parameters
+from rankscope.data.shapes import num_parameters
 from rankscope.plan import Grid
-from rankscope.runs import arms_of, expand_arms, rates_beyond
+from rankscope.runs import BaseSettings, arms_of, expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 
@@ -43,6 +45,30 @@ def smallest_differences(study: Study, tasks: Mapping[str, tuple[Scoring, int]])
                 num_arms=max(2, len(arms_of(study, training_set))),
             )
     return differences
+
+
+def expert_warnings(study: Study, base: BaseSettings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What arms leave out of a mixture of experts, whose experts are no linear layers.
+
+    Args:
+        study: The study.
+        base: One of its bases.
+        shapes: Of its tensors.
+    """
+    experts = expert_parameters(shapes)
+    if not experts:
+        return []
+    names, share = ", ".join(experts), 100 * sum(experts.values()) / num_parameters(dict(shapes))
+    held = f"the experts of base {base.name} ({names}: {share:.0f}% of its parameters)"
+    warnings = []
+    for settings, _ in expand_arms(study):
+        named = settings.options.get("target_parameters") or ()
+        if "target_modules" in settings.options and not any("experts" in name for name in named):
+            mend = f"; `target_parameters: [{names}]` adapts them" if settings.method == "lora" else ""
+            warnings.append(f"arm {settings.label}: {held} are no linear layers and stay as they are{mend}")
+    if bits := base.opening.quantization_config:
+        warnings.append(f"{held} are not held in {bits.label}, for they are no linear layers")
+    return warnings
 
 
 def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:

@@ -27,7 +27,7 @@ from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
-from rankscope.design import design_warnings, relations, search, smallest_differences
+from rankscope.design import design_warnings, expert_warnings, relations, search, smallest_differences
 from rankscope.errors import within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
@@ -281,6 +281,7 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = code_warnings(base.settings.name, base.folder, trust=base.settings.opening.trust_remote_code)
     warnings += [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
+    warnings += expert_warnings(study, base.settings, base.shape.tensors)
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
+from rankscope.data.experts import expert_parameters, outside_linear_layers
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
 from rankscope.quantization import QuantizationConfig
 
@@ -26,6 +27,7 @@ class ModelShape:
     Attributes:
         tensors: Every tensor's shape by name; a tied head once.
         is_tied: The output head is the embedding table.
+        expert_share: Of a mixture of experts, how many of them a token goes through, over all.
         quantization: How the matrices inside the layers are held, where not as they are.
     """
 
@@ -38,6 +40,7 @@ class ModelShape:
     d_head: int
     vocab_size: int
     is_tied: bool
+    expert_share: float = 1.0
     quantization: QuantizationConfig | None = None
 
     def base_bytes(self, width: int) -> float:
@@ -49,7 +52,7 @@ class ModelShape:
         if self.quantization is None:
             return width * self.num_parameters
         held = sum(self.quantization.weight_bytes(*shape) for shape in self.matrices)
-        return held + width * (self.num_parameters - self.num_multiplied)
+        return held + width * (self.num_parameters - sum(d_out * d_in for d_out, d_in in self.matrices))
 
     @functools.cached_property
     def num_parameters(self) -> int:
@@ -64,7 +67,8 @@ class ModelShape:
     @functools.cached_property
     def num_multiplied(self) -> int:
         """Parameters that every token is multiplied with: those of the layers; the head sees scored positions only."""
-        return sum(d_out * d_in for d_out, d_in in self.matrices)
+        experts = self.expert_share * sum(expert_parameters(self.tensors).values())
+        return sum(d_out * d_in for d_out, d_in in self.matrices) + round(experts)
 
 
 class TableEntry(BaseModel):
@@ -130,7 +134,8 @@ def shape_of_folder(folder: Path) -> ModelShape:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = config.get("text_config") or config
     matrices = layer_matrices(tensors)
-    tables = [shape for name, shape in tensors.items() if len(shape) == 2 and name not in matrices]
+    others = outside_linear_layers(tensors) | matrices.keys()
+    tables = [shape for name, shape in tensors.items() if len(shape) == 2 and name not in others]
     vocab_size, d_model = max(tables, default=(1, min((min(shape) for shape in matrices.values()), default=1)))
     d_model = _first(config, ("hidden_size", "n_embd", "d_model"), d_model)
     num_heads = _first(config, ("num_attention_heads", "n_head", "num_heads"), max(1, d_model // 64))
@@ -146,7 +151,11 @@ def shape_of_folder(folder: Path) -> ModelShape:
         d_head=_first(config, ("head_dim",), max(1, d_model // num_heads)),
         vocab_size=vocab_size,
         is_tied=len(tables) < 2,
+        expert_share=_first(config, ("num_experts_per_tok",), 1) / max(1, _first(config, _NUM_EXPERTS, 1)),
     )
+
+
+_NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
 def _first(config: Mapping[str, object], names: tuple[str, ...], default: int) -> int:

@@ -6,6 +6,8 @@ import json
 import struct
 from pathlib import Path
 
+from rankscope.data.experts import outside_linear_layers
+
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Every tensor's shape by name, over all shards of a Hugging Face folder."""
@@ -36,9 +38,13 @@ def num_parameters(shapes: dict[str, tuple[int, ...]]) -> int:
 
 
 def layer_matrices(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """The weight matrices inside the layers, which `all-linear` adapts: no embedding, no head, no vector."""
+    """The weight matrices inside the layers, which `all-linear` adapts: no embedding, no head, no vector, no expert."""
+    outside = outside_linear_layers(shapes)
     return {
         name: (shape[0], shape[1])
         for name, shape in shapes.items()
-        if len(shape) == 2 and name.endswith(".weight") and any(part.isdigit() for part in name.split("."))
+        if name not in outside
+        and len(shape) == 2
+        and name.endswith(".weight")
+        and any(part.isdigit() for part in name.split("."))
     }

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from rankscope.data.experts import expert_modules, expert_parameters, named_parameters
 from rankscope.data.few_bits import check_few_bits
 from rankscope.data.shapes import layer_matrices
 from rankscope.errors import UserError, in_arm
@@ -21,6 +22,9 @@ _MLP_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
 _HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; files leave them out where they are tied
 # Files of some models leave out what their class puts in front: h.0.attn.c_attn is transformer.h.0.attn.c_attn.
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
+_EXPERTS_MEND = (
+    "name experts by `target_parameters: [experts.gate_up_proj, experts.down_proj]`; they are no linear layers"
+)
 
 
 def resolve_runs(
@@ -41,10 +45,13 @@ def resolve_runs(
     for arm in {run.arm.label: run.arm for run in runs}.values():
         if targets := arm.options.get("target_modules"):
             check_targets({arm.label: targets}, shapes, vectors=not arm.capabilities.adapts_matrices)
-    resolved = []
+        check_parameters(arm, shapes)
+    resolved, arms = [], {}
     for run in runs:
         base = run.base.name
-        arm = resolve_targets(run.arm, base, shapes[base], model_types[base])
+        if (run.arm.label, base) not in arms:
+            arms[run.arm.label, base] = resolve_targets(run.arm, base, shapes[base], model_types[base])
+        arm = arms[run.arm.label, base]
         if why := schedule_refusal(arm.method, arm.options, run.num_steps):
             raise in_arm(arm.label, why[0], why[1], "change it, or train for more steps")
         resolved.append(run.model_copy(update={"arm": arm}))
@@ -75,8 +82,8 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
         options |= _chosen_by_peft(arm, base, model_type)
     elif isinstance(targets, str) and targets.lower() in GROUPS:
         options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
-    elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and options.get("layers_to_transform") is not None:
-        options["target_modules"] = sorted({_short(name) for name in _layer_modules(shapes)})
+    elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and _needs_names(arm, shapes):
+        options["target_modules"] = _linear(arm.label, base, shapes)
     resolved = arm if options == arm.options else arm.model_copy(update={"options": options})
     _check_initialisation(resolved, base, shapes)
     return resolved
@@ -116,11 +123,37 @@ def check_targets(
         wanted = [targets] if isinstance(targets, str) else list(targets)
         _check_pattern(arm, targets)
         for target in wanted:
+            if any(_short(target) in expert_modules(of_base) for of_base in shapes.values()):
+                text = f"'{target}' is in experts, or chooses between them"
+                raise in_arm(arm, "target_modules", text, _EXPERTS_MEND)
             if not any(_matches(target, names, is_pattern=isinstance(targets, str)) for names in modules.values()):
                 raise _unknown(arm, target, {name for names in modules.values() for name in names})
         for base, names in modules.items():
             if not any(_matches(target, names, is_pattern=isinstance(targets, str)) for target in wanted):
                 raise _unknown(arm, ", ".join(wanted), names, f" in base {base}")
+
+
+def check_parameters(arm: ArmSettings, shapes: Mapping[str, dict[str, tuple[int, ...]]]) -> None:
+    """Compare the `target_parameters` of an arm with the parameters of every base.
+
+    Args:
+        arm: The arm.
+        shapes: By base, the shapes of its tensors.
+
+    Raises:
+        UserError: A base has no such parameter.
+    """
+    for base, of_base in shapes.items():
+        names = named_parameters(of_base)
+        for target in arm.options.get("target_parameters") or ():
+            # Files leave out what their class puts in front, and experts are known by the ends of their names.
+            if any(f".{name}".endswith(f".{target}") or f".{target}".endswith(f".{name}") for name in names):
+                continue
+            ends = sorted(expert_parameters(of_base)) or sorted({_short(name, 2) for name in names if len(name) > 1})
+            close = difflib.get_close_matches(target, ends, n=1, cutoff=0.4)
+            mend = f"did you mean '{close[0]}'?" if close else f"name some of {', '.join(ends[:8])}"
+            text = f"no parameter of base {base} is called '{target}'"
+            raise in_arm(arm.label, "target_parameters", text, mend)
 
 
 def target_modules(
@@ -193,12 +226,27 @@ def _chosen_by_peft(arm: ArmSettings, base: str, model_type: str) -> dict[str, l
     return found
 
 
+def _needs_names(arm: ArmSettings, shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether PEFT would take `all-linear` otherwise than it is meant: with layers, or as experts too, from 0.21 on."""
+    is_of_experts = arm.method == "lora" and bool(expert_parameters(shapes))
+    return is_of_experts or arm.options.get("layers_to_transform") is not None
+
+
+def _linear(arm: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """The names of linear layers, without those that PEFT would take for experts."""
+    found = sorted({_short(name) for name in _layer_modules(shapes)} - expert_modules(shapes))
+    if not found:
+        raise in_arm(arm, "target_modules", f"base {base} has no linear layers beside its experts", _EXPERTS_MEND)
+    return found
+
+
 def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """Names that mean the matrices of attention, or those that are not attention's, and no others."""
     modules = _layer_modules(shapes)
     inside = {name for name in modules if _is_attention(name) == (group == "attention")}
     if not inside:
         mend = f"name some of {', '.join(sorted({_short(name) for name in modules}))}"
+        mend = _EXPERTS_MEND if expert_parameters(shapes) else mend
         raise in_arm(arm, "target_modules", f"base {base} has no {group} matrices", mend)
     outside = {_short(name) for name in modules - inside}
     # c_proj is of both in GPT-2; attn.c_proj is not.

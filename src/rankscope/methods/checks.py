@@ -90,7 +90,16 @@ def _lora(ranks: Sequence[int], options: Mapping[str, Any]) -> Refusal | None:
         )
     if initial.startswith(ALTERING):
         return _altering(initial, options)
-    return _layer_choice(options)
+    return _parameters(options) or _layer_choice(options)
+
+
+def _parameters(options: Mapping[str, Any]) -> Refusal | None:
+    """What PEFT cannot do on parameters that are named themselves."""
+    wanted = (
+        ("lora_dropout", "use_dora", "lora_bias", "layers_to_transform") if options.get("target_parameters") else ()
+    )
+    key = next((key for key in wanted if options.get(key) not in (None, False, 0.0)), None)
+    return (key, f"'{key}' does not go with target_parameters, in PEFT neither") if key else None
 
 
 def _altering(initial: str, options: Mapping[str, Any]) -> Refusal | None:
@@ -100,6 +109,8 @@ def _altering(initial: str, options: Mapping[str, Any]) -> Refusal | None:
     if options.get("use_rslora") and (options.get("rank_pattern") or options.get("alpha_pattern")):
         text = f"use_rslora with a pattern and {initial} cannot be written as an adapter of the true base; drop one"
         return "use_rslora", text
+    if options.get("target_parameters"):
+        return "target_parameters", f"target_parameters and {initial} do not go together, in PEFT neither"
     return _layer_choice(options)
 
 

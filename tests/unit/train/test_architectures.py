@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from architectures import CONFIGS, tiny_model
 from rankscope.data.order import batches
+from rankscope.models.fused import iter_parts
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.weights import iter_updates
@@ -22,6 +23,11 @@ EXAMPLES = examples(8)
 IDS = torch.arange(3, 20)[None]
 STEPS = 4
 TARGETS = {"mixtral": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # its experts and their router are no linear layers
+# Both parameters of the experts, and the router; beside them a linear layer.
+EXPERTS = {
+    "target_modules": ["q_proj"],
+    "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
+}
 
 pytestmark = [
     # PEFT 0.21 asks transformers 5.23 for a property that is about to go, and says so of Conv1D by itself.
@@ -156,3 +162,48 @@ def test_a_whole_model_is_read_back_by_transformers(name: str, tmp_path: Path) -
     total = sum(float(update.delta_W.square().sum()) for update in updates)
     expected = sum(float((after[key] - before[key]).double().square().sum()) for key in before)
     assert total == pytest.approx(expected, rel=1e-6)
+
+
+def test_experts_and_their_router_are_trained_as_peft_trains_them() -> None:
+    run = steady(lora_run(2, 3e-3, 1, STEPS, **EXPERTS))
+    assert not run.packs  # they are in PEFT's own model, and the plan knows it
+    _, (losses,) = trained(tiny_model("mixtral", torch.float64), [run])
+    assert losses == pytest.approx(reference("mixtral", run), rel=1e-8)
+    others = steady(lora_run(2, 3e-3, 1, STEPS, target_modules=["q_proj"]))
+    assert losses[-1] != pytest.approx(reference("mixtral", others)[-1], rel=1e-4)  # the experts matter
+
+
+def test_experts_are_read_back_by_peft_and_their_parts_are_what_it_merges(tmp_path: Path) -> None:
+    base = tiny_model("mixtral")
+    base.save_pretrained(tmp_path / "base")
+    before = {key: parameter.clone() for key, parameter in base.named_parameters()}
+    run = steady(lora_run(2, 1e-2, 0, STEPS, **EXPERTS))
+    pack, _ = trained(base, [run])
+    pack.route((0,), (1,), is_training=False)
+    with torch.no_grad():
+        mine = pack.model(IDS).logits
+        pack.save(0, tmp_path)
+        theirs = PeftModel.from_pretrained(tiny_model("mixtral"), tmp_path / "adapter")
+        torch.testing.assert_close(theirs(IDS).logits, mine, rtol=0, atol=1e-5)
+        again = load_tuned(tiny_model("mixtral"), [run], [tmp_path])
+        again.route((0,), (1,), is_training=False)
+        torch.testing.assert_close(again.model(IDS).logits, mine, rtol=0, atol=1e-5)
+        merged = dict(theirs.merge_and_unload().named_parameters())
+    moved = {key: merged[key] - before[key] for key in merged}
+    parts = list(iter_parts(iter_updates(tmp_path / "base", tmp_path / "adapter"), base.config))
+    assert len(parts) == 2 * (1 + 1 + 4 * 3)  # in each layer the query, the router, and of each expert gate, up, down
+    total = 0.0
+    for part in parts:
+        delta = part.delta_W if part.factors is None else part.factors.delta_W()
+        if part.module == "q_proj" or part.module == "gate":
+            expected = moved[f"{part.name}.weight"]
+        else:
+            layer = f"model.layers.{part.layer}.mlp.experts"
+            fused = moved[f"{layer}.{'down_proj' if part.module == 'down_proj' else 'gate_up_proj'}"]
+            expert = fused[int(part.name.split(".experts.")[1].split(".")[0])]
+            expected = {"down_proj": expert, "gate_up_proj.gate": expert[:48], "gate_up_proj.up": expert[48:]}[
+                part.module
+            ]
+        torch.testing.assert_close(delta.float(), expected, rtol=1e-3, atol=1e-6)
+        total += float(delta.square().sum())
+    assert total == pytest.approx(float(sum(delta.double().square().sum() for delta in moved.values())), rel=1e-3)
