@@ -6,7 +6,7 @@ SET_UP := $(VENV)/.set-up
 DEV := $(VENV)/.dev
 TESTS := -n 2
 
-.PHONY: demo bench docs test test-slow test-heavy test-oldest check simulate truth smallworld audit-dependencies clean
+.PHONY: demo bench docs test test-slow test-heavy test-oldest check simulate truth real smallworld audit-dependencies clean
 
 demo: $(SET_UP)
 	$(BIN)/rankscope demo
@@ -57,6 +57,11 @@ simulate: $(SET_UP)
 truth: $(SET_UP)
 	$(BIN)/python benchmarks/truth.py
 
+# The paper's question on SmolLM2-135M-Instruct, some hours on two processor cores; it goes on where it stopped. The data
+# come from the hub, or from a folder of the same sets: make real DATA=FOLDER
+real: $(VENV)/.real
+	$(BIN)/python recipes/real_study.py $(if $(DATA),--data $(DATA))
+
 # Pretrain the small world's two bases again, from a seed; some minutes each.
 smallworld: $(SET_UP)
 	$(BIN)/python recipes/pretrain_smallworld.py --seed 0 --out build/smallworld/base
@@ -73,6 +78,10 @@ audit-dependencies: $(SET_UP)
 $(SET_UP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.real: $(SET_UP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[gguf]"
 	touch $@
 
 $(DEV): $(SET_UP)

@@ -65,22 +65,10 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     """
     bases = {name: _assumed(study, name) for name in study.model}
     study, layout, shapes = _laid_out(study, bases)
-    settings = {
-        name: BaseSettings(
-            name=name, source=source.source, revision=source.revision, fingerprint=UNREAD, opening=opening_of(source)
-        )
-        for name, source in study.model.items()
-    }
-    training = {
-        (name, key): TrainingData(
-            name=key, fingerprint=UNREAD, validation_fingerprint=UNREAD, num_examples=load.num_examples
-        )
-        for name, base in bases.items()
-        for key, (load, _, _) in base.training.items()
-    }
+    settings = _base_settings(study)
     tensors = {name: dict(shape.tensors) for name, shape in shapes.items()}
     types = {name: base.model_type for name, base in bases.items()}
-    runs = resolve_runs(expand_runs(study, settings, training), tensors, types)
+    runs = resolve_runs(expand_runs(study, settings, _training(bases)), tensors, types)
     loads = {name: base.loads(study.analyse.num_probe_texts) for name, base in bases.items()}
     outline = Outline(study, runs, loads, shapes, layout, is_estimate=True)
     first = next(iter(loads.values())).tasks
@@ -113,6 +101,25 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         smallest_difference=smallest,
     )
     return plan, outline
+
+
+def _base_settings(study: Study) -> dict[str, BaseSettings]:
+    return {
+        name: BaseSettings(
+            name=name, source=source.source, revision=source.revision, fingerprint=UNREAD, opening=opening_of(source)
+        )
+        for name, source in study.model.items()
+    }
+
+
+def _training(bases: Mapping[str, _Assumed]) -> dict[tuple[str, str], TrainingData]:
+    return {
+        (name, key): TrainingData(
+            name=key, fingerprint=UNREAD, validation_fingerprint=UNREAD, num_examples=load.num_examples
+        )
+        for name, base in bases.items()
+        for key, (load, _, _) in base.training.items()
+    }
 
 
 def _laid_out(study: Study, bases: Mapping[str, _Assumed]) -> tuple[Study, Layout, dict[str, ModelShape]]:
