@@ -174,8 +174,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
         template="answers through its chat template" if tokenizer.chat_template else "no chat template",
         name=name,
         source=_quoted(train),
-        columns=f"    columns: {_mapping(columns)}\n" if columns else "",
-        test_columns=f"columns: {_mapping(columns)}, " if columns else "",
+        **_column_lines(columns),
         train_part=found.train,
         test_part=found.test,
         num_rows=f"{found.num_rows:,}",
@@ -312,6 +311,14 @@ def _margin(found: _Found) -> list[str]:
         f"{found.num_test} test items and {len(_SEEDS)} seeds tell differences of about {smallest:.2f} apart: "
         "for finer ones take more items, or a wider margin."
     ]
+
+
+def _column_lines(columns: Columns | None) -> dict[str, str]:
+    mapping = _mapping(columns) if columns else ""
+    return {
+        "columns": f"    columns: {mapping}\n" if columns else "",
+        "test_columns": f"columns: {mapping}, " if columns else "",
+    }
 
 
 def _mapping(columns: Mapping[str, str | tuple[str, ...]]) -> str:
