@@ -159,13 +159,12 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
     tokenizer = Tokenizer.from_folder(folder)
     shapes = tensor_shapes(folder)
     size = num_parameters(shapes)
-    scale = next(scale for scale in _SCALES if size < scale.most_parameters)
+    scale = _scale(size)
     found = _asked_for_by_options(train, tokenizer, columns)
-    narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(scale.ranks))
+    ranks = _ranks(scale, shapes)
     name = _name(Path(train).stem if Path(train).exists() else train)
     max_length = _max_length(found.tokens, tokenizer.context_length)
-    is_small_world = model.startswith("smallworld:")
-    remark = _margin(found)
+    is_small_world, remark = model.startswith("smallworld:"), _margin(found)
     text = _TEMPLATE.format(
         file=out,
         study=name,
@@ -181,7 +180,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
         form=found.form,
         full_rates=_listed(scale.full_rates),
         lora_rates=_listed([10 * rate for rate in scale.full_rates]),
-        ranks=", ".join(map(str, [rank for rank in scale.ranks if rank <= narrowest // 2] or [1])),
+        ranks=", ".join(map(str, ranks)),
         batch_size=max(1, min(16, found.num_rows // 20)),
         max_length=max_length,
         length=_length(found.tokens, max_length),
@@ -311,6 +310,16 @@ def _margin(found: _Found) -> list[str]:
         f"{found.num_test} test items and {len(_SEEDS)} seeds tell differences of about {smallest:.2f} apart: "
         "for finer ones take more items, or a wider margin."
     ]
+
+
+def _scale(num_parameters: int) -> _Scale:
+    return next(scale for scale in _SCALES if num_parameters < scale.most_parameters)
+
+
+def _ranks(scale: _Scale, shapes: Mapping[str, Sequence[int]]) -> list[int]:
+    """The scale's ranks that are low ones of this model's matrices."""
+    narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(scale.ranks))
+    return [rank for rank in scale.ranks if rank <= narrowest // 2] or [1]
 
 
 def _column_lines(columns: Columns | None) -> dict[str, str]:
