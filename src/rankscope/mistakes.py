@@ -49,7 +49,7 @@ def _location(detail: Mapping[str, Any]) -> Location:
     """The keys that lead to a mistake, without pydantic's names for branches of a union."""
     parts = tuple(part for part in detail["loc"] if not _is_branch(part))
     key = detail.get("ctx", {}).get("key")
-    return (*parts, key) if key else parts
+    return (*parts, *((key,) if isinstance(key, str) else key or ()))
 
 
 def _is_branch(part: int | str) -> bool:

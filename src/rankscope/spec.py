@@ -429,32 +429,34 @@ class Study(Section):
             return
         for index, arm in enumerate(self.arms):
             if str(arm.init_lora_weights).startswith(FLOAT32_ONLY):
-                text = "arms.{index}: PEFT's {start} initialisation needs optimization.dtype float32"
-                context = {"key": "arms", "index": index, "start": arm.init_lora_weights}
+                text = "PEFT's {start} initialisation needs optimization.dtype float32"
+                context = {"key": ("arms", index, "init_lora_weights"), "start": arm.init_lora_weights}
                 raise PydanticCustomError("float32_only", text, context)
         for name, source in self.model.items():
             if source.quantization_config is not None:
-                text = "model.{name} is quantised, and bitsandbytes knows no optimization.dtype float64"
-                raise PydanticCustomError("float64_of_bits", text, {"key": "model", "name": name})
+                text = "bitsandbytes knows no optimization.dtype float64"
+                raise PydanticCustomError("float64_of_bits", text, {"key": ("model", name, "quantization_config")})
         if self.optimization.bf16 is True:
-            text = "optimization.bf16 is for weights in float32, and optimization.dtype is float64"
-            raise PydanticCustomError("bf16_of_float64", text, {"key": "optimization"})
+            text = "is for weights in float32, and optimization.dtype is float64"
+            raise PydanticCustomError("bf16_of_float64", text, {"key": ("optimization", "bf16")})
 
     def _check_task(self, name: str, task: Task) -> None:
         for training_set in task.in_domain_for:
             if training_set not in self.train:
-                text = "evaluate.{task}.in_domain_for names '{name}', which is no training set; there are {known}"
-                context = {"key": "evaluate", "task": name, "name": training_set, "known": ", ".join(self.train)}
+                text = "names '{name}', which is no training set; there are {known}"
+                key = ("evaluate", name, "in_domain_for")
+                context = {"key": key, "name": training_set, "known": ", ".join(self.train)}
                 raise PydanticCustomError("no_such_set", text, context)
         if not self.allow_code and (code := task.scorer or task.include_path):
-            text = "evaluate.{task} names code ({code}), and code runs only with `allow_code: true`"
-            raise PydanticCustomError("code", text, {"key": "evaluate", "task": name, "code": code})
+            text = "names code ({code}), and code runs only with `allow_code: true` at the top of the study"
+            key = ("evaluate", name, "scorer" if task.scorer else "include_path")
+            raise PydanticCustomError("code", text, {"key": key, "code": code})
         if task.role and task.in_domain_for:
-            text = "evaluate.{task} cannot be in domain and retention at once"
-            raise PydanticCustomError("two_roles", text, {"key": "evaluate", "task": name})
+            text = "a task cannot be in domain and retention at once"
+            raise PydanticCustomError("two_roles", text, {"key": ("evaluate", name, "role")})
         if name.startswith("validation"):
-            text = "task names that start with 'validation' are taken; rename evaluate.{task}"
-            raise PydanticCustomError("taken", text, {"key": "evaluate", "task": name})
+            text = "task names that start with 'validation' are taken; give it another"
+            raise PydanticCustomError("taken", text, {"key": ("evaluate", name)})
 
 
 def _is_model(value: Any) -> bool:

@@ -90,8 +90,11 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
         title="The learning rate of each arm",
         shows="How each arm did on validation items at every rate that was tried. The ringed rate was chosen: the "
         "best score, and among scores within a standard error of it the lower loss. No test item had been seen."
-        + (" Rates that halving left behind are shown by their loss when they stopped; nothing was scored of them."
-           if is_halved else ""),
+        + (
+            " Rates that halving left behind are shown by their loss when they stopped; nothing was scored of them."
+            if is_halved
+            else ""
+        ),
         reading="A best rate inside the range is a fair choice. One at the end of the range means that the arm may do "
         "better than this study shows.",
         caution="Validation scores chose the rates, so they flatter them a little; the plots above use other items.",
