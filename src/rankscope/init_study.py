@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from ruamel.yaml import YAML
 
 from rankscope.data.forms import Columns, Contents, UnnamedColumns, understand
 from rankscope.data.hub import model_folder
@@ -20,6 +17,7 @@ from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError, within
 from rankscope.spec import Data
 from rankscope.statistics import smallest_difference
+from rankscope.study_template import SCALES, SMALL_WORLD, TEMPLATE, listed, mapping, name_of, quoted, rounded
 
 _SEEDS = (0, 1)
 _MOST_COUNTED = 2000  # rows whose tokens are counted to find max_length
@@ -27,98 +25,18 @@ _LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
 
 @dataclass(frozen=True)
-class _Scale:
-    """What suits models of up to a size.
+class _Base:
+    """What a look at the model found.
 
     Attributes:
-        full_rates: Around which the literature's best rates of full fine-tuning lie; LoRA's are about ten times those
-            (Biderman et al., 2405.09673; Schulman and Thinking Machines, "LoRA without regret", 2025).
-        ranks: From one that may be too small to one that may be more than is needed.
-        retention: Lines of tasks on which models of this size are well above chance, so that they have something to
-            lose, and why these.
+        size: Its parameters.
+        narrowest: The smaller side of its smallest matrix, above which no rank makes sense.
     """
 
-    most_parameters: float
-    full_rates: tuple[float, float, float]
-    ranks: tuple[int, ...]
-    why: str
-    retention: tuple[str, ...]
-
-
-_TEXT = "  wikitext: {source: wikitext2, max_examples: 200, role: retention}"
-_SCALES = (
-    _Scale(
-        5e7,
-        (1e-4, 3e-4, 1e-3),
-        (1, 4, 16, 64),
-        "Models of this size answer questions by chance; text is what they can forget",
-        ("  tinystories: {source: tinystories, max_examples: 200, role: retention}", _TEXT),
-    ),
-    _Scale(
-        1e9,
-        (1e-5, 3e-5, 1e-4),
-        (2, 8, 32, 128),
-        "Models of this size are above chance on easy questions; MMLU would show noise",
-        (
-            "  arc_easy: {source: arc_easy, max_examples: 500, role: retention}",
-            "  piqa: {source: piqa, max_examples: 500, role: retention}",
-            _TEXT,
-        ),
-    ),
-    _Scale(
-        float("inf"),
-        (3e-6, 1e-5, 3e-5),
-        (8, 32, 128),
-        "Models of this size know something in all of these",
-        (
-            "  mmlu: {source: mmlu, max_examples: 1000, role: retention}",
-            "  hellaswag: {source: hellaswag, max_examples: 500, role: retention}",
-            "  gsm8k: {source: gsm8k, max_examples: 200, few_shot: 5, role: retention}",
-            _TEXT,
-        ),
-    ),
-)
-_SMALL_WORLD = (
-    "  general_recall: {source: smallworld:general_recall, split: test, role: retention}",
-    "  general_text: {source: smallworld:general_text, split: test, role: retention}",
-)
-
-_TEMPLATE = """\
-# Written by `rankscope init`. Every key, with what it means: python -c "from rankscope.keys import show; show()"
-# `rankscope plan {file}` says what this will do and cost; `rankscope run {file}` does it.
-study: {study}
-model: {model}          # {parameters} parameters, {template}
-
-train:
-  {name}:
-    source: {source}    # {num_rows} rows, read as {form}
-{columns}{train_part}
-# Each rate of each arm is a candidate; the best on validation is kept and repeated over the seeds. Rates of LoRA are
-# about ten times those of full fine-tuning. Three are the least from which an inner one can win. If the best one lies
-# at an edge of its list all the same, the report says so: add one beyond.
-arms:
-  - {{method: full, learning_rate: [{full_rates}]}}
-  - {{method: lora, rank: [{ranks}], lora_alpha: 2r, target_modules: all-linear, learning_rate: [{lora_rates}]}}
-
-optimization:
-  num_epochs: 2
-  batch_size: {batch_size}
-  max_length: {max_length}     # tokens; {length}
-  lr_scheduler: cosine
-  warmup_ratio: 0.03
-
-seeds: [{seeds}]           # two are the least from which a spread can be seen; three or more narrow the intervals
-
-evaluate:
-  {name}_test: {{source: {source}, {test_columns}{test_part}, in_domain_for: [{name}]}}
-  # What the model could do before, and may forget.
-  # {why}.
-  # Add what matters to you: a preset, a task of lm_eval, or a file of your own.
-{retention}
-
-# A difference below the margin does not matter to you; a mean loss above the budget is too much.
-{remark}decide: {{margin: 0.02, margin_nats: 0.01, forgetting_budget: 0.02, forgetting_budget_nats: 0.05}}
-"""
+    source: str
+    tokenizer: Tokenizer
+    size: int
+    narrowest: int
 
 
 @dataclass(frozen=True)
@@ -154,52 +72,66 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
     """
     if out.exists():
         raise UserError("exists already", where=out, mend="choose another --out, or remove it")
-    with within("--model"):
-        folder = model_folder(model, None)
-    tokenizer = Tokenizer.from_folder(folder)
-    shapes = tensor_shapes(folder)
-    size = num_parameters(shapes)
-    scale = _scale(size)
-    found = _asked_for_by_options(train, tokenizer, columns)
-    ranks = _ranks(scale, shapes)
-    name = _name(Path(train).stem if Path(train).exists() else train)
-    max_length = _max_length(found.tokens, tokenizer.context_length)
-    is_small_world, remark = model.startswith("smallworld:"), _margin(found)
-    text = _TEMPLATE.format(
-        file=out,
-        study=name,
-        model=_quoted(model),
-        parameters=_rounded(size),
-        template="answers through its chat template" if tokenizer.chat_template else "no chat template",
-        name=name,
-        source=_quoted(train),
-        **_column_lines(columns),
-        train_part=found.train,
-        test_part=found.test,
-        num_rows=f"{found.num_rows:,}",
-        form=found.form,
-        full_rates=_listed(scale.full_rates),
-        lora_rates=_listed([10 * rate for rate in scale.full_rates]),
-        ranks=", ".join(map(str, ranks)),
-        batch_size=max(1, min(16, found.num_rows // 20)),
-        max_length=max_length,
-        length=_length(found.tokens, max_length),
-        seeds=", ".join(map(str, _SEEDS)),
-        why="What this model knows is its own small world" if is_small_world else scale.why,
-        retention="\n".join(_SMALL_WORLD if is_small_world else scale.retention),
-        remark="".join(f"# {line}\n" for line in remark),
-    )
+    base = _look_at_model(model)
+    found = _asked_for_by_options(train, base.tokenizer, columns)
+    text = TEMPLATE.format(file=out, **_model_words(base), **_data_words(train, found, base, columns))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
     repeated = f", {found.num_duplicates:,} of them repetitions" if found.num_duplicates else ""
     return [
         f"{train}: {found.num_rows:,} rows{repeated}, read as {found.form}",
-        f"  tokens a row: {_length(found.tokens, max_length)}",
+        f"  tokens a row: {_length(found, base)}",
         f"  one row, what would be learned in >>> <<<: {found.sample}",
-        f"{model}: {_rounded(size)} parameters, context of {tokenizer.context_length or 'unknown'} tokens",
-        *remark,
+        f"{model}: {rounded(base.size)} parameters, context of {base.tokenizer.context_length or 'unknown'} tokens",
+        *_margin(found),
         f"wrote {out}; next: rankscope plan {out}",
     ]
+
+
+def _look_at_model(model: str) -> _Base:
+    with within("--model"):
+        folder = model_folder(model, None)
+        tokenizer = Tokenizer.from_folder(folder)
+    shapes = tensor_shapes(folder)
+    narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(SCALES[0].ranks))
+    return _Base(model, tokenizer, num_parameters(shapes), narrowest)
+
+
+def _model_words(base: _Base) -> dict[str, object]:
+    """What stands in the study file because of the model."""
+    scale = next(scale for scale in SCALES if base.size < scale.most_parameters)
+    is_small_world = base.source.startswith("smallworld:")
+    return {
+        "model": quoted(base.source),
+        "parameters": rounded(base.size),
+        "template": "answers through its chat template" if base.tokenizer.chat_template else "no chat template",
+        "full_rates": listed(scale.full_rates),
+        "lora_rates": listed([10 * rate for rate in scale.full_rates]),
+        "ranks": ", ".join(map(str, [rank for rank in scale.ranks if rank <= base.narrowest // 2] or [1])),
+        "why": "What this model knows is its own small world" if is_small_world else scale.why,
+        "retention": "\n".join(SMALL_WORLD if is_small_world else scale.retention),
+    }
+
+
+def _data_words(train: str, found: _Found, base: _Base, columns: Columns | None) -> dict[str, object]:
+    """What stands in the study file because of the data."""
+    name = name_of(Path(train).stem if Path(train).exists() else train)
+    return {
+        "study": name,
+        "name": name,
+        "source": quoted(train),
+        "columns": f"    columns: {mapping(columns)}\n" if columns else "",
+        "test_columns": f"columns: {mapping(columns)}, " if columns else "",
+        "train_part": found.train,
+        "test_part": found.test,
+        "num_rows": f"{found.num_rows:,}",
+        "form": found.form,
+        "batch_size": max(1, min(16, found.num_rows // 20)),
+        "max_length": _max_length(found, base),
+        "length": _length(found, base),
+        "seeds": ", ".join(map(str, _SEEDS)),
+        "remark": "".join(f"# {line}\n" for line in _margin(found)),
+    }
 
 
 def parse_columns(named: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
@@ -287,14 +219,15 @@ def _num_rows(source: str, split: str, columns: Columns | None) -> int | None:
 # Words --------------------------------------------------------------------------------------------------------------
 
 
-def _max_length(tokens: Sequence[int], context: int | None) -> int:
+def _max_length(found: _Found, base: _Base) -> int:
     """The least usual length that leaves 99 of 100 rows whole, as far as the model reaches."""
-    wanted = tokens[int(0.99 * (len(tokens) - 1))]
+    wanted, context = found.tokens[int(0.99 * (len(found.tokens) - 1))], base.tokenizer.context_length
     return min(next((length for length in _LENGTHS if length >= wanted), _LENGTHS[-1]), context or _LENGTHS[-1])
 
 
-def _length(tokens: Sequence[int], max_length: int) -> str:
-    longer = sum(length > max_length for length in tokens)
+def _length(found: _Found, base: _Base) -> str:
+    tokens = found.tokens
+    longer = sum(length > _max_length(found, base) for length in tokens)
     cut = f"{longer} of {len(tokens)} are longer and will be cut" if longer else "none is longer"
     return f"half of the rows have up to {tokens[(len(tokens) - 1) // 2]}, the longest {tokens[-1]}; {cut}"
 
@@ -310,57 +243,3 @@ def _margin(found: _Found) -> list[str]:
         f"{found.num_test} test items and {len(_SEEDS)} seeds tell differences of about {smallest:.2f} apart: "
         "for finer ones take more items, or a wider margin."
     ]
-
-
-def _scale(num_parameters: int) -> _Scale:
-    return next(scale for scale in _SCALES if num_parameters < scale.most_parameters)
-
-
-def _ranks(scale: _Scale, shapes: Mapping[str, Sequence[int]]) -> list[int]:
-    """The scale's ranks that are low ones of this model's matrices."""
-    narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(scale.ranks))
-    return [rank for rank in scale.ranks if rank <= narrowest // 2] or [1]
-
-
-def _column_lines(columns: Columns | None) -> dict[str, str]:
-    mapping = _mapping(columns) if columns else ""
-    return {
-        "columns": f"    columns: {mapping}\n" if columns else "",
-        "test_columns": f"columns: {mapping}, " if columns else "",
-    }
-
-
-def _mapping(columns: Mapping[str, str | tuple[str, ...]]) -> str:
-    return "{" + ", ".join(f"{role}: {_column(column)}" for role, column in columns.items()) + "}"
-
-
-def _column(column: str | tuple[str, ...]) -> str:
-    return _quoted(column) if isinstance(column, str) else f"[{', '.join(map(_quoted, column))}]"
-
-
-def _quoted(text: str) -> str:
-    """A text as YAML reads it back, also inside braces: in quotes where it could be read otherwise."""
-    is_plain = re.fullmatch(r"[A-Za-z_./~][\w./:+-]*(?<!:)", text) and YAML(typ="safe", pure=True).load(text) == text
-    if is_plain:
-        return text
-    escaped = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08X}" for c in text)
-    return f'"{"".join(escaped)}"'
-
-
-def _listed(rates: Sequence[float]) -> str:
-    return ", ".join(f"{rate:.1e}".replace("e-0", "e-") for rate in rates)
-
-
-def _name(text: str) -> str:
-    """A name that a folder can have, that YAML takes for a text and that no part of a study has already."""
-    name = re.sub(r"[^A-Za-z0-9_.+-]", "-", text.rsplit("/", 1)[-1]).strip("-._+")[:60] or "study"
-    is_taken = name.startswith("validation") or YAML(typ="safe", pure=True).load(name) != name
-    return f"data-{name}" if is_taken else name
-
-
-def _rounded(number: int) -> str:
-    """`1.4 million`, `135 million`, `7.6 billion`."""
-    for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if number >= size:
-            return f"{number / size:.3g} {word}"
-    return str(number)

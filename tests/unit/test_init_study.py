@@ -90,7 +90,7 @@ def test_it_says_what_it_found_and_how_long_it_will_take(
 def test_a_forecast_that_cannot_be_made_does_not_hide_the_file(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(init_study, "_SMALL_WORLD", ("  lost: {source: no/such/set/there, role: retention}",))
+    monkeypatch.setattr(init_study, "SMALL_WORLD", ("  lost: {source: no/such/set/there, role: retention}",))
     assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", "study.yaml"]) == DONE
     said = capsys.readouterr().out
     line = Path("study.yaml").read_text().splitlines().index("  lost: {source: no/such/set/there, role: retention}")
@@ -104,7 +104,7 @@ def test_rates_ranks_and_tasks_suit_the_size(
 ) -> None:
     monkeypatch.setattr(init_study, "num_parameters", lambda _shapes: int(size))
     monkeypatch.setattr(
-        init_study, "_SMALL_WORLD", next(s.retention for s in init_study._SCALES if size < s.most_parameters)
+        init_study, "SMALL_WORLD", next(s.retention for s in init_study.SCALES if size < s.most_parameters)
     )
     write_study("smallworld:base", str(data), Path("study.yaml"))
     study = load_study("study.yaml")
