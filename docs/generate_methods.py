@@ -17,7 +17,16 @@ from rankscope.cost.model_shapes import known_model, shape_of_entry
 from rankscope.data.targets import resolve_targets
 from rankscope.methods.options import PEFT_METHODS, PEFT_VERSION, options_of
 from rankscope.methods.resolve import resolved_options
-from rankscope.methods.table import BY_NAME, NAMED, OVER_FEW_BITS, REFUSED, Method, method_named, method_names
+from rankscope.methods.table import (
+    BY_NAME,
+    NAMED,
+    ONLY_LINEAR,
+    OVER_FEW_BITS,
+    REFUSED,
+    Method,
+    method_named,
+    method_names,
+)
 from rankscope.runs import ArmSettings
 from rankscope.sizes import num_trainable
 
@@ -76,7 +85,8 @@ _FEW_BITS = """With `quantization_config` beside a base's `source`, bitsandbytes
     not there."""
 _OTHERS = """Any other method of PEFT can be named, with PEFT's options and defaults; `target_modules` is `all-linear`
     where nothing is said. They run alone, in PEFT's own layers. Options are checked against PEFT {version}. The sizes
-    that a base allows (a block that divides its width, a rank below it) are PEFT's to refuse."""
+    that a base allows (a block that divides its width, a rank below it) are PEFT's to refuse. On GPT-2, whose matrices
+    are transformers' Conv1D, PEFT has none of {linear}; `prefix_tuning` does not go with Falcon's shared keys."""
 
 
 def page() -> str:
@@ -94,7 +104,13 @@ def page() -> str:
     lines += ["", "## What an analysis cannot say", "", "An analysis that can say nothing of a method says so.", ""]
     lines += ["| method | analysis | why |", "|---|---|---|"]
     lines += [row for name in method_names() for row in _refusals(name)]
-    lines += ["", "## Other methods of PEFT", "", _wrapped(_OTHERS.format(version=PEFT_VERSION)), ""]
+    lines += [
+        "",
+        "## Other methods of PEFT",
+        "",
+        _wrapped(_OTHERS.format(version=PEFT_VERSION, linear=", ".join(f"`{name}`" for name in sorted(ONLY_LINEAR)))),
+        "",
+    ]
     lines += ["| method | options |", "|---|---|"]
     lines += [f"| `{name}` | {_options(name)} |" for name in method_names() if name not in BY_NAME]
     lines += ["", "Not supported, and refused with the reason:", ""]

@@ -15,7 +15,8 @@ _GPT2 = {
     "vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.1,
     "bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1,
 }  # fmt: skip
-_FALCON = {**_SHAPE, "new_decoder_architecture": False, "multi_query": True, "bias": True}
+_ALL_HEADS = {key: value for key, value in _SHAPE.items() if key != "num_key_value_heads"}
+_FALCON = {**_ALL_HEADS, "new_decoder_architecture": False, "multi_query": True, "bias": True}
 
 CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("llama", {**_SHAPE, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
@@ -26,8 +27,8 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "gemma3": ("gemma3_text", {**_SHAPE, "head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}),
     "phi3": ("phi3", {**_SHAPE, "sliding_window": None}),
     "gpt2": ("gpt2", _GPT2),
-    "gpt_neox": ("gpt_neox", {**_SHAPE, "hidden_dropout": 0.1}),
-    "opt": ("opt", {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.1}),
+    "gpt_neox": ("gpt_neox", {**_ALL_HEADS, "hidden_dropout": 0.1}),
+    "opt": ("opt", {**_ALL_HEADS, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.1}),
     "falcon": ("falcon", {**_FALCON, "alibi": False}),
     "falcon, ALiBi": ("falcon", {**_FALCON, "alibi": True, "parallel_attn": False}),
     "mixtral": ("mixtral", {**_SHAPE, "num_local_experts": 4, "sliding_window": None}),

@@ -13,6 +13,7 @@ from rankscope.errors import UserError, in_arm
 from rankscope.methods.checks import schedule_refusal
 from rankscope.methods.options import DEFAULT_TARGETS, FEEDFORWARD_TARGETS
 from rankscope.methods.resolve import ALL_LINEAR, PEFT_TARGETS
+from rankscope.methods.table import architecture_refusal
 from rankscope.runs import ArmSettings, RunSettings
 
 GROUPS = ("attention", "mlp")
@@ -73,6 +74,8 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
     Raises:
         UserError: The base has no such layers or modules.
     """
+    if why := architecture_refusal(arm.method, model_type):
+        raise in_arm(arm.label, "method", f"not on base {base}: {why}", "choose another method or base")
     options = dict(arm.options)
     for key in ("layers", "layers_to_transform"):
         if options.get(key) is not None:

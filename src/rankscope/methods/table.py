@@ -116,6 +116,14 @@ OVER_FEW_BITS = frozenset({
     "lora", "adalora", "ia3", "vera", "oft", "prompt_tuning", "p_tuning", "prefix_tuning", "ln_tuning", "bottleneck",
     "hira", "pvera", "randlora", "road",
 })  # fmt: skip
+# Architectures whose matrices are transformers' Conv1D, and PEFT's methods that take no such layer.
+_CONV1D = ("gpt2", "openai-gpt")
+ONLY_LINEAR = frozenset({
+    "oft", "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss", "osf", "peanut",
+    "psoft", "road", "shira", "supertuning",
+})  # fmt: skip
+# Heads that share keys and values without saying so in the words that PEFT reads.
+_SHARED_KEYS = ("falcon", "gpt_bigcode")
 # PEFT has them, but they are no way to train one model on one data set.
 REFUSED = {
     "xlora": "it mixes adapters that were trained before",
@@ -173,6 +181,20 @@ def is_plain_lora(options: Mapping[str, Any]) -> bool:
     said = {name for name, value in options.items() if value not in (None, False)}
     is_mica = options.get("init_lora_weights") == "mica"  # it freezes B
     return said <= _PACKED_OPTIONS and options.get("bias", "none") == "none" and not is_mica
+
+
+def architecture_refusal(method: str, model_type: str) -> str | None:
+    """Why a method cannot be trained on an architecture, or None where it can, or nothing is known.
+
+    Args:
+        method: A known method.
+        model_type: Of the base's configuration.
+    """
+    if model_type in _CONV1D and method in ONLY_LINEAR:
+        return f"PEFT's {method} takes linear layers only, and the matrices of {model_type} are Conv1D"
+    if model_type in _SHARED_KEYS and method == "prefix_tuning":
+        return f"PEFT makes keys and values for every head, and heads of {model_type} share them"
+    return None
 
 
 def few_bits_refusal(method: str, options: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.utils import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
 
 
 class PromptModel(PreTrainedModel):
@@ -61,7 +61,7 @@ class PromptModel(PreTrainedModel):
         position_ids: Int[Tensor, "batch pos"] | None = None,
         past_key_values: Any = None,
         use_cache: bool = False,
-    ) -> CausalLMOutputWithPast:
+    ) -> ModelOutput:
         """The logits of the text's positions.
 
         Args:
@@ -82,7 +82,7 @@ class PromptModel(PreTrainedModel):
 
     def _generate(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Any
-    ) -> CausalLMOutputWithPast:
+    ) -> ModelOutput:
         base, batch = self.peft.get_base_model(), input_ids.shape[0]
         inputs: dict[str, Any] = {"input_ids": input_ids, "past_key_values": past_key_values}
         positions = self._num_virtual + position_ids

@@ -1,0 +1,137 @@
+"""Methods on architectures other than Llama: trained, read back by their own library, their updates exact."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+from architectures import CONFIGS, tiny_model
+from rankscope.data.shapes import model_type, tensor_shapes
+from rankscope.data.targets import resolve_targets
+from rankscope.errors import UserError
+from rankscope.methods.checks import refusal
+from rankscope.methods.resolve import resolved_options
+from rankscope.methods.table import ONLY_LINEAR, method_names
+from rankscope.models.merged import CannotMerge
+from rankscope.models.methods.bottleneck import load_bottlenecks
+from rankscope.models.methods.making import load_tuned
+from rankscope.models.weights import iter_updates
+from rankscope.runs import ArmSettings, RunSettings
+from solo import IDS, logits, trained
+from tiny import method_run
+
+OPTIONS = {
+    "ia3": {}, "vera": {"rank": 4}, "oft": {"oft_block_size": 8},
+    "adalora": {"rank": 2, "init_r": 4, "tinit": 1, "tfinal": 1},
+    "prefix_tuning": {"num_virtual_tokens": 3}, "prompt_tuning": {"num_virtual_tokens": 3},
+    "bottleneck": {"reduction_factor": 8, "placement": "houlsby"}, "ln_tuning": {},
+}  # fmt: skip
+_NORMS = "PEFT has no choice of modules for ln_tuning"
+# What does not go, and what is said of it before anything is loaded.
+REFUSED = {
+    ("oft", "gpt2"): "PEFT's oft takes linear layers only, and the matrices of gpt2 are Conv1D",
+    ("ia3", "phi3"): "PEFT has no choice of modules for ia3 on phi3",
+    ("ln_tuning", "phi3"): _NORMS, ("ln_tuning", "gpt_neox"): _NORMS, ("ln_tuning", "opt"): _NORMS,
+    ("ln_tuning", "mixtral"): _NORMS,
+    ("prefix_tuning", "falcon"): "heads of falcon share them", ("prefix_tuning", "falcon, ALiBi"): "share them",
+}  # fmt: skip
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*fan_in_fan_out.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Adapter 'default':"),
+]
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("bases")
+    for name in CONFIGS:
+        tiny_model(name).save_pretrained(folder / name)
+    return {name: folder / name for name in CONFIGS}
+
+
+def run_on(folder: Path, method: str) -> RunSettings:
+    said = dict(OPTIONS[method])
+    rank = said.pop("rank", None)
+    assert refusal(method, [rank] if rank else [], said) is None
+    arm = ArmSettings(label=method, method=method, options=resolved_options(method, rank, said))
+    resolved = resolve_targets(arm, "base", tensor_shapes(folder), model_type(folder))
+    return method_run("ln_tuning", 3e-2, 0, 4).model_copy(update={"arm": resolved})
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "llama"])
+@pytest.mark.parametrize("method", OPTIONS)
+def test_a_method_trains_and_is_read_back(bases: dict[str, Path], tmp_path: Path, method: str, name: str) -> None:
+    if why := REFUSED.get((method, name)):
+        with pytest.raises(UserError, match=re.escape(why)):
+            run_on(bases[name], method)
+        return
+    run = run_on(bases[name], method)
+    pack, (state,) = trained(tiny_model(name), [run])
+    mine = logits(pack)
+    assert all(math.isfinite(log.loss_nats_per_token) for log in state.logs)
+    assert (mine - tiny_model(name)(IDS).logits).abs().max() > 1e-4
+    pack.save(0, tmp_path)
+    torch.testing.assert_close(logits(load_tuned(tiny_model(name), [run], [tmp_path])), mine, rtol=0, atol=1e-5)
+    if method == "bottleneck":
+        theirs = tiny_model(name)
+        load_bottlenecks(theirs, tmp_path / "adapter")
+        found = theirs(IDS).logits
+    else:
+        theirs = PeftModel.from_pretrained(tiny_model(name), str(tmp_path / "adapter")).eval()
+        found = theirs(input_ids=IDS).logits[:, -IDS.shape[1] :]
+    torch.testing.assert_close(found, mine, rtol=0, atol=1e-5)
+    assert_updates_are_exact(bases[name], tmp_path / "adapter", name, mine if run.arm.capabilities.merges else None)
+
+
+def assert_updates_are_exact(base: Path, adapter: Path, name: str, expected: torch.Tensor | None) -> None:
+    """The base's tensors plus what is read of the adapter are a plain model with the trained one's logits."""
+    if expected is None:
+        with pytest.raises(CannotMerge):
+            list(iter_updates(base, adapter))
+        return
+    model = tiny_model(name)
+    updates = list(iter_updates(base, adapter))
+    assert updates
+    with torch.no_grad():
+        for update in updates:
+            parameters = dict(model.named_parameters())
+            parameter = parameters.get(f"{update.name}.weight", parameters.get(update.name))
+            delta = torch.cat(list(update.iter_rows())) if update.shape else next(update.iter_rows())
+            is_stored_transposed = tuple(parameter.shape) != tuple(delta.shape) or (
+                name == "gpt2" and delta.ndim == 2 and update.kind == "matrix"
+            )
+            parameter += delta.T if is_stored_transposed else delta
+        torch.testing.assert_close(model(IDS).logits, expected, rtol=0, atol=1e-4)
+
+
+# What PEFT's other methods need to be told on matrices of 32 x 96.
+MORE = {
+    "boft": {"boft_block_size": 4}, "c3a": {"block_size": 8}, "hra": {"rank": 2}, "delora": {"rank": 2},
+    "road": {"group_size": 8}, "miss": {"rank": 2}, "fourierft": {"n_frequency": 5}, "waveft": {"n_frequency": 5},
+    "vblora": {"vector_length": 8, "num_vectors": 4, "topk": 2}, "osf": {"effective_rank": 2}, "shira": {"rank": 2},
+    "glora": {"rank": 2}, "pvera": {"rank": 4}, "deft": {"rank": 2}, "gralora": {"rank": 4}, "psoft": {"rank": 2},
+    "lora": {"rank": 2}, "p_tuning": {"num_virtual_tokens": 3},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of each method's own
+@pytest.mark.parametrize("method", [name for name in method_names() if name not in ("full", "bottleneck", "ln_tuning")])
+def test_which_methods_take_no_conv1d_is_as_peft_has_it(method: str, bases: dict[str, Path]) -> None:
+    said = dict(OPTIONS.get(method) or MORE.get(method, {}))
+    rank = said.pop("rank", None)
+    arm = ArmSettings(label=method, method=method, options=resolved_options(method, rank, said))
+    run = method_run("ln_tuning", 1e-2, 0, 3)
+    if method in ONLY_LINEAR:
+        with pytest.raises((UserError, IndexError)):  # osf finds nothing to hold
+            trained(tiny_model("gpt2"), [run.model_copy(update={"arm": arm})])
+    else:
+        resolved = resolve_targets(arm, "base", tensor_shapes(bases["gpt2"]), "gpt2")
+        trained(tiny_model("gpt2"), [run.model_copy(update={"arm": resolved})])
