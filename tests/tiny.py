@@ -17,12 +17,12 @@ from rankscope.spec import Optimization
 VOCAB = 61
 
 
-def tiny_llama(dtype: torch.dtype, seed: int = 0) -> PreTrainedModel:
+def tiny_llama(dtype: torch.dtype, seed: int = 0, num_layers: int = 2) -> PreTrainedModel:
     config = LlamaConfig(
         vocab_size=VOCAB,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=64,

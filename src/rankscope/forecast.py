@@ -10,6 +10,7 @@ from rankscope.cost.devices import Device, named_device
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.fit import Fitted, fit, parse_budget
 from rankscope.errors import UserError
+from rankscope.layout import with_precision
 from rankscope.outline import make_outline, missing_models
 from rankscope.plan import Layout, Plan
 from rankscope.planning import make_plan
@@ -65,7 +66,7 @@ def forecast(study: Study, wish: Wish) -> Forecast:
     device = find_device(outline.layout, study.optimization.dtype)
     if named is not None:
         device, number = named
-        outline = replace(outline, layout=Layout(device=device.name, num_workers=number, threads_per_worker=1))
+        outline = _on(outline, study, device, number)
     factors = _measured(plan, outline, device) if wish.is_measured else None
     if named is not None or factors is not None:
         plan = plan.model_copy(update={"estimate": estimate(outline, device, factors), "layout": outline.layout})
@@ -84,6 +85,29 @@ def _devices(text: str, dtype: str) -> tuple[Device, int]:
     if number < 1:
         raise UserError("no device at all is asked for", where="--device", mend="for example 8xa100-80gb")
     return named_device(found[2] if found else text, dtype), number
+
+
+def _on(outline: Outline, study: Study, device: Device, number: int) -> Outline:
+    """The study on other devices, in the precision in which it would be trained there.
+
+    Raises:
+        UserError: Fewer devices are named than a model is to be divided among, or they have no bfloat16.
+    """
+    shard = study.execute.shard
+    if number < shard:
+        what = f"a model is divided among {shard} devices, and {number} {'are' if number > 1 else 'is'} named"
+        raise UserError(what, where="--device", mend=f"name {shard}x{device.name}, or lower execute.shard")
+    gpu = Layout(device="cuda", num_workers=1, threads_per_worker=1, gpu=device.name)
+    bf16 = {"bf16": with_precision(study, gpu).optimization.bf16}
+    optimization = outline.study.optimization.model_copy(update=bf16)
+    return replace(
+        outline,
+        study=outline.study.model_copy(update={"optimization": optimization}),
+        runs=[
+            run.model_copy(update={"optimization": run.optimization.model_copy(update=bf16)}) for run in outline.runs
+        ],
+        layout=Layout(device=device.name, num_workers=number // shard, threads_per_worker=1, shard=shard),
+    )
 
 
 def _measured(plan: Plan, outline: Outline, device: Device) -> dict[str, float]:

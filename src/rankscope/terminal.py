@@ -247,9 +247,10 @@ def _time_lines(plan: Plan) -> list[str]:
     if cost.seconds is None:
         return [f"time: unknown on {layout.device}"]
     threads = f" x {layout.threads_per_worker} threads" if layout.device == "cpu" else ""
+    number = layout.num_workers * layout.shard
     parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in cost.seconds_by_stage.items() if seconds)
     return [
-        f"time: about {duration(cost.seconds)} on {layout.num_workers} x {cost.device}{threads} (a forecast)",
+        f"time: about {duration(cost.seconds)} on {number} x {cost.device}{threads} (a forecast)",
         f"  of one of them: {parts}",
     ]
 
@@ -261,8 +262,9 @@ def _memory_lines(plan: Plan) -> list[str]:
         return []
     has = "" if cost.device_memory_bytes is None else f" of {amount(cost.device_memory_bytes)}"
     holder = "process" if cost.device_memory_bytes is None else "device"
+    parted = f", models divided among {plan.layout.shard}" if plan.layout.shard > 1 else ""
     parts = ", ".join(f"{name} {amount(size)}" for name, size in cost.memory_bytes_by_arm.items())
-    lines = [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder} ({parts})"]
+    lines = [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder}{parted} ({parts})"]
     large = [name for name, size in cost.memory_bytes_by_arm.items() if size > (cost.device_memory_bytes or size)]
     if large:
         lines.append(f"warning: does not fit into one {cost.device}: {', '.join(large)}")

@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -39,6 +39,7 @@ class Device:
         operation_seconds: To start one operation.
         memory_bytes: Of the device; None where it is the machine's.
         is_measured: On this machine, rather than taken from a data sheet.
+        half_arithmetic: The same operations in bfloat16; None where that is no faster.
     """
 
     name: str
@@ -47,6 +48,12 @@ class Device:
     operation_seconds: float
     memory_bytes: int | None = None
     is_measured: bool = False
+    half_arithmetic: float | None = None
+
+    @property
+    def in_half(self) -> Device:
+        """The device where products are made in bfloat16."""
+        return replace(self, arithmetic=self.half_arithmetic or self.arithmetic)
 
     def seconds(self, work: Work) -> float:
         """How long some work takes."""
@@ -98,6 +105,7 @@ def named_device(name: str, dtype: str = "float32") -> Device:
         moved=_GPU_MOVED * entry.bandwidth * 1e9 / width,
         operation_seconds=_GPU_OPERATION_SECONDS,
         memory_bytes=int(entry.memory * 2**30),
+        half_arithmetic=_GPU_ARITHMETIC * entry.bfloat16 * 1e12,
     )
 
 

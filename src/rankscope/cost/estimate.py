@@ -123,7 +123,7 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
         key = piece_key("train", base, run, "")
         if key in pieces:
             continue
-        pieces[key] = train_piece(run, loads.training[training_set], shape, device, max_tokens)
+        pieces[key] = train_piece(run, loads.training[training_set], shape, device, outline.study.execute)
         part = adapted(run.arm, shape)
         # A model that was trained whole is read from disk, and the base afterwards; both are spread over the tasks.
         opened = 2 * shape_seconds(shape) / len(loads.tasks) if part.is_full else 0.0

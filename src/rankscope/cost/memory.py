@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from rankscope.cost.loads import Loads, TaskLoad, TrainingLoad
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Adapted
 from rankscope.cost.pieces import SCORED_LOGITS, SCORED_TOKENS_CPU, adapted
+from rankscope.data.targets import layer_number
 from rankscope.runs import RunSettings
 from rankscope.spec import Execute, Optimization
 
@@ -15,28 +18,71 @@ PROCESS_BYTES_CPU, CONTEXT_BYTES_GPU = 540_000_000, 500_000_000
 # Values that autograd keeps of one token in one layer of a Llama: in d_model (two fewer where the norms are frozen), of
 # the heads, in d_mlp, and of each adapter its rank; where texts share a row, queries, keys and values of each again.
 _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
-# Logits, their logarithms and their gradient are there at the same time.
-_LOGITS = 3
+# In mixed precision what the heads and the MLP keep is bfloat16; the residual stream stays float32, and products keep a
+# copy of it in bfloat16 on top.
+_HALF_BYTES, _KEPT_HALF = 2, 1
+# Logits, their logarithms and their gradient are there at the same time; the head makes so many in one piece, and its
+# own gradient is there twice more before it is added to the others (models/heads.py).
+_LOGITS, TRAINED_LOGITS, _HEAD_GRADIENTS = 3, 2**24, 2
 
 
 def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool) -> int:
-    """Training one run: weights, gradients, AdamW's state, activations of a micro-batch, logits of scored positions."""
-    max_tokens = execute.max_tokens_per_batch
-    width = _width(run.optimization)
+    """Training one run: weights, gradients, AdamW's state, a micro-batch, and the validation rows.
+
+    On a processor what a step has freed stays with the process, in blocks of other sizes than the validation rows want,
+    so that both are there; a GPU's allocator gives them the same memory.
+    """
     part = adapted(run.arm, shape)
-    number, positions = load.micro_batches(run.optimization.batch_size, max_tokens, is_joined=not on_gpu)
-    positions = min(max_tokens, positions / number)
-    scored = run.optimization.batch_size * load.mean_tokens * load.scored_fraction / number
-    added = 0 if part.is_full else part.num_trainable
+    step = _step_bytes(run, load, shape, execute, on_gpu=on_gpu)
+    checked = _validation_bytes(run, load, shape, execute)
+    working = max(step, checked) if on_gpu else step + checked
+    width = _width(run.optimization)
     trained = 3 * part.num_trainable
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
     copies = 0 if on_gpu else 2 * part.num_trainable
-    kept = _kept(shape, part, is_joined=not on_gpu)
+    held = shape.base_bytes(width) + width * ((0 if part.is_full else part.num_trainable) + trained + copies)
+    if part.is_full and execute.is_sharded:
+        held = _gathered_bytes(shape, width) + (0.0 if on_gpu and execute.cpu_offload else held / execute.shard)
+    return int(held + working) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
+
+
+def _gathered_bytes(shape: ModelShape, width: int) -> float:
+    """What is whole of a model in parts: weights and gradients of two layers (one is fetched ahead) and of the rest."""
+    layers = sum(math.prod(size) for name, size in shape.tensors.items() if layer_number(name) is not None)
+    return width * (2 * (shape.num_parameters - layers) + 3 * layers / shape.num_layers)
+
+
+def _step_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool) -> float:
+    """What a micro-batch adds while its gradients are made."""
+    part, width = adapted(run.arm, shape), _width(run.optimization)
+    shares = execute.shard if part.is_full else 1
+    number, positions = load.micro_batches(
+        run.optimization.batch_size, execute.max_tokens_per_batch * shares, is_joined=not on_gpu
+    )
+    positions = min(execute.max_tokens_per_batch, positions / number / shares)
+    scored = run.optimization.batch_size * load.mean_tokens * load.scored_fraction / number / shares
+    is_half = run.optimization.bf16 is True
+    layer = _kept_bytes(shape, part, run.optimization, is_joined=not on_gpu)
+    # Products in bfloat16 keep their own copy of every weight for the backward pass.
+    copies = _HALF_BYTES * shape.num_multiplied if is_half else 0
     if execute.gradient_checkpointing:  # the input of every layer, and the inside of one
-        kept = shape.num_layers * shape.d_model + kept / (shape.num_layers + 1)
-    activations = positions * kept + _LOGITS * scored * shape.vocab_size
-    process = CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU
-    return int(shape.base_bytes(width) + width * (added + trained + copies + activations)) + process
+        kept = shape.num_layers * width * shape.d_model + layer
+        # Copies of weights that are trained last to the end of the forward pass all the same, but for models in parts.
+        copies = copies if part.is_full and not execute.is_sharded else copies / shape.num_layers
+    else:
+        kept = (shape.num_layers + 1) * layer  # gradients of one layer come on top
+    logits = _LOGITS * width * min(scored * shape.vocab_size, TRAINED_LOGITS)
+    head = _HEAD_GRADIENTS * width * shape.vocab_size * shape.d_model if part.is_full else 0
+    return positions * kept + copies + logits + head
+
+
+def _validation_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute) -> float:
+    """The largest forward pass over the rows whose losses are taken along the way: one layer at a time, and logits."""
+    width = _width(run.optimization)
+    shares = execute.shard if adapted(run.arm, shape).is_full else 1
+    positions = min(execute.max_tokens_per_batch, load.num_validation_tokens / shares)
+    logits = min(positions * load.scored_fraction * shape.vocab_size, TRAINED_LOGITS)
+    return width * (positions * _layer_values(shape) + _LOGITS * logits)
 
 
 def scoring_bytes(
@@ -49,20 +95,27 @@ def scoring_bytes(
     return int(weights + _width(optimization) * values) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
 
 
-def _kept(shape: ModelShape, part: Adapted, *, is_joined: bool) -> float:
-    """Values kept for the backward pass of one token, in all layers; gradients of one layer come on top."""
+def _kept_bytes(shape: ModelShape, part: Adapted, optimization: Optimization, *, is_joined: bool) -> float:
+    """Kept for the backward pass of one token in one layer."""
     inner, narrow = shape.num_heads * shape.d_head, shape.num_kv_heads * shape.d_head
-    kept = _KEPT_FULL if part.is_full else _KEPT_FROZEN
-    layer = kept * shape.d_model + _KEPT_HEADS * (inner + narrow) + _KEPT_MLP * shape.d_mlp
-    layer += _KEPT_JOINED * inner if is_joined else 0
-    adapters = part.num_matrices * part.num_multiplied / max(1, sum(map(sum, shape.matrices)))  # rank, a matrix
-    return (shape.num_layers + 1) * layer + adapters
+    width = _width(optimization)
+    products = _HALF_BYTES if optimization.bf16 is True else width
+    stream = (_KEPT_FULL if part.is_full else _KEPT_FROZEN) * width
+    stream += _KEPT_HALF * _HALF_BYTES if optimization.bf16 is True else 0
+    values = _KEPT_HEADS * (inner + narrow) + _KEPT_MLP * shape.d_mlp + (_KEPT_JOINED * inner if is_joined else 0)
+    ranks = part.num_matrices * part.num_multiplied / max(1, sum(map(sum, shape.matrices))) / shape.num_layers
+    return stream * shape.d_model + products * (values + ranks)
+
+
+def _layer_values(shape: ModelShape) -> float:
+    """Values of one token in one layer while it computes and nothing is kept."""
+    inner, narrow = shape.num_heads * shape.d_head, shape.num_kv_heads * shape.d_head
+    return 4 * shape.d_model + 2 * (inner + narrow) + 3 * shape.d_mlp
 
 
 def _scored_values(task: TaskLoad, shape: ModelShape, max_tokens: int, *, on_gpu: bool) -> float:
     """Values of the largest batch of a task: a layer's activations, logits, and for generation the cache."""
-    inner, narrow = shape.num_heads * shape.d_head, shape.num_kv_heads * shape.d_head
-    layer = 4 * shape.d_model + 2 * (inner + narrow) + 3 * shape.d_mlp
+    narrow, layer = shape.num_kv_heads * shape.d_head, _layer_values(shape)
     if task.scoring == "generate":
         positions = min(max_tokens, task.num_items * (task.longest + task.max_new_tokens))
         # The cache grows by copying, so that an old and a new one are there at once.

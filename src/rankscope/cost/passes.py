@@ -90,6 +90,11 @@ def backward(shape: ModelShape, num_tokens: float, length: float, num_scored: fl
     return Work(2 * ahead.arithmetic - frozen, 2 * ahead.moved, 2 * ahead.operations)
 
 
+def halving(shape: ModelShape) -> Work:
+    """The copies of a pass's weights in bfloat16: each is read whole and written at half the width."""
+    return Work(0.0, 1.5 * (shape.num_multiplied + shape.d_model * shape.vocab_size), len(shape.matrices))
+
+
 def update(adapted: Adapted) -> Work:
     """One optimizer step: the norm of the gradients, their clipping, and AdamW."""
     return Work(6.0 * adapted.num_trainable, 11.0 * adapted.num_trainable, 6.0 * adapted.num_tensors)

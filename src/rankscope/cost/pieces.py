@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from rankscope.cost.devices import Device
 from rankscope.cost.loads import TaskLoad, TrainingLoad
 from rankscope.cost.model_shapes import ModelShape
-from rankscope.cost.passes import Adapted, Work, backward, decoding_step, forward, update
+from rankscope.cost.passes import Adapted, Work, backward, decoding_step, forward, halving, update
 from rankscope.data.targets import target_modules
 from rankscope.runs import ArmSettings, RunSettings
 from rankscope.sizes import num_trainable
+from rankscope.spec import Execute
 
 # Scoring on a processor never puts more positions into one pass (scoring/rows.py), nor more logits anywhere.
 SCORED_TOKENS_CPU, SCORED_LOGITS = 1024, 2**26
@@ -24,6 +25,8 @@ _WRITE_BYTES_PER_SECOND = 0.4e9
 _DECOMPOSITION = 12.0
 # In float64, at half the rate, and decompositions reach a fraction of a product's.
 _FLOAT64 = 8
+# Between devices, and between a device and the host: PCIe 4 as it is reached. Assumed; NVLink is some ten times faster.
+_LINK_BYTES_PER_SECOND = 20e9
 # Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
 _GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
 
@@ -61,30 +64,54 @@ def adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
     return Adapted(size, 2 * number, number, size, is_full=False)
 
 
-def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device: Device, max_tokens: int) -> Piece:
-    """One training run, with its validation losses, its set-up and its saving."""
-    part = adapted(run.arm, shape)
-    number, positions = load.micro_batches(
-        run.optimization.batch_size, max_tokens, is_joined=device.memory_bytes is None
-    )
-    rows = run.optimization.batch_size / number
-    length = positions / number / rows
-    tokens = run.optimization.batch_size * load.mean_tokens
-    scored = tokens * load.scored_fraction / number
-    once = forward(shape, positions / number, length, scored, part)
-    once += backward(shape, positions / number, length, scored, part)
-    step = once.times(number) + update(part)
-    validations = min(run.optimization.num_validations, run.num_steps)
-    passes = math.ceil(load.num_validation_tokens / max_tokens) if load.num_validation_tokens else 0
+def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device: Device, execute: Execute) -> Piece:
+    """One training run, with its validation losses, its set-up and its saving; a model in parts on all its devices."""
+    part, optimization = adapted(run.arm, shape), run.optimization
+    shares = execute.shard if part.is_full else 1
+    work, number = step_work(run, load, shape, execute, is_joined=device.memory_bytes is None)
+    validations = min(optimization.num_validations, run.num_steps)
+    passes = math.ceil(load.num_validation_tokens / (execute.max_tokens_per_batch * shares))
     validation = forward(
         shape, load.num_validation_tokens, load.mean_tokens, load.num_validation_tokens * load.scored_fraction, part
     )
     checked = Work(validation.arithmetic, validation.moved, validation.operations * passes).times(validations)
-    work = step.times(run.num_steps) + checked
+    work = work.times(run.num_steps) + checked
+    faster = device.in_half if optimization.bf16 is True else device
+    # Each device starts every operation, on its share of the rows.
+    divided = Work(work.arithmetic / shares, work.moved / shares, work.operations)
+    sent = _exchange_seconds(shape, execute) * number * run.num_steps if part.is_full else 0.0
+    tokens = optimization.batch_size * load.mean_tokens * run.num_steps
+    return Piece(tokens, work.arithmetic, faster.seconds(divided) + sent + TRAIN_SECONDS + _around(part, shape))
+
+
+def step_work(
+    run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, is_joined: bool
+) -> tuple[Work, int]:
+    """An optimizer step: its work, and the number of micro-batches that it takes."""
+    part, size = adapted(run.arm, shape), run.optimization.batch_size
+    shares = execute.shard if part.is_full else 1
+    number, positions = load.micro_batches(size, execute.max_tokens_per_batch * shares, is_joined=is_joined)
+    scored = size * load.mean_tokens * load.scored_fraction / number
+    sizes = (positions / number, positions / size, scored)
+    once = forward(shape, *sizes, part) + backward(shape, *sizes, part)
+    if execute.gradient_checkpointing:  # the layers once more; the head is outside of them
+        once += forward(shape, *sizes[:2], 0.0, part)
+    if run.optimization.bf16 is True:
+        once += halving(shape).times(2 if execute.gradient_checkpointing else 1)
+    return once.times(number) + update(part), number
+
+
+def _around(part: Adapted, shape: ModelShape) -> float:
+    """Seconds before and after: a base that was trained is read again; an adapter is set up matrix by matrix."""
     written = 4 * part.num_trainable / _WRITE_BYTES_PER_SECOND
-    # A base that was trained is read again; an adapter is set up by PEFT, matrix by matrix.
-    made = shape_seconds(shape) if part.is_full else TRAIN_SECONDS_PER_MATRIX * part.num_matrices
-    return Piece(tokens * run.num_steps, work.arithmetic, device.seconds(work) + TRAIN_SECONDS + written + made)
+    return written + (shape_seconds(shape) if part.is_full else TRAIN_SECONDS_PER_MATRIX * part.num_matrices)
+
+
+def _exchange_seconds(shape: ModelShape, execute: Execute) -> float:
+    """What a model in parts takes to exchange in a micro-batch: weights forward and backward, and gradients."""
+    sent = 3 * 4 * shape.num_parameters / _LINK_BYTES_PER_SECOND
+    offloaded = sent / execute.shard if execute.cpu_offload else 0.0
+    return sent * (execute.shard - 1) / execute.shard + offloaded
 
 
 def evaluate_piece(

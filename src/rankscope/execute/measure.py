@@ -13,8 +13,7 @@ from transformers.utils import logging
 from rankscope.cost.devices import Device
 from rankscope.cost.estimate import Outline
 from rankscope.cost.loads import TaskLoad, TrainingLoad
-from rankscope.cost.passes import backward, forward, update
-from rankscope.cost.pieces import adapted, evaluate_piece
+from rankscope.cost.pieces import adapted, evaluate_piece, step_work
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.hub import model_folder
 from rankscope.models.loading import DTYPES, load_model, padded_batch
@@ -91,15 +90,12 @@ def _clock(pack: TrainablePack) -> Callable[[], float]:
 
 
 def _forecast_step(outline: Outline, run: RunSettings, device: Device) -> float:
-    shape, load = outline.shapes[run.base.name], _training(outline, run)
-    part = adapted(run.arm, shape)
-    size = run.optimization.batch_size
-    max_tokens = outline.study.execute.max_tokens_per_batch
-    number, positions = load.micro_batches(size, max_tokens, is_joined=device.memory_bytes is None)
-    scored = size * load.mean_tokens * load.scored_fraction / number
-    sizes = (positions / number, positions / size, scored)
-    once = forward(shape, *sizes, part) + backward(shape, *sizes, part)
-    return device.seconds(once.times(number) + update(part))
+    shape = outline.shapes[run.base.name]
+    # Here models are in one piece, and layers are computed once.
+    whole = {"gradient_checkpointing": False, "shard": 1, "cpu_offload": False}
+    execute = outline.study.execute.model_copy(update=whole)
+    work, _ = step_work(run, _training(outline, run), shape, execute, is_joined=device.memory_bytes is None)
+    return (device.in_half if run.optimization.bf16 is True else device).seconds(work)
 
 
 def _scoring_factor(pack: TrainablePack, outline: Outline, run: RunSettings, device: Device) -> float:

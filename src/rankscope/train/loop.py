@@ -274,7 +274,8 @@ def _micro_losses(
     is_half = pack.runs[0].optimization.bf16 is True
     with (
         joined_attention(pack.model, micro.is_joined),
-        torch.autocast(device.type, torch.bfloat16, enabled=is_half),
+        # Its copies of weights would outlast the layers that a model in parts makes whole one at a time.
+        torch.autocast(device.type, torch.bfloat16, enabled=is_half, cache_enabled=pack.group.device is None),
     ):
         loss, nll = scored_losses(pack.model, micro.positions, micro.targets, wanted, **micro.inputs)
     sums = torch.zeros(len(weights), dtype=dtype, device=nll.device)

@@ -7,12 +7,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
+from rankscope.cost.devices import Device
 from rankscope.cost.loads import TrainingLoad
-from rankscope.cost.memory import PROCESS_BYTES_CPU, training_bytes
+from rankscope.cost.memory import CONTEXT_BYTES_GPU, TRAINED_LOGITS, training_bytes
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Work, backward, forward
-from rankscope.cost.pieces import adapted
+from rankscope.cost.pieces import adapted, train_piece
 from rankscope.data.examples import TokenisedExample
+from rankscope.models import heads
+from rankscope.models.joined import never_join
 from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
 from rankscope.spec import Execute
@@ -23,10 +26,18 @@ ROWS, LENGTH, PROMPT = 8, 40, 24
 EXAMPLES = [TokenisedExample(str(i), tuple(range(i, i + LENGTH)), PROMPT) for i in range(ROWS)]
 SCORED = LENGTH - PROMPT
 RUNS = [full_run(1e-3, 0, 4), lora_run(1, 1e-3, 0, 4), lora_run(16, 1e-3, 0, 4)]
-SHAPE = ModelShape(
-    {name: tuple(parameter.shape) for name, parameter in tiny_llama(torch.float32).named_parameters()},
-    num_layers=2, d_model=32, d_mlp=48, num_heads=4, num_kv_heads=2, d_head=8, vocab_size=VOCAB, is_tied=True,
-)  # fmt: skip
+
+
+def shape_of(num_layers: int) -> ModelShape:
+    model = tiny_llama(torch.float32, num_layers=num_layers)
+    return ModelShape(
+        {name: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        num_layers=num_layers, d_model=32, d_mlp=48, num_heads=4, num_kv_heads=2, d_head=8, vocab_size=VOCAB,
+        is_tied=True,
+    )  # fmt: skip
+
+
+SHAPE, LARGER = shape_of(2), shape_of(4)
 
 
 def plain_step(run: RunSettings) -> None:
@@ -56,29 +67,123 @@ def test_arithmetic_is_what_torch_counts(run: RunSettings) -> None:
     assert counter.get_total_flops() == pytest.approx(expected.arithmetic - uncounted, rel=0.005)
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.arm.label)
-def test_memory_is_what_autograd_keeps(run: RunSettings) -> None:
-    model = tiny_llama(torch.float32)
+def in_half(run: RunSettings, bf16: bool = True) -> RunSettings:
+    return run.model_copy(update={"optimization": run.optimization.model_copy(update={"bf16": bf16})})
+
+
+def kept_bytes(run: RunSettings, num_layers: int, *, is_joined: bool) -> int:
+    """What autograd keeps of a forward pass, weights aside."""
+    model = tiny_llama(torch.float32, num_layers=num_layers)
+    if not is_joined:  # as on a GPU
+        never_join(model)
     pack = make_trainable(model, (run,))
-    kept: dict[int, int] = {}
+    kept: dict[int, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other takes its place
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         accumulate_gradients(pack, {0: EXAMPLES}, 8192)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    measured = sum(size for pointer, size in kept.items() if pointer not in weights)
+    return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in weights)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("is_joined", [False, True])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.arm.label)
+def test_memory_of_a_layer_is_what_autograd_keeps_of_it(run: RunSettings, is_joined: bool, bf16: bool) -> None:
+    """Two layers more, so that what lies before and behind layers does not count."""
+    run = in_half(run, bf16)
+    measured = kept_bytes(run, 4, is_joined=is_joined) - kept_bytes(run, 2, is_joined=is_joined)
     load = TrainingLoad(ROWS, (LENGTH,) * ROWS, SCORED / LENGTH, 0, 0)
-    part = adapted(run.arm, SHAPE)
-    # Weights, gradients, AdamW's two values, and the copy of those that a checkpoint takes.
-    owned = SHAPE.num_parameters + (5 if part.is_full else 6) * part.num_trainable
-    whole = training_bytes(run, load, SHAPE, Execute(), on_gpu=False) - PROCESS_BYTES_CPU - 4 * owned
-    # Before the backward there are no logits yet, which the head makes in pieces, and no layer's gradients.
-    later = 3 * ROWS * SCORED * VOCAB + ROWS * LENGTH * (576 if part.is_full else 512)
-    assert measured == pytest.approx(whole - 4 * later, rel=0.1)
+    two, four = (
+        training_bytes(run, load, shape, Execute(), on_gpu=not is_joined) - 4 * owned(run, shape, is_joined)
+        for shape in (SHAPE, LARGER)
+    )
+    assert measured == pytest.approx(four - two, rel=0.1)
+
+
+def owned(run: RunSettings, shape: ModelShape, on_cpu: bool) -> int:
+    """Weights, gradients, AdamW's two values, and on a processor the copy of those that a checkpoint takes."""
+    part = adapted(run.arm, shape)
+    times = (3 if part.is_full else 4) + (2 if on_cpu else 0)
+    return shape.num_parameters + times * part.num_trainable
+
+
+def test_the_head_makes_as_many_logits_at_a_time_as_the_forecast_says() -> None:
+    assert TRAINED_LOGITS == heads._MAX_LOGITS
+
+
+# Of the tiny Llama: what lies outside of layers, and the layers.
+OUTSIDE, LAYERS = VOCAB * 32 + 32, 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48 + 2 * 32)
+
+
+@pytest.mark.parametrize(("shard", "offload"), [(2, False), (4, False), (2, True), (1, True)])
+def test_a_model_in_parts_holds_its_part_and_what_is_whole_at_a_time(shard: int, offload: bool) -> None:
+    run, execute = RUNS[0], Execute(shard=shard, cpu_offload=offload)
+    load = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0)
+    one, parts = (training_bytes(run, load, SHAPE, it, on_gpu=True) for it in (Execute(), execute))
+    assert SHAPE.num_parameters == OUTSIDE + LAYERS
+    # Weights, gradients and AdamW's two values; gathered are what is outside with its gradient, and of the layers two
+    # with the gradient of one. Each process has its share of the rows.
+    gathered = 4 * (2 * OUTSIDE + 3 * LAYERS / 2)
+    activations = one - CONTEXT_BYTES_GPU - 4 * 4 * (OUTSIDE + LAYERS) - 4 * 2 * VOCAB * 32
+    held = 0 if offload else 4 * 4 * (OUTSIDE + LAYERS) / shard
+    expected = CONTEXT_BYTES_GPU + held + gathered + activations / shard + 4 * 2 * VOCAB * 32
+    assert parts == pytest.approx(expected, abs=2)
+    lora = [training_bytes(RUNS[2], load, SHAPE, it, on_gpu=True) for it in (Execute(), execute)]
+    assert lora[0] == lora[1], "an adapter is trained in one process"
+
+
+def test_gradient_checkpointing_keeps_one_tensor_a_layer() -> None:
+    load = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0)
+    kept = [
+        training_bytes(RUNS[0], load, SHAPE, Execute(gradient_checkpointing=on), on_gpu=True) for on in (False, True)
+    ]
+    layer = 4 * (6 * 32 + 2 * (32 + 16) + 4 * 48)
+    # Of three layers' activations (one has its gradients) one is left, and the inputs of both.
+    assert kept[0] - kept[1] == pytest.approx(8 * LENGTH * (3 * layer - layer - 2 * 4 * 32), abs=2)
+
+
+@pytest.mark.parametrize("run", [RUNS[0], RUNS[2]], ids=lambda run: run.arm.label)
+def test_what_bfloat16_checkpointing_and_parts_do_to_the_time_of_a_run(run: RunSettings) -> None:
+    """On a device that does one operation a second, four in bfloat16, and moves values in no time."""
+    device = Device("d", arithmetic=1.0, moved=1e30, operation_seconds=0.0, memory_bytes=1, half_arithmetic=4.0)
+    load = TrainingLoad(0, (LENGTH,) * 100, SCORED / LENGTH, 0, 0)
+    part, tokens, steps = adapted(run.arm, SHAPE), 8 * LENGTH, run.num_steps
+
+    def seconds(it: RunSettings, **execute: object) -> float:
+        return train_piece(it, load, SHAPE, device, Execute(**execute)).seconds
+
+    whole, again = seconds(run), seconds(run, gradient_checkpointing=True)
+    layers = 2 * tokens * (SHAPE.num_multiplied + part.num_multiplied) + 2 * 2 * tokens * LENGTH * 32 * 2
+    assert again - whole == pytest.approx(steps * layers, rel=1e-6)
+    assert seconds(in_half(run)) == pytest.approx(whole / 4, rel=1e-4)
+    shared = seconds(run, shard=2)
+    assert shared == pytest.approx(whole / 2 if part.is_full else whole, rel=1e-4)
+
+
+def test_a_model_in_parts_exchanges_weights_twice_and_gradients_once() -> None:
+    device = Device("d", arithmetic=1e30, moved=1e30, operation_seconds=0.0, memory_bytes=1)
+    load = TrainingLoad(0, (LENGTH,) * 100, SCORED / LENGTH, 0, 0)
+    run = RUNS[0]
+    times = {n: train_piece(run, load, SHAPE, device, Execute(shard=n)).seconds for n in (1, 2, 4)}
+    sent = 3 * 4 * (OUTSIDE + LAYERS) / 20e9 * run.num_steps
+    assert times[2] - times[1] == pytest.approx(sent / 2, rel=1e-3)
+    assert times[4] - times[1] == pytest.approx(sent * 3 / 4, rel=1e-3)
+
+
+def test_validation_rows_are_there_beside_what_a_processor_keeps_of_a_step() -> None:
+    few, many = (TrainingLoad(0, (LENGTH,) * 100, 0.5, 50, number) for number in (0, 2000))
+    # One layer at a time, and logits of every second position three times.
+    checked = 4 * (2000 * (4 * 32 + 2 * (32 + 16) + 3 * 48) + 3 * 1000 * VOCAB)
+    sizes = {
+        on_gpu: [training_bytes(RUNS[0], load, SHAPE, Execute(), on_gpu=on_gpu) for load in (few, many)]
+        for on_gpu in (False, True)
+    }
+    assert sizes[False][1] - sizes[False][0] == pytest.approx(checked, abs=2)
+    assert 0 < sizes[True][1] - sizes[True][0] < checked, "a GPU's allocator gives one what the other had"
 
 
 def test_work_adds_up() -> None:
