@@ -10,9 +10,11 @@ from typing import Any
 import polars as pl
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rankscope.analyse.probes import TaskBatch
 from rankscope.internals.neurons import (
+    ACTIVE_SHARE,
     NeuronSums,
     active_fraction,
     all_tasks,
@@ -24,6 +26,7 @@ from rankscope.internals.neurons import (
     newly_dead,
     selectivity,
 )
+from rankscope.internals.streams import is_relu, show_neurons
 
 # How many of the most changed neurons are listed, each with so many texts that excite it most.
 MOST_CHANGED, MOST_TEXTS = 64, 3
@@ -79,6 +82,39 @@ class Activity:
                 parts = (tensors[f"{layer}/{name}/{task}"] for name in ("total", "squares", "active"))
                 found.sums.setdefault(int(layer), {})[task] = NeuronSums(int(tensor), *parts)
         return found
+
+
+def thresholds_of(model: PreTrainedModel, probes: Sequence[TaskBatch]) -> dict[int, float]:
+    """By layer, what an active neuron's activation exceeds: a share of the layer's scale, or 0 for ReLU.
+
+    Raises:
+        NotAvailable: A layer's MLP is not known.
+    """
+    squares: dict[int, float] = {}
+    counts: dict[int, int] = {}
+    for probe in probes:
+
+        def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
+            kept = activations[probe.batch.is_token.to(activations.device)].double()
+            squares[layer] = squares.get(layer, 0.0) + float(kept.square().sum())
+            counts[layer] = counts.get(layer, 0) + kept.numel()
+
+        show_neurons(model, probe.batch, add)
+    share = 0.0 if is_relu(model) else ACTIVE_SHARE
+    return {layer: share * (squares[layer] / counts[layer]) ** 0.5 for layer in squares}
+
+
+def activity_of(model: PreTrainedModel, probes: Sequence[TaskBatch], thresholds: Mapping[int, float]) -> Activity:
+    """What a model's neurons do on the probe texts."""
+    found = Activity()
+    for probe in probes:
+
+        def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
+            found.add(layer, probe, activations, thresholds[layer])
+
+        show_neurons(model, probe.batch, add)
+        found.texts += probe.probe_ids
+    return found
 
 
 def neuron_frame(found: Activity) -> pl.DataFrame:

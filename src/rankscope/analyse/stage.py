@@ -13,19 +13,26 @@ from typing import Protocol, runtime_checkable
 import polars as pl
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
 from rankscope.analyse.matrices import spectra
-from rankscope.analyse.neurons import Activity, change_frame, most_changed, neuron_frame, neuron_summary
+from rankscope.analyse.neurons import (
+    Activity,
+    activity_of,
+    change_frame,
+    most_changed,
+    neuron_frame,
+    neuron_summary,
+    thresholds_of,
+)
 from rankscope.analyse.norms import NormCache
 from rankscope.analyse.probes import TaskBatch, task_batches
+from rankscope.analyse.streams import keep_streams, stream_frame, stream_summary
 from rankscope.analyse.subspaces import subspaces
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import NotAvailable
 from rankscope.internals.attention import attention_divergence, pattern_measures
-from rankscope.internals.neurons import ACTIVE_SHARE
 from rankscope.internals.patterns import (
     Batch,
     LayerPattern,
@@ -34,8 +41,6 @@ from rankscope.internals.patterns import (
     show_patterns,
     unpacked_pattern,
 )
-from rankscope.internals.representations import StreamSums, stream_measures, stream_sums
-from rankscope.internals.streams import is_relu, show_neurons, show_streams
 from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.layer_cache import LayerCache, write_tensors
@@ -53,10 +58,6 @@ SUBSPACES, HEADS = "subspaces.parquet", "heads.parquet"
 REPRESENTATIONS, STREAMS = "representations.parquet", "streams"
 NEURONS, CHANGES, MOST_CHANGED = "neurons.parquet", "changes.parquet", "most_changed.parquet"
 ACTIVITY = "activity.safetensors"
-_REPRESENTATIONS = {
-    "layer": pl.Int32, "task": pl.String, "num_positions": pl.Int64, "cka": pl.Float64, "residual_cosine": pl.Float64,
-    "procrustes_residual": pl.Float64,
-}  # fmt: skip
 # A layer's pattern of one batch has at most heads x longest text x this many numbers.
 _TOKENS_PER_BATCH = 2048
 
@@ -238,7 +239,7 @@ class _Stage:
         """The base's residual streams are kept for the runs; of the base alone there is nothing to say."""
         cache = self._cache(base, "representations")
         cache.start()
-        self._keep_streams(cache, base, self.models.base(self.plan.bases[base]))
+        keep_streams(self.models.base(self.plan.bases[base]), self._task_probes(base), cache.write)
         cache.finish()
         return _Found({}, ())
 
@@ -253,42 +254,19 @@ class _Stage:
             self._base_representations(base, self.store.base_analysis(base, "representations"))
         after.start()
         with self.models.tuned(settings) as model:
-            layers = self._keep_streams(after, base, model)
-        rows = []
-        for layer in layers:
-            sums: dict[str, StreamSums] = {}
-            for index, probe in enumerate(self._task_probes(base)):
-                new = stream_sums(before.read(index, layer), after.read(index, layer))
-                sums[probe.task] = sums[probe.task] + new if probe.task in sums else new
-            rows += [
-                {"layer": layer, "task": task, "num_positions": one.num_positions, **stream_measures(one)}
-                for task, one in sums.items()
-            ]
+            layers = keep_streams(model, self._task_probes(base), after.write)
+        frame = stream_frame(layers, self._task_probes(base), before.read, after.read)
         after.remove()
-        frame = pl.DataFrame(rows, schema=_REPRESENTATIONS)
         write_parquet(folder / REPRESENTATIONS, frame)
-        means = frame.drop("layer", "task", "num_positions").mean().row(0, named=True)
-        return _Found({key: float(value) for key, value in means.items() if value is not None}, (REPRESENTATIONS,))
-
-    def _keep_streams(self, cache: LayerCache, base: str, model: PreTrainedModel) -> list[int]:
-        """Keep a model's residual streams where a token is; returns the layers."""
-        layers: set[int] = set()
-        for index, probe in enumerate(self._task_probes(base)):
-
-            def keep(layer: int, stream: Tensor, index: int = index, probe: TaskBatch = probe) -> None:
-                layers.add(layer)
-                cache.write(index, layer, stream[probe.batch.is_token.to(stream.device)])
-
-            show_streams(model, probe.batch, keep)
-        return sorted(layers)
+        return _Found(stream_summary(frame), (REPRESENTATIONS,))
 
     # Neurons ---------------------------------------------------------------------------------------------------------
 
     def _base_neurons(self, base: str, folder: Path) -> _Found:
         """What the base's neurons do, and from which activation on each layer's count as active."""
         model = self.models.base(self.plan.bases[base])
-        thresholds = self._thresholds(base, model)
-        activity = self._activity(base, model, thresholds)
+        thresholds = thresholds_of(model, self._task_probes(base))
+        activity = activity_of(model, self._task_probes(base), thresholds)
         values = {f"{layer}/threshold": torch.tensor([value]) for layer, value in thresholds.items()}
         write_tensors(folder / ACTIVITY, {**activity.tensors(), **values})
         frame = neuron_frame(activity)
@@ -305,7 +283,7 @@ class _Stage:
         thresholds = {int(key.split("/")[0]): float(tensors[key]) for key in tensors if key.endswith("/threshold")}
         before = Activity.from_tensors(tensors, [name for probe in self._task_probes(base) for name in probe.probe_ids])
         with self.models.tuned(settings) as model:
-            after = self._activity(base, model, thresholds)
+            after = activity_of(model, self._task_probes(base), thresholds)
         keys = ["layer", "neuron", "task"]
         frame = neuron_frame(after).join(
             neuron_frame(before), on=keys, how="left", suffix="_base", maintain_order="left"
@@ -315,32 +293,6 @@ class _Stage:
         write_parquet(folder / CHANGES, changes)
         write_parquet(folder / MOST_CHANGED, most_changed(changes, before, after))
         return _Found(neuron_summary(frame, changes), (NEURONS, CHANGES, MOST_CHANGED))
-
-    def _thresholds(self, base: str, model: PreTrainedModel) -> dict[int, float]:
-        """By layer, what an active neuron's activation exceeds: a share of the layer's scale, or 0 for ReLU."""
-        squares: dict[int, float] = {}
-        counts: dict[int, int] = {}
-        for probe in self._task_probes(base):
-
-            def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
-                kept = activations[probe.batch.is_token.to(activations.device)].double()
-                squares[layer] = squares.get(layer, 0.0) + float(kept.square().sum())
-                counts[layer] = counts.get(layer, 0) + kept.numel()
-
-            show_neurons(model, probe.batch, add)
-        share = 0.0 if is_relu(model) else ACTIVE_SHARE
-        return {layer: share * (squares[layer] / counts[layer]) ** 0.5 for layer in squares}
-
-    def _activity(self, base: str, model: PreTrainedModel, thresholds: dict[int, float]) -> Activity:
-        found = Activity()
-        for probe in self._task_probes(base):
-
-            def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
-                found.add(layer, probe, activations, thresholds[layer])
-
-            show_neurons(model, probe.batch, add)
-            found.texts += probe.probe_ids
-        return found
 
     # Probe texts -----------------------------------------------------------------------------------------------------
 

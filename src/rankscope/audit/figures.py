@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import altair as alt
 import numpy as np
 import polars as pl
@@ -26,6 +28,16 @@ _BASE_MAPS = {
 }
 _AGAINST_MAPS = {"update_cosine": "Cosine of the two updates", "update_norm_ratio": "How far the other moved, relative"}
 _ATTENTION_MAPS = {"attention_divergence": "How far it moved", "attention_entropy": "How widely it looks"}
+_STREAM_CURVES = {
+    "procrustes_residual": "How far the stream moved",
+    "residual_cosine": "How like the base's direction",
+    "cka": "How alike the geometry stayed",
+}
+_NEURON_CURVES = {
+    "neuron_shift": "How far neurons moved",
+    "neurons_newly_dead": "Neurons that fell silent",
+    "neurons_newly_active": "Neurons that woke",
+}
 # Scales that mean the same in every audit; the others end at the largest value.
 _SCALES = {"update_cosine": 1.0, "subspace_overlap_8": 1.0}
 # Curves are drawn at so many points at most.
@@ -34,7 +46,7 @@ _POINTS = 64
 
 def make_figures(audit: Audit) -> dict[str, Figure]:
     """All figures that the numbers allow, by key, in the page's order."""
-    made = (_where(audit), _spread(audit), _to_base(audit), _attention(audit), _against(audit))
+    made = (_where(audit), _spread(audit), _to_base(audit), _attention(audit), *_inside(audit), _against(audit))
     return {figure.key: figure for figure in made if figure is not None}
 
 
@@ -119,6 +131,60 @@ def _attention(audit: Audit) -> Figure | None:
         sources=("tables/heads.csv",),
         columns=2,
     )
+
+
+def _inside(audit: Audit) -> Iterator[Figure | None]:
+    if audit.on_texts is None:
+        return
+    layers = audit.on_texts.layers
+    yield _by_layer(
+        layers,
+        _STREAM_CURVES,
+        key="representations",
+        title="How far the representations drifted",
+        shows="The residual stream after each layer on the texts given, the tuned model's against the base's.",
+        reading="First plot: 0 is the base turned, shifted or scaled, which the next layer can undo. In the others 1 "
+        "is the base itself. A bend says where the change begins.",
+        caution="What was taught moves the stream as well as what was harmed.",
+    )
+    yield _by_layer(
+        layers,
+        _NEURON_CURVES,
+        key="neurons",
+        title="What became of the neurons",
+        shows="The neurons of each layer's MLP on the texts given. One fell silent if it was active at one position in "
+        "a hundred or more before and at none after; it woke if the reverse.",
+        reading="A high shift: the layer's neurons say more or less than before, in units of how much they vary "
+        "anyway. The most changed ones, with the texts that excite them, are in tables/neurons.csv.",
+        caution="On other texts a silent neuron may speak.",
+    )
+
+
+def _by_layer(layers: pl.DataFrame, curves: Mapping[str, str], **words: str) -> Figure | None:
+    keys = [key for key in curves if _has(layers, key)]
+    if not keys:
+        return None
+    panels = [
+        Panel(
+            curves[key],
+            f"Line plot: {MEASURES[key].meaning}, by layer.",
+            specification(_layer_curve(layers, key)),
+            unit=MEASURES[key].unit.replace("_", " "),
+        )
+        for key in keys
+    ]
+    return Figure(panels=panels, measures=keys, sources=("tables/layers.csv",), columns=3, **words)
+
+
+def _layer_curve(layers: pl.DataFrame, key: str) -> alt.LayerChart:
+    plot = alt.Chart(data(layers.select("layer", pl.col(key).alias("value"))))
+    x = alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=key not in {"cka", "residual_cosine"}))
+    hints = [alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("value:Q", title=key, format=".3g")]
+    return alt.layer(
+        plot.mark_line(color=GAIN_COLOUR, strokeWidth=2, aria=False).encode(x=x, y=y),
+        plot.mark_point(color=GAIN_COLOUR, filled=True, size=40).encode(x=x, y=y, tooltip=hints),
+    ).properties(width=WIDTH, height=150)
 
 
 def _against(audit: Audit) -> Figure | None:

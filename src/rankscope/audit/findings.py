@@ -182,6 +182,26 @@ def _on_texts(found: OnTexts) -> Iterator[str]:
             f"Attention moved by {summary['attention_divergence']:.2g} nats on average (0.693: to other tokens "
             f"altogether); head {first['head']} of layer {first['layer']} most ({first['attention_divergence']:.2g})."
         )
+    yield from _inside(found)
+
+
+def _inside(found: OnTexts) -> Iterator[str]:
+    """The residual streams and the neurons, each in a sentence."""
+    layers = found.layers.filter(pl.col("cka").is_not_null())
+    if not layers.is_empty():
+        lowest = layers.sort("cka").row(0, named=True)
+        yield (
+            f"The representations kept a likeness of {found.summary['cka']:.3f} to the base's on average (CKA; 1 is "
+            f"the same geometry), least after layer {lowest['layer']} ({lowest['cka']:.3f})."
+        )
+    if "neuron_shift" in found.layers.columns and found.layers["neuron_shift"].max():
+        most = found.layers.sort("neuron_shift", descending=True, nulls_last=True).row(0, named=True)
+        counts = ("num_neurons", "neurons_newly_dead", "neurons_newly_active")
+        number, dead, active = (found.layers[key].sum() for key in counts)
+        yield (
+            f"Of {number:,} neurons {dead:,} fell silent on these texts and {active:,} began to speak; those of layer "
+            f"{most['layer']} moved farthest ({most['neuron_shift']:.2g} standard deviations of the base on average)."
+        )
 
 
 def _of_comparison(against: Comparison) -> Iterator[str]:

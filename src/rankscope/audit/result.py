@@ -75,12 +75,17 @@ class OnTexts:
     Attributes:
         losses: One row a text: its scored tokens, and the loss of the tuned model and of the base.
         heads: One row a head: attention measures of the tuned model, the base's in columns that end in `_base`.
-        summary: Over all tokens, and over all heads.
+        layers: One row a layer: how the residual stream lies to the base's, and what became of the neurons.
+        neurons: The neurons that changed most, each with the texts that excite it most in both models; None where the
+            architecture's are not known.
+        summary: Over all tokens, over all heads, and over all layers.
         notes: What was left out.
     """
 
     losses: pl.DataFrame
     heads: pl.DataFrame
+    layers: pl.DataFrame
+    neurons: pl.DataFrame | None
     summary: Mapping[str, float]
     notes: tuple[str, ...] = ()
 
@@ -135,7 +140,8 @@ class Audit:
         if self.against is not None:
             found["against"] = self.against.matrices
         if self.on_texts is not None:
-            found |= {"texts": self.on_texts.losses, "heads": self.on_texts.heads}
+            found |= {"texts": self.on_texts.losses, "heads": self.on_texts.heads, "layers": self.on_texts.layers}
+            found |= {} if self.on_texts.neurons is None else {"neurons": self.on_texts.neurons}
         return found
 
     def as_json(self, findings: list[str]) -> str:
@@ -166,6 +172,8 @@ class Audit:
             document["texts"] = {
                 "losses": _rows(self.on_texts.losses),
                 "heads": _rows(self.on_texts.heads),
+                "layers": _rows(self.on_texts.layers),
+                **({} if self.on_texts.neurons is None else {"neurons": _rows(self.on_texts.neurons)}),
                 "summary": dict(self.on_texts.summary),
                 "notes": list(self.on_texts.notes),
             }

@@ -238,21 +238,30 @@ def _texts(path: Path, base: Path) -> Texts:
 
 
 def _on_texts(texts: Texts, base: Path, tuned: Path, watcher: Watcher) -> OnTexts:
-    """Both models on the texts, one after the other in memory; the base's patterns wait on disk."""
+    """Both models on the texts, one after the other in memory; what the base showed waits on disk."""
     with tempfile.TemporaryDirectory(prefix="rankscope-") as scratch:
-        folder = Path(scratch)
-
-        def keep(batch: int, layer: int, packed: Tensor) -> None:
-            save_file({"pattern": packed.contiguous()}, folder / f"{batch}-{layer}.safetensors")
-
-        def kept(batch: int, layer: int) -> Tensor:
-            return load_file(folder / f"{batch}-{layer}.safetensors")["pattern"]
-
+        waiting = _Scratch(Path(scratch))
         watcher.message(f"running the base on {len(texts.pairs)} texts")
         model = load_model(base, torch.float32, "cpu")
-        before = look_at_base(model, texts, keep)
+        before = look_at_base(model, texts, waiting)
         watcher.message(f"running the tuned model on {len(texts.pairs)} texts")
-        return look_at_tuned(load_tuned_folder(model, tuned), texts, before, kept)
+        return look_at_tuned(load_tuned_folder(model, tuned), texts, before, waiting)
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """Tensors in a folder that goes when the audit is done."""
+
+    folder: Path
+
+    def keep(self, kind: str, batch: int, layer: int, tensor: Tensor) -> None:
+        save_file({"tensor": tensor.cpu().contiguous()}, self._file(kind, batch, layer))
+
+    def kept(self, kind: str, batch: int, layer: int) -> Tensor:
+        return load_file(self._file(kind, batch, layer))["tensor"]
+
+    def _file(self, kind: str, batch: int, layer: int) -> Path:
+        return self.folder / f"{kind}-{batch}-{layer}.safetensors"
 
 
 def _watched(updates: list[Update], watcher: Watcher, what: str) -> Iterator[Update]:

@@ -1,40 +1,44 @@
-"""What the change does on texts: the loss of base and tuned model, and where their heads look."""
+"""What the change does on texts: the loss of base and tuned model, where their heads look, and what flows inside."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import polars as pl
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.analyse.heads import HeadTable, head_means
+from rankscope.analyse.neurons import Activity, activity_of, change_frame, most_changed, thresholds_of
+from rankscope.analyse.probes import TaskBatch, task_batches
+from rankscope.analyse.streams import keep_streams, stream_frame
 from rankscope.audit.result import OnTexts
 from rankscope.data.readers import Row
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
+from rankscope.errors import NotAvailable, UserError
 from rankscope.internals.attention import attention_divergence, pattern_measures
-from rankscope.internals.patterns import (
-    Batch,
-    LayerPattern,
-    batches,
-    packed_pattern,
-    show_patterns,
-    unpacked_pattern,
-)
+from rankscope.internals.patterns import LayerPattern, packed_pattern, show_patterns, unpacked_pattern
 from rankscope.scoring.losses import TokenLoss, completion_losses
 
-# Patterns grow with the square of the length and are kept on disk for the comparison.
+# Patterns grow with the square of the length; they and the residual streams are kept on disk for the comparison.
 MOST_TEXTS, MOST_TOKENS = 32, 512
 _TOKENS_PER_BATCH = 2048
 # Where nothing says how many positions a model has.
 _CONTEXT = 2048
 
 Pair = tuple[list[int], list[int]]
-Keep = Callable[[int, int, Tensor], None]
-Kept = Callable[[int, int], Tensor]
+
+
+class Scratch(Protocol):
+    """Where tensors wait while one model makes room for the other."""
+
+    def keep(self, kind: str, batch: int, layer: int, tensor: Tensor) -> None:
+        """Put a tensor away."""
+
+    def kept(self, kind: str, batch: int, layer: int) -> Tensor:
+        """Take it out again."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,11 @@ class Texts:
     pairs: list[Pair]
     context: int
 
-    def probes(self) -> list[Batch]:
-        """The first texts, cut, in batches that are the same for both models."""
+    def probes(self) -> list[TaskBatch]:
+        """The first texts, cut, in batches that are the same for both models; a probe's id is its text's number."""
         cut = [[*prompt, *completion][:MOST_TOKENS] for prompt, completion in self.pairs[:MOST_TEXTS]]
-        return batches(cut, _TOKENS_PER_BATCH)
+        rows = {"probe_id": [str(index) for index in range(len(cut))], "source": "texts", "input_ids": cut}
+        return task_batches(pl.DataFrame(rows), _TOKENS_PER_BATCH)
 
     def notes(self) -> tuple[str, ...]:
         """What was left out."""
@@ -60,7 +65,7 @@ class Texts:
         is_cut = any(len(prompt) + len(completion) > MOST_TOKENS for prompt, completion in parts)
         if len(parts) == len(self.pairs) and not is_cut:
             return ()
-        return (f"attention was looked at on the first {len(parts)} texts, up to {MOST_TOKENS} tokens of each",)
+        return (f"the models were looked into on the first {len(parts)} texts, up to {MOST_TOKENS} tokens of each",)
 
 
 def as_texts(rows: Sequence[Row], tokenizer: Tokenizer) -> Texts:
@@ -76,37 +81,105 @@ def as_texts(rows: Sequence[Row], tokenizer: Tokenizer) -> Texts:
     return Texts(kept, tokenizer.context_length or _CONTEXT)
 
 
-def look_at_base(model: PreTrainedModel, texts: Texts, keep: Keep) -> tuple[list[TokenLoss], pl.DataFrame]:
-    """The base's losses and heads; its patterns are handed to `keep` with the number of the batch and the layer."""
-    table = HeadTable()
-    for index, batch in enumerate(texts.probes()):
+@dataclass(frozen=True)
+class BaseLook:
+    """What the base showed; its patterns and streams wait in the scratch.
+
+    Attributes:
+        layers: Whose streams were kept.
+        thresholds: By layer, from which activation on a neuron counts as active.
+        activity: Of its neurons; None where an architecture's are not known.
+        notes: What could not be looked at.
+    """
+
+    losses: list[TokenLoss]
+    heads: pl.DataFrame
+    layers: list[int]
+    thresholds: dict[int, float]
+    activity: Activity | None
+    notes: tuple[str, ...]
+
+
+def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch) -> BaseLook:
+    """The base's losses, heads and neurons; its patterns and residual streams go to the scratch."""
+    table, probes = HeadTable(), texts.probes()
+    for index, probe in enumerate(probes):
 
         def take(layer: LayerPattern, index: int = index) -> None:
             table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-            keep(index, layer.layer, packed_pattern(layer))
+            scratch.keep("pattern", index, layer.layer, packed_pattern(layer))
 
-        show_patterns(model, batch, take)
-    return _losses(model, texts), table.frame()
+        show_patterns(model, probe.batch, take)
+    layers = keep_streams(model, probes, lambda *place_and_tensor: scratch.keep("before", *place_and_tensor))
+    thresholds, activity, notes = {}, None, ()
+    try:
+        thresholds = thresholds_of(model, probes)
+        activity = activity_of(model, probes, thresholds)
+    except NotAvailable as why:
+        notes = (str(why),)
+    return BaseLook(_losses(model, texts), table.frame(), layers, thresholds, activity, notes)
 
 
-def look_at_tuned(
-    model: PreTrainedModel, texts: Texts, base: tuple[list[TokenLoss], pl.DataFrame], kept: Kept
-) -> OnTexts:
-    """The tuned model's losses and heads beside the base's."""
+def look_at_tuned(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch) -> OnTexts:
+    """The tuned model beside the base: losses, heads, residual streams and neurons."""
+    heads = _compared_heads(model, texts, base, scratch)
+    layers, neurons = _inside(model, texts, base, scratch)
+    scored = pl.DataFrame(list(_rows(base.losses, _losses(model, texts))))
+    notes = (*texts.notes(), *base.notes)
+    return OnTexts(scored, heads, layers, neurons, {**_summary(scored, heads), **_layer_means(layers)}, notes)
+
+
+def _compared_heads(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch) -> pl.DataFrame:
     table = HeadTable()
-    for index, batch in enumerate(texts.probes()):
+    for index, probe in enumerate(texts.probes()):
 
         def compare(layer: LayerPattern, index: int = index) -> None:
-            before = unpacked_pattern(kept(index, layer.layer), layer.visible)
+            before = unpacked_pattern(scratch.kept("pattern", index, layer.layer), layer.visible)
             divergence = attention_divergence(before, layer.pattern, layer.visible)
             measures = pattern_measures(layer.pattern, layer.visible)
             table.add(layer.layer, {**measures, "attention_divergence": divergence})
 
-        show_patterns(model, batch, compare)
-    losses, heads = base
-    found = table.frame().join(heads, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
-    scored = pl.DataFrame(list(_rows(losses, _losses(model, texts))))
-    return OnTexts(scored, found, _summary(scored, found), texts.notes())
+        show_patterns(model, probe.batch, compare)
+    return table.frame().join(base.heads, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
+
+
+def _inside(
+    model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch
+) -> tuple[pl.DataFrame, pl.DataFrame | None]:
+    """One row a layer for streams and neurons, and the neurons that changed most with the texts that excite them."""
+    probes = texts.probes()
+    keep_streams(model, probes, lambda *place_and_tensor: scratch.keep("after", *place_and_tensor))
+    streams = stream_frame(
+        base.layers,
+        probes,
+        lambda batch, layer: scratch.kept("before", batch, layer),
+        lambda batch, layer: scratch.kept("after", batch, layer),
+    ).drop("task")
+    if base.activity is None:
+        return streams, None
+    after = activity_of(model, probes, base.thresholds)
+    changes = change_frame(base.activity, after)
+    size = pl.col("neuron_shift")
+    counted = changes.group_by("layer", maintain_order=True).agg(
+        size.filter(size.is_finite()).abs().mean(),
+        pl.col("is_newly_dead").sum().cast(pl.Int64).alias("neurons_newly_dead"),
+        pl.col("is_newly_active").sum().cast(pl.Int64).alias("neurons_newly_active"),
+        pl.len().cast(pl.Int64).alias("num_neurons"),
+    )
+    most = most_changed(changes, base.activity, after).rename({"probe_id": "text"})
+    return streams.join(counted, on="layer", how="left", maintain_order="left"), most.cast({"text": pl.Int64})
+
+
+def _layer_means(layers: pl.DataFrame) -> dict[str, float]:
+    """Over layers: counts are sums, the others means."""
+    found = {}
+    for key in layers.columns:
+        if key in {"layer", "num_positions", "num_neurons"}:
+            continue
+        value = layers[key].sum() if key.startswith("neurons_") else layers[key].mean()
+        if value is not None:
+            found[key] = float(value)
+    return found
 
 
 def _pair(row: Row) -> tuple[str, str]:

@@ -74,8 +74,16 @@ def test_texts():
     losses = pl.DataFrame({"loss_nats_per_token": [2.0, 1.0, 3.0], "loss_nats_per_token_base": [1.5, 1.2, 2.5]})
     heads = pl.DataFrame({"layer": [0, 1], "head": [3, 2], "attention_divergence": [0.01, 0.2]})
     summary = {"loss_nats_per_token": 2.0, "loss_nats_per_token_base": 1.75, "loss_change_nats": 0.25}
-    found = OnTexts(losses, heads, {**summary, "attention_divergence": 0.105})
-    *_, loss, attention = findings(audit([{"name": "m.layers.0.q_proj"}], on_texts=found))
+    layers = pl.DataFrame(
+        {
+            "layer": [0, 1], "cka": [0.99, 0.87], "neuron_shift": [0.4, 0.1], "neurons_newly_dead": [3, 2],
+            "neurons_newly_active": [0, 1], "num_neurons": [64, 64],
+        }
+    )  # fmt: skip
+    found = OnTexts(losses, heads, layers, None, {**summary, "attention_divergence": 0.105, "cka": 0.93})
+    *_, loss, attention, streams, neurons = findings(audit([{"name": "m.layers.0.q_proj"}], on_texts=found))
+    assert "a likeness of 0.930 to the base's on average" in streams and "least after layer 1 (0.870)" in streams
+    assert neurons.startswith("Of 128 neurons 5 fell silent on these texts and 1 began to speak; those of layer 0 ")
     assert "the loss rose by 0.250 nats per token, from 1.750 to 2.000: higher in 2 of them, lower in 1." in loss
     assert "head 2 of layer 1 most (0.2)" in attention
 

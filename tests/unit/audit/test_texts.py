@@ -73,7 +73,70 @@ def test_an_untrained_adapter_changes_exactly_nothing(folders, tmp_path):
     outcome = audit(folders, tmp_path / "adapter", tmp_path / "out")
     assert outcome.audit.on_texts.summary["loss_change_nats"] == 0.0
     assert outcome.audit.on_texts.summary["attention_divergence"] == 0.0
+    layers = outcome.audit.on_texts.layers
+    assert layers["neuron_shift"].to_list() == [0.0] * layers.height
+    assert layers["neurons_newly_dead"].sum() == layers["neurons_newly_active"].sum() == 0
+    for key in ("cka", "residual_cosine"):
+        assert layers[key].to_list() == pytest.approx([1.0] * layers.height, abs=1e-9)
+    assert layers["procrustes_residual"].to_list() == pytest.approx([0.0] * layers.height, abs=1e-6)
+    assert outcome.audit.on_texts.neurons.is_empty(), "none has changed"
     assert any("the loss stayed the same" in text for text in outcome.findings)
+
+
+def test_streams_and_neurons_are_those_of_transformers(folders, tmp_path):
+    outcome = audit(folders, folders / "adapter", tmp_path / "out")
+    found = outcome.audit.on_texts
+    base = AutoModelForCausalLM.from_pretrained(folders / "base").eval()
+    pairs = Tokenizer.from_folder(folders / "base").encode_pairs([("", text) for text in TEXTS])
+    before = flows(base, pairs)
+    after = flows(PeftModel.from_pretrained(base, folders / "adapter").eval(), pairs)
+    for layer, row in enumerate(found.layers.iter_rows(named=True)):
+        X, Y = (centred(one[0][layer]) for one in (before, after))
+        assert row["num_positions"] == len(X)
+        plain = (X.T @ Y).square().sum() / ((X.T @ X).norm() * (Y.T @ Y).norm())  # linear CKA, Kornblith et al. 2019
+        assert row["cka"] == pytest.approx(float(plain), rel=1e-4)
+        one, other = before[1][layer], after[1][layer]
+        shift = ((other.mean(0) - one.mean(0)) / one.std(0)).abs()
+        assert row["neuron_shift"] == pytest.approx(float(shift.mean()), rel=1e-4)
+    assert found.neurons["neuron_shift"].abs().max() > 0
+    assert set(found.neurons["text"]) <= {0, 1, 2}
+    strongest = found.neurons.filter(model="tuned").row(0, named=True)
+    values = after[1][strongest["layer"]][:, strongest["neuron"]]
+    assert abs(strongest["activation"]) == pytest.approx(float(values.abs().max()), rel=1e-4)
+    assert {"How far the representations drifted", "What became of the neurons"} <= {
+        figure for figure in TITLES if figure in outcome.page.read_text()
+    }
+    assert any("fell silent on these texts" in text for text in outcome.findings)
+
+
+TITLES = ("How far the representations drifted", "What became of the neurons")
+
+
+def centred(values):
+    values = values.double()
+    return values - values.mean(0)
+
+
+def flows(model, pairs):
+    """By layer, what its decoder layer gives and what goes into its down_proj, over all tokens of all texts."""
+    streams, neurons = {}, {}
+    layers = (model.get_base_model() if isinstance(model, PeftModel) else model).model.layers
+    for index, layer in enumerate(layers):
+        layer.register_forward_hook(
+            lambda _m, _a, out, index=index: streams.setdefault(index, []).append(
+                (out[0] if isinstance(out, tuple) else out).reshape(-1, out.shape[-1])
+            )
+        )
+        layer.mlp.down_proj.register_forward_pre_hook(
+            lambda _m, args, index=index: neurons.setdefault(index, []).append(args[0].reshape(-1, args[0].shape[-1]))
+        )
+    with torch.no_grad():
+        for prompt, completion in pairs:
+            model(torch.tensor([[*prompt, *completion]]))
+    for layer in layers:
+        layer._forward_hooks.clear()
+        layer.mlp.down_proj._forward_pre_hooks.clear()
+    return [{index: torch.cat(parts).double() for index, parts in kept.items()} for kept in (streams, neurons)]
 
 
 def test_a_whole_model_and_the_page(folders, tmp_path):
