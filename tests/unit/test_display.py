@@ -61,6 +61,55 @@ def test_the_time_left_is_the_forecast_corrected_by_what_was_seen(
     assert error == pytest.approx(math.hypot(*errors) / 2)
 
 
+def test_the_time_left_goes_down_within_a_piece_and_follows_a_slow_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    plan = write_study(tmp_path).plan
+    works = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]][:4]
+    pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in works}
+    clock = Clock(forecast(plan, pieces, {"train": 40.0}))
+
+    def said(done: int) -> tuple[float, float]:
+        packs = [Pack("train", work[1], (work[2],)) for work in works[:2]]
+        clock.note([Progress(pack, pack.run_ids[0], done, 10, 1.0) for pack in packs])
+        return clock.seconds_left(Board(), works)
+
+    assert said(0) == (20.0, 10.0)
+    now[0] = 2.0  # nothing is said of parts yet, and two of the ten seconds have gone on both workers
+    assert clock.seconds_left(Board(), works)[0] == pytest.approx(18.0)
+    assert said(1)[0] == pytest.approx(19.0)  # one step of ten of two pieces; the start is no step's matter
+    now[0] = 7.0  # five seconds a step, where one was forecast
+    left, error = said(2)
+    assert left == pytest.approx(5 * (40.0 - 4.0) / 2)
+    assert error == pytest.approx(0.25 * 4 * (40.0 - 4.0) / 2), "equal paces, but far from the forecast"
+    now[0] = 12.0
+    assert clock.seconds_left(Board(), works)[0] == pytest.approx(left - 5.0), "it goes down by the clock"
+    assert said(3)[0] == pytest.approx(left - 5.0)
+    now[0] = 900.0  # a piece that says nothing for long is never all done
+    assert clock.seconds_left(Board(), works)[0] >= 5 * (20.0 + 2.0) / 2
+
+
+def test_a_run_that_goes_on_from_a_checkpoint_is_timed_by_the_steps_that_it_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    plan = write_study(tmp_path).plan
+    works = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]][:2]
+    pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in works}
+    clock = Clock(forecast(plan, pieces, {"train": 20.0}))
+    packs = [Pack("train", work[1], (work[2],)) for work in works]
+    for second, done in ((0.0, 0), (1.0, 7), (3.0, 8)):
+        now[0] = second
+        clock.note([Progress(pack, pack.run_ids[0], done, 10, 1.0) for pack in packs])
+    # Two seconds a step where one was forecast; two steps are left of each.
+    assert clock.seconds_left(Board(), works)[0] == pytest.approx(4.0)
+    clock.note([Failed(pack, "cause") for pack in packs])
+    assert clock.seconds_left(Board({work: "failed" for work in works}), works) is None
+
+
 def test_nothing_left_and_no_forecast_have_no_time(tmp_path: Path) -> None:
     plan = write_study(tmp_path).plan
     needed = list(needed_work(plan, Rates()))
