@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -346,7 +348,8 @@ def _audit(options: argparse.Namespace) -> int:
         against=options.against,
         truncate=options.truncate,
     )
-    outcome = run(request, CountLines(sys.stderr))
+    with _without_library_noise():
+        outcome = run(request, CountLines(sys.stderr))
     if options.json:
         print(outcome.document, end="")
         return DONE
@@ -356,6 +359,23 @@ def _audit(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"report: {outcome.page}")
     return DONE
+
+
+@contextmanager
+def _without_library_noise() -> Iterator[None]:
+    """Without progress bars of loading, and what libraries say to the people who write libraries."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", category)
+        try:
+            yield
+        finally:
+            if was_shown:
+                logging.enable_progress_bar()
 
 
 def _audit_folder(tuned: str) -> Path:

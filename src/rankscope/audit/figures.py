@@ -28,15 +28,16 @@ _BASE_MAPS = {
 }
 _AGAINST_MAPS = {"update_cosine": "Cosine of the two updates", "update_norm_ratio": "How far the other moved, relative"}
 _ATTENTION_MAPS = {"attention_divergence": "How far it moved", "attention_entropy": "How widely it looks"}
+# Titles, and what the upright axis says.
 _STREAM_CURVES = {
-    "procrustes_residual": "How far the stream moved",
-    "residual_cosine": "How like the base's direction",
-    "cka": "How alike the geometry stayed",
+    "procrustes_residual": ("How far the stream moved", "share that no turn, shift or scale explains, 0 to 1"),
+    "residual_cosine": ("How like the base's direction", "cosine with the base, 1 is the same"),
+    "cka": ("How alike the geometry stayed", "CKA with the base, 1 is the same"),
 }
 _NEURON_CURVES = {
-    "neuron_shift": "How far neurons moved",
-    "neurons_newly_dead": "Neurons that fell silent",
-    "neurons_newly_active": "Neurons that woke",
+    "neuron_shift": ("How far neurons moved", "mean size of the shift, the base's standard deviations"),
+    "neurons_newly_dead": ("Neurons that fell silent", "number in the layer"),
+    "neurons_newly_active": ("Neurons that woke", "number in the layer"),
 }
 # Scales that mean the same in every audit; the others end at the largest value.
 _SCALES = {"update_cosine": 1.0, "subspace_overlap_8": 1.0}
@@ -160,19 +161,16 @@ def _inside(audit: Audit) -> Iterator[Figure | None]:
     )
 
 
-def _by_layer(layers: pl.DataFrame, curves: Mapping[str, str], **words: str) -> Figure | None:
-    keys = [key for key in curves if _has(layers, key)]
+def _by_layer(layers: pl.DataFrame, curves: Mapping[str, tuple[str, str]], **words: str) -> Figure | None:
+    # A count that is 0 everywhere says nothing.
+    keys = [key for key in curves if _has(layers, key) and (MEASURES[key].unit != "count" or layers[key].sum() > 0)]
     if not keys:
         return None
-    panels = [
-        Panel(
-            curves[key],
-            f"Line plot: {MEASURES[key].meaning}, by layer.",
-            specification(_layer_curve(layers, key)),
-            unit=MEASURES[key].unit.replace("_", " "),
-        )
-        for key in keys
-    ]
+    panels = []
+    for key in keys:
+        title, unit = curves[key]
+        label = f"Line plot: {MEASURES[key].meaning}, by layer."
+        panels.append(Panel(title, label, specification(_layer_curve(layers, key)), unit=unit))
     return Figure(panels=panels, measures=keys, sources=("tables/layers.csv",), columns=3, **words)
 
 
