@@ -15,7 +15,7 @@ from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.data.architectures import code_warnings
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
-from rankscope.data.examples import Item, examples_frame, items_frame
+from rankscope.data.examples import Item, TokenisedExample, examples_frame, items_frame
 from rankscope.data.hub import base_folder, fingerprint, hub_commit
 from rankscope.data.prepare import (
     PreparedTask,
@@ -28,7 +28,7 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import design_warnings, expert_warnings, relations, search, smallest_differences
-from rankscope.errors import within
+from rankscope.errors import UserError, within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
@@ -198,6 +198,8 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
     with within("model", name):
         folder = base_folder(name, source)
         tokenizer = Tokenizer.from_folder(folder, today)
+        shape = replace(shape_of_folder(folder), quantization=source.quantization_config)
+        _check_end(tokenizer, folder)
     optimization = study.optimization
     training = {
         key: prepare_training_set(name, key, spec, tokenizer, optimization.max_length, optimization.batch_size)
@@ -216,8 +218,28 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
         opening=opening_of(source),
     )
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
-    shape = replace(shape_of_folder(folder), quantization=source.quantization_config)
+    with within("model", name):
+        _check_vocabulary(shape, tokenizer, folder, [data.examples for data in training.values()])
     return _Prepared(settings, folder, shape, model_type(folder), training, tasks, probes)
+
+
+def _check_end(tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse a base whose answers cannot end."""
+    if tokenizer.completion_end_id is None:
+        what = "the tokenizer has no token that ends a text, so no answer can be taught to end"
+        mend = "name one of its tokens as eos_token there: it is what ends a turn or a text"
+        raise UserError(what, where=folder / "tokenizer_config.json", mend=mend)
+
+
+def _check_vocabulary(
+    shape: ModelShape, tokenizer: Tokenizer, folder: Path, sets: list[list[TokenisedExample]]
+) -> None:
+    """Refuse a tokenizer that has put tokens into the examples which the model has no embeddings of."""
+    largest = max((max(example.input_ids) for examples in sets for example in examples), default=0)
+    if largest >= shape.vocab_size:
+        what = f"the tokenizer gives token {largest}, and the model has embeddings of {shape.vocab_size} tokens"
+        mend = "put the model's own tokenizer beside it, or resize the model's embeddings and save it again"
+        raise UserError(what, where=folder / "tokenizer.json", mend=mend)
 
 
 def _inputs(study: Study, prepared: dict[str, _Prepared], runs: tuple[RunSettings, ...], layout: Layout) -> Inputs:

@@ -42,6 +42,9 @@ def model_folder(
     Raises:
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
     """
+    if revision is not None and (source in PACKAGED or user_path(source).exists()):
+        mend = "leave revision out, or name a hub id as the source"
+        raise UserError(f"'{source}' lies on this machine, where there are no revisions", mend=mend, key=("revision",))
     if source in PACKAGED:
         return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source, needs_tokenizer)
     if source.startswith(_SMALL_WORLD):
@@ -164,13 +167,12 @@ def fingerprint(folder: Path, *, with_code: bool = False) -> str:
 
 def _checked(folder: Path, source: str, needs_tokenizer: bool) -> Path:
     """The folder, if it can serve as a base."""
-    weights = any(folder.glob("*.safetensors"))
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise UserError(
-            f"'{source}' holds an adapter, not a model",
-            where=folder,
-            mend="name its base as the model, or merge it first with peft's merge_and_unload()",
-        )
+    weights = [path for path in folder.glob("*.safetensors") if not path.name.startswith("adapter_model")]
+    if (folder / "adapter_config.json").is_file():
+        # Of a folder with both transformers would load the adapter, and its base from wherever that names it.
+        what = "a model and an adapter, and transformers would load both" if weights else "an adapter, not a model"
+        mend = "name its base as the model, or merge it first with peft's merge_and_unload()"
+        raise UserError(f"'{source}' holds {what}", where=folder, mend=mend)
     if not weights and any(path for name in ("*.bin", "*.pt", "*.pth") for path in folder.glob(name)):
         raise UserError(
             f"'{source}' has its weights as pickles only, which are never read",
@@ -229,8 +231,10 @@ def _fetched(source: str, revision: str | None, patterns: list[str], ignored: li
         problem, mend = f"'{source}' is neither a folder nor a hub id", "name a folder, or a hub id such as org/name"
     # The hub's client raises what its transport raises: many unrelated classes, most of them OSError or ValueError.
     except Exception as error:  # noqa: BLE001
-        problem = f"the model '{source}' cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
-        mend = "check the id and the network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
+        asked = f"'{source}' at revision '{revision}'" if revision else f"'{source}'"
+        problem = f"the model {asked} cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
+        what = "id, revision" if revision else "id"
+        mend = f"check {what} and network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
     raise UserError(problem, mend=mend)
 
 

@@ -5,19 +5,40 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from rankscope.data.experts import outside_linear_layers
+from rankscope.errors import UserError
 
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape by name, over all shards of a Hugging Face folder."""
+    """Every tensor's shape by name, over all shards of a Hugging Face folder.
+
+    Raises:
+        UserError: A file is no safetensors, or is cut short.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
+        shapes |= {name: tuple(entry["shape"]) for name, entry in _header(path).items()}
+    return shapes
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a file says of its tensors, by name; all of them are in it."""
+    size = path.stat().st_size
+    try:
         with path.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-    return shapes
+            header = json.loads(stream.read(length)) if length <= size else {}
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (struct.error, ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+        mend = "download it again, or save the model with save_pretrained()"
+        raise UserError(f"is no safetensors file ({error})", where=path, mend=mend) from None
+    if end > size:
+        mend = "download or copy it again"
+        raise UserError(f"is cut short: {size:,} bytes of {end:,} are there", where=path, mend=mend)
+    return entries
 
 
 def model_type(folder: Path) -> str:

@@ -1,0 +1,151 @@
+"""A model that cannot serve as a base is refused by one message, with file or key and the mend; nothing is started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config
+
+from model_folders import write_tokenizer
+from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
+from studies import write_study
+
+STUDY = """\
+study: tiny
+model: MODEL
+train:
+  facts: {source: smallworld:medical_new, split: train, max_examples: 8, validation: {fraction: 0.25}}
+arms:
+  - {method: lora, rank: 2, learning_rate: 1.0e-3}
+optimization: {max_steps: 2, batch_size: 4, max_length: 64}
+seeds: [0]
+evaluate:
+  facts: {source: smallworld:medical_new, split: test, max_examples: 4, in_domain_for: [facts]}
+  problems: {source: smallworld:general_reasoning, split: test, max_examples: 2, scoring: generate, max_new_tokens: 4}
+execute: {num_workers: 1, threads_per_worker: 1, measure: false}
+"""
+
+
+def write_base(folder: Path, vocab: int = 400, **tokenizer: object) -> Path:
+    """A tiny Llama with its tokenizer."""
+    write_tokenizer(folder, **tokenizer)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], model: object) -> str:
+    out = folder / "out"
+    path = write_study(folder, STUDY.replace("MODEL", str(model)))
+    capsys.readouterr()  # transformers' own lines, of writing the model
+    assert main(["run", str(path), "--out", str(out)]) == USER_ERROR
+    assert not out.exists()
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("rankscope: ") and "  mend: " in captured.err
+    assert "study.yaml:2: model." in captured.err
+    return captured.err
+
+
+def changed(folder: Path, **values: object) -> Path:
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | values
+    path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}), encoding="utf-8")
+    return folder
+
+
+def test_a_base_without_a_pad_token_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_study(tmp_path, STUDY.replace("MODEL", str(write_base(tmp_path / "base", pad_token=None))))
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) in (DONE, UNDECIDED)
+    assert "failed" not in capsys.readouterr().out
+
+
+def test_a_base_without_an_end_token(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(tmp_path, capsys, write_base(tmp_path / "base", eos_token=None))
+    assert "tokenizer_config.json: the tokenizer has no token that ends a text" in error and "eos_token" in error
+
+
+def test_a_folder_without_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "*.safetensors missing" in refused(tmp_path, capsys, write_tokenizer(tmp_path / "base"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("t5", "model_type 't5' is no causal language model"),
+        ("grokking", "model_type 'grokking' is no causal language model"),
+        (None, "names no model_type"),
+    ],
+)
+def test_a_foreign_architecture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str | None, words: str
+) -> None:
+    base = changed(write_base(tmp_path / "base"), model_type=model_type)
+    error = refused(tmp_path, capsys, base)
+    assert f"{base / 'config.json'}: " in error and words in error
+
+
+def test_a_whole_model_that_generates_in_another_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base")
+    T5Config().save_pretrained(base)
+    assert "'t5' is no causal language model" in refused(tmp_path, capsys, base)
+
+
+def test_a_configuration_that_is_no_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json: not valid JSON" in refused(tmp_path, capsys, base)
+
+
+def test_quantised_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = changed(write_base(tmp_path / "base"), quantization_config={"quant_method": "gptq"})
+    assert "weights are quantised" in refused(tmp_path, capsys, base)
+
+
+@pytest.mark.parametrize(("share", "words"), [(0.5, "is cut short"), (0.0, "is no safetensors file")])
+def test_a_file_that_was_cut_short(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], share: float, words: str
+) -> None:
+    path = write_base(tmp_path / "base") / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: max(5, int(share * len(content)))])
+    assert f"{path}: {words}" in refused(tmp_path, capsys, path.parent)
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(tmp_path, capsys, write_base(tmp_path / "base", vocab=100))
+    assert "tokenizer.json: the tokenizer gives token" in error and "embeddings of 100 tokens" in error
+
+
+@pytest.mark.parametrize("has_model", [False, True])
+def test_an_adapter_as_base(tmp_path: Path, capsys: pytest.CaptureFixture[str], has_model: bool) -> None:
+    folder = write_base(tmp_path / "base") if has_model else write_tokenizer(tmp_path / "base")
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "org/other"}', encoding="utf-8")
+    (folder / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    error = refused(tmp_path, capsys, folder)
+    assert "a model and an adapter" in error if has_model else "holds an adapter, not a model" in error
+    assert "merge_and_unload" in error
+
+
+def test_a_revision_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(tmp_path, capsys, f"{{source: {write_base(tmp_path / 'base')}, revision: v2}}")
+    assert "study.yaml:2: model.base.revision: " in error and "there are no revisions" in error
+
+
+def test_a_revision_that_the_hub_does_not_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(source: str, **options: object) -> str:
+        raise ValueError(f"404 Client Error: Revision Not Found: {options['revision']}")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    error = refused(tmp_path, capsys, "{source: org/name, revision: v2}")
+    assert "'org/name' at revision 'v2' cannot be had" in error and "check id, revision and network" in error
