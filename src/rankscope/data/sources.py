@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from rankscope.data.folders import ALIASES, no_split, split_files, subset_folder
 from rankscope.data.paths import user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
@@ -22,9 +23,6 @@ from rankscope.spec import Data, Kind
 
 Role = Literal["train", "validation", "test"]
 SMALL_WORLD = "smallworld:"
-_ALIASES: dict[str, tuple[str, ...]] = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-_METADATA = {"dataset_info.json", "dataset_dict.json", "state.json"}
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ def _small_world(data: Data, role: Role) -> Rows:
     task = TASKS[name]
     split = data.split or role
     if split not in task.splits:
-        raise _no_split(data.source, split, list(task.splits))
+        raise no_split(data.source, split, list(task.splits))
     found = [Row(values, f"{data.source}[{split}]", line) for line, values in enumerate(rows(name, split), start=1)]
     content = hashlib.sha256(json.dumps([row.values for row in found], sort_keys=True).encode()).hexdigest()
     return Rows(found, "files", kind=task.kind, version=DataOrigin(source=data.source, split=split, sha256=content))
@@ -159,8 +157,8 @@ def _local(data: Data, role: Role, path: Path, stated: Preset | None) -> Rows:
     preset = stated or _named_preset(path)
     split = data.split or role
     if path.is_dir() and data.subset is not None:
-        path = _subset_folder(path, data.subset)
-    files = _folder_files(path, _wanted(split, preset)) if path.is_dir() else [(path, None)]
+        path = subset_folder(path, data.subset)
+    files = split_files(path, _wanted(split, preset)) if path.is_dir() else [(path, None)]
     rows: list[Row] = []
     for file, category in files:
         of_file = _read(file, preset)
@@ -211,102 +209,12 @@ def _hash(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _subset_folder(folder: Path, subset: str) -> Path:
-    """The folder of a subset: below the data set's own, or below a folder of tasks in it."""
-    for place in (folder, folder / "data", folder / "tasks"):
-        if (place / subset).is_dir() and (place / subset).resolve().is_relative_to(folder.resolve()):
-            return place / subset
-    if folder.name == subset:
-        return folder
-    known = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    mend = f"it has {_listed(known)}" if known else "leave `subset` out, or name the folder above"
-    raise UserError(f"there is no subset '{subset}'", where=folder, key=("subset",), mend=mend)
-
-
 def _wanted(split: str, preset: Preset | None) -> tuple[str, ...]:
     """The names under which a split is looked for, best first: `dev` is validation to many, and to some also test."""
     names = (split,) if preset is None else (split, preset.hub.splits.get(split, split))
     preferred = () if preset is None else (preset.files.splits.get(split),)
-    aliases = (alias for name in names for alias in (name, *_ALIASES.get(name, ())))
+    aliases = (alias for name in names for alias in (name, *ALIASES.get(name, ())))
     return tuple(dict.fromkeys(name for name in (*preferred, *aliases) if name is not None))
-
-
-def _folder_files(folder: Path, wanted: tuple[str, ...]) -> list[tuple[Path, str | None]]:
-    """The files of a split, each with its category: of a folder that `datasets` wrote, or of one laid out by hand."""
-    if (folder / "dataset_dict.json").is_file():
-        splits = sorted(path.name for path in folder.iterdir() if (path / "state.json").is_file())
-        return [(path, None) for path in _saved(folder / _first_known(folder, wanted, splits))]
-    if (folder / "state.json").is_file():
-        return [(path, None) for path in _saved(folder)]
-    exact = [path for path in _data_files(folder) if path.stem == wanted[0]]
-    files = exact if len(exact) == 1 else _split_files(folder, wanted)
-    several = len(files) > 1 and not any(_SHARD.search(path.stem) for path in files)
-    return [(path, _category(path, wanted) if several else None) for path in files]
-
-
-def _saved(folder: Path) -> list[Path]:
-    """The files of a folder written by `Dataset.save_to_disk`: Arrow files that its state.json lists."""
-    try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        names = [entry["filename"] for entry in state["_data_files"]]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(
-            "state.json is not what datasets' save_to_disk writes", where=folder, mend="save the data set again"
-        ) from None
-    # The names come from a file: what they say stays inside the folder.
-    return [folder / Path(str(name)).name for name in names]
-
-
-def _split_files(folder: Path, wanted: tuple[str, ...]) -> list[Path]:
-    inside = _data_files(folder)
-    below = {path.name: _data_files(path) for path in sorted(folder.iterdir()) if path.is_dir()}
-    splits = {name: files for name, files in below.items() if files}
-    for path in inside:
-        if name := _split_name(path.stem, wanted):
-            splits.setdefault(name, []).append(path)
-    if inside and not any(_split_name(path.stem, wanted) for path in inside) and not set(wanted) & set(splits):
-        return inside  # files that name no split are the whole data set
-    if not splits:
-        raise UserError(
-            "the folder holds no data files", where=folder, mend=f"files that end in {_listed(READERS)} are read"
-        )
-    if "data" in splits and not set(wanted) & set(splits):  # the layout of the hub's repositories
-        return _split_files(folder / "data", wanted)
-    return splits[_first_known(folder, wanted, sorted(splits))]
-
-
-def _data_files(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in READERS)
-    return sorted((path for path in files if path.name not in _METADATA and path.name[0] != "."), key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """A key that sorts part2 before part10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
-
-
-def _split_name(stem: str, wanted: tuple[str, ...]) -> str | None:
-    """The split that a file's name says: train.jsonl, anatomy_test.csv, train-00000-of-00003.parquet."""
-    parts = re.split(r"[-_.]", stem.lower())
-    names = {"train", *(name for names in _ALIASES.values() for name in names), *wanted}
-    return stem if stem in names else next((part for part in (parts[0], parts[-1]) if part in names), None)
-
-
-def _category(path: Path, wanted: tuple[str, ...]) -> str:
-    return next((path.stem[: -len(end) - 1] for end in wanted if path.stem.endswith(f"_{end}")), path.stem)
-
-
-def _first_known(folder: Path, wanted: tuple[str, ...], splits: list[str]) -> str:
-    for name in wanted:
-        if name in splits:
-            return name
-    raise _no_split(str(folder), wanted[0], splits)
-
-
-def _no_split(source: str, split: str, known: list[str]) -> UserError:
-    return UserError(
-        f"there is no split '{split}'", where=source, key=("split",), mend=f"set `split` to one of {_listed(known)}"
-    )
 
 
 def _listed(names: object) -> str:
