@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rankscope.data.summaries import summary_lines
+from rankscope.data.summaries import data_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.plan import Pack, Plan
 from rankscope.schedule import Board, Work, pack_seconds, work_of, work_seconds
@@ -269,10 +269,8 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
         f"with {layout.threads_per_worker} threads each",
         markup=False,
     )
-    for summary in plan.data:
-        if summary.role == "train":
-            for line in summary_lines(summary):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in data_lines(summary for summary in plan.data if summary.role == "train"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in (*plan.warnings, *remarks):
         console.print(f"note: {text}", markup=False, soft_wrap=True)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from rankscope.cost.fit import Fitted
-from rankscope.data.summaries import summary_lines
+from rankscope.data.summaries import data_lines
 from rankscope.decide.standing import BASE
 from rankscope.display import duration
 from rankscope.plan import UNREAD, Plan
@@ -31,7 +31,7 @@ def plan_lines(study: Study, plan: Plan) -> list[str]:
         *_arm_lines(study),
         "",
         "data, as understood",
-        *(line for summary in plan.data for line in summary_lines(summary)),
+        *data_lines(plan.data),
         *_overlap_lines(plan),
         *_task_lines(study, plan),
         "",

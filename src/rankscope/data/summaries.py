@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -161,6 +161,19 @@ def training_warnings(where: str, done: Tokenised, num_rows: int, max_length: in
         left_out = f"{done.num_dropped} of {num_rows} examples are left out"
         warnings.append(f"{where}: {left_out}, their prompts alone fill {max_length} tokens")
     return warnings
+
+
+def data_lines(summaries: Iterable[DataSummary]) -> list[str]:
+    """The lines of several summaries; where there are several bases, under the name of each, for tokens are its own."""
+    summaries = list(summaries)
+    lines, base = [], None
+    has_bases = len({summary.base for summary in summaries}) > 1
+    for summary in summaries:
+        if has_bases and summary.base != base:
+            lines.append(f"as base {summary.base} reads them:")
+            base = summary.base
+        lines += summary_lines(summary)
+    return lines
 
 
 def summary_lines(summary: DataSummary) -> list[str]:
