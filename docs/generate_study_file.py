@@ -53,7 +53,8 @@ decide: {margin: 0.02, forgetting_budget: 0.02}
 _INTRODUCTION = """A study is one YAML file. This page has every key that it may hold and is written by
     `docs/generate_study_file.py` from `src/rankscope/spec.py`. A key that is not here is refused, with its line and the
     nearest valid name. Keys have the names of Hugging Face and PEFT; where a short spelling is given too, both mean the
-    same, and giving both is refused. `rankscope init` writes a commented file for a model and a data file."""
+    same, and giving both is refused. `rankscope init` writes a commented file for a model and a data file. Without this
+    page at hand: `python -c "from rankscope.keys import show; show()"` lists every key with what it means."""
 _OVERRIDES = """`--set KEY=VALUE` (for `plan` and `run`, repeatable) lays a value over the file. The value is YAML and
     goes through the same schema; dots lead into sections, numbers into lists: `--set seeds='[0, 1, 2, 3]'`,
     `--set optimization.max_steps=50`, `--set arms.0.learning_rate=1e-4`. The study as it was run, overrides applied, is
