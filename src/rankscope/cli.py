@@ -198,7 +198,8 @@ def _init(options: argparse.Namespace) -> int:
 
 
 def _forecast(study_file: Path) -> str:
-    """How long the study that was just written will take, or why that cannot be said yet."""
+    """How long the study that was just written will take; from known sizes where a task's data are not here."""
+    from rankscope.outline import make_outline
     from rankscope.places import naming_lines
     from rankscope.planning import make_plan
     from rankscope.study_file import load_study
@@ -207,11 +208,14 @@ def _forecast(study_file: Path) -> str:
     study = load_study(study_file)
     try:
         with naming_lines(study_file, study):
-            plan, _ = make_plan(study)
+            return forecast_line(make_plan(study)[0])
     except UserError as error:
         # The file is written all the same: a task may need the network, or a row that only `plan` looks at a mend.
-        return f"how long it will take cannot be said yet: {error.message()}"
-    return forecast_line(plan)
+        missing = error.message()
+    try:
+        return f"{forecast_line(make_outline(study)[0])}, from the sizes that are known, since\n{missing}"
+    except UserError:
+        return f"how long it will take cannot be said yet: {missing}"
 
 
 def _plan(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from rankscope import init_study
 from rankscope.cli import DONE, USER_ERROR, main
+from rankscope.data import sources
 from rankscope.data.smallworld.rows import rows
 from rankscope.errors import UserError
 from rankscope.init_study import parse_columns, write_study
@@ -96,6 +97,20 @@ def test_a_forecast_that_cannot_be_made_does_not_hide_the_file(
     line = Path("study.yaml").read_text().splitlines().index("  lost: {source: no/such/set/there, role: retention}")
     assert f"cannot be said yet: study.yaml:{line + 1}: evaluate.lost.source: there is no" in said
     assert Path("study.yaml").is_file()
+
+
+def test_where_a_tasks_data_are_not_here_the_time_is_that_of_known_sizes(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*_arguments: object) -> None:
+        raise UserError("cannot be had from the hub", where="wikitext", mend="check the network")
+
+    monkeypatch.setattr(init_study, "SMALL_WORLD", ("  text: {source: wikitext2, role: retention}",))
+    monkeypatch.setattr(sources, "_hub", unreachable)
+    assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", "study.yaml"]) == DONE
+    *_, time, cause, _mend, named = capsys.readouterr().out.splitlines()
+    assert time.startswith("time: about ") and time.endswith(", from the sizes that are known, since")
+    assert cause == "wikitext: cannot be had from the hub" and named.endswith(": evaluate.text.source")
 
 
 @pytest.mark.parametrize(("size", "tasks"), [(3e6, 2), (1.35e8, 3), (7e9, 4)])
