@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from unittest import mock
 
 import polars as pl
 import torch
@@ -22,7 +23,7 @@ from rankscope.plan import Pack, Place, Plan
 from rankscope.records import TrainRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store, check_files
-from rankscope.train import stage
+from rankscope.train import adamw_8bit, stage
 from tiny import examples, save_tiny
 
 
@@ -46,12 +47,14 @@ class Desk:
     Attributes:
         options: Of the plan.
         offload: Where it is trained in parts, they lie in the host's memory.
+        smallest: Tensors of fewer values keep whole states with an optimizer in 8 bits; those here are all small.
     """
 
     root: Path
     run: RunSettings
     options: dict = field(default_factory=dict)
     offload: bool = False
+    smallest: int = 4096
 
     def __post_init__(self) -> None:
         folder = self.root / "base"
@@ -75,7 +78,8 @@ class Desk:
         plan = Plan.model_construct(runs=(self.run,), **options)
         models = Models(self.store, self.run.optimization.dtype, "cpu", place, offload=self.offload)
         pack = Pack("train", "tiny", (self.run.run_id,), () if until is None else (str(until),))
-        stage.run(pack, plan, self.store, models, Watcher(stop_after))
+        with mock.patch.object(adamw_8bit, "_SMALLEST", self.smallest):
+            stage.run(pack, plan, self.store, models, Watcher(stop_after))
 
     def record(self) -> TrainRecord:
         record = self.store.read_train(self.run.run_id)

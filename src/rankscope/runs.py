@@ -228,11 +228,13 @@ class RunSettings(Resolved):
     def settings_hash(self) -> str:
         """A hash of everything that changes the run's numbers; two runs with one hash are one run."""
         # A later commit with the same files, for example of a model card, is no other run; nor are the same examples
-        # read from elsewhere. Without bfloat16 a run is what it was before there was a choice.
+        # read from elsewhere. Without bfloat16 and 8 bits it is what it was before there was a choice.
         exclude: dict[str, set[str]] = {"base": {"commit"}, "training_set": {"data"}}
         if self.base.opening == Opening():  # nor is one of before there was a choice
             exclude["base"] |= {"opening"}
-        exclude |= {} if self.optimization.bf16 is True else {"optimization": {"bf16"}}
+        unsaid = {"bf16"} if self.optimization.bf16 is not True else set()
+        unsaid |= {"optim"} if self.optimization.optim == "adamw_torch" else set()
+        exclude |= {"optimization": unsaid} if unsaid else {}
         return settings_hash(self.model_dump(mode="json", exclude=exclude))
 
     @property

@@ -27,6 +27,7 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$", max_length=80)]
 
 Scheduler = Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt"]
+Optim = Literal["adamw_torch", "adamw_8bit"]
 Scoring = Literal["multiple_choice", "generate", "loss"]
 Kind = Literal["recall", "reasoning", "text"]
 Part = Literal["train", "validation", "test"]
@@ -185,6 +186,7 @@ class OptimizationFields(Section):
     adam_beta1: Decay | None = Field(None, description="AdamW's first decay")
     adam_beta2: Decay | None = Field(None, description="AdamW's second decay")
     adam_epsilon: NotNegative | None = Field(None, description="AdamW's epsilon")
+    optim: Optim | None = Field(None, description="AdamW's two states in float32, or in 8 bits: a quarter as large")
 
 
 class Optimization(OptimizationFields):
@@ -202,6 +204,7 @@ class Optimization(OptimizationFields):
     adam_beta1: Decay = Field(0.9, description="AdamW's first decay")
     adam_beta2: Decay = Field(0.999, description="AdamW's second decay")
     adam_epsilon: NotNegative = Field(1e-8, description="AdamW's epsilon")
+    optim: Optim = Field("adamw_torch", description="AdamW's two states in float32, or in 8 bits: a quarter as large")
     dtype: Literal["float32", "float64"] = Field("float32", description="of weights and arithmetic")
     bf16: bool | Literal["auto"] = Field(
         "auto", description="products of training in bfloat16, weights in float32; auto: where the GPU has it"
@@ -436,6 +439,12 @@ class Study(Section):
             if source.quantization_config is not None:
                 text = "bitsandbytes knows no optimization.dtype float64"
                 raise PydanticCustomError("float64_of_bits", text, {"key": ("model", name, "quantization_config")})
+        for where, name in [(("optimization",), self.optimization.optim)] + [
+            (("arms", index), arm.optim) for index, arm in enumerate(self.arms)
+        ]:
+            if name == "adamw_8bit":
+                text = "is for weights in float32, and optimization.dtype is float64"
+                raise PydanticCustomError("8bit_of_float64", text, {"key": (*where, "optim")})
         if self.optimization.bf16 is True:
             text = "is for weights in float32, and optimization.dtype is float64"
             raise PydanticCustomError("bf16_of_float64", text, {"key": ("optimization", "bf16")})

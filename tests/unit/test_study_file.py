@@ -211,6 +211,7 @@ OVERRIDES = {
     "adam_beta1": 0.1,
     "adam_beta2": 0.2,
     "adam_epsilon": 1e-3,
+    "optim": "adamw_8bit",
     "max_steps": 9,
 }
 

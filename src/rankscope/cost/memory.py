@@ -37,7 +37,9 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, exec
     checked = _validation_bytes(run, load, shape, execute)
     working = max(step, checked) if on_gpu else step + checked
     width = _width(run.optimization)
-    trained = 3 * part.num_trainable
+    # A gradient and two states; in 8 bits each block of 256 has its largest in float32.
+    state = 1 + 4 / 256 if run.optimization.optim == "adamw_8bit" else width
+    trained = part.num_trainable * (1 + 2 * state / width)
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
     copies = 0 if on_gpu else 2 * part.num_trainable
     held = shape.base_bytes(width) + width * ((0 if part.is_full else part.num_trainable) + trained + copies)

@@ -13,20 +13,19 @@ from transformers import get_scheduler
 from rankscope.models.group import ALONE, Group
 from rankscope.models.sharded import gathered, part_of
 from rankscope.spec import Optimization
+from rankscope.train.adamw_8bit import AdamW8bit
 
 
 def make_optimizer(
     groups: list[dict[str, Any]], optimization: Optimization, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """AdamW over parameter groups, fused where torch has it for their device and type."""
+    """AdamW over parameter groups, fused where torch has it for their device and type, or with states in 8 bits."""
     device = groups[0]["params"][0].device.type
-    return torch.optim.AdamW(
-        groups,
-        lr=learning_rate,
-        betas=(optimization.adam_beta1, optimization.adam_beta2),
-        eps=optimization.adam_epsilon,
-        fused=device in {"cpu", "cuda", "mps"},
-    )
+    betas, eps = (optimization.adam_beta1, optimization.adam_beta2), optimization.adam_epsilon
+    if optimization.optim == "adamw_8bit":
+        return AdamW8bit(groups, learning_rate, betas, eps)
+    is_fused = device in {"cpu", "cuda", "mps"}
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=is_fused)
 
 
 def rate_factors(optimization: Optimization, num_steps: int, learning_rate: float) -> Callable[[int], float]:
@@ -43,6 +42,11 @@ def rate_factors(optimization: Optimization, num_steps: int, learning_rate: floa
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, group: Group = ALONE) -> dict[str, Tensor]:
     """AdamW's state as named tensors, so that it can be kept without a pickle; whole ones in the first process."""
+    if isinstance(optimizer, AdamW8bit):  # one after the other: all at once in float32 is what there is no room for
+        found: dict[str, Tensor] = {}
+        for index, name, tensor in optimizer.whole_state():
+            found |= gathered({f"{index}.{name}": tensor}, group)
+        return found
     state = optimizer.state_dict()["state"]
     tensors = {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
     return gathered(tensors, group)
@@ -54,5 +58,10 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     entries: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        entries.setdefault(int(index), {})[name] = part_of(tensor, parameters[int(index)])
+        entries.setdefault(int(index), {})[name] = tensor
+    if isinstance(optimizer, AdamW8bit):
+        optimizer.load_whole_state(entries)
+        return
+    for index, entry in entries.items():
+        entries[index] = {name: part_of(tensor, parameters[index]) for name, tensor in entry.items()}
     optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -136,6 +136,13 @@ def test_a_model_in_parts_holds_its_part_and_what_is_whole_at_a_time(shard: int,
     assert lora[0] == lora[1], "an adapter is trained in one process"
 
 
+def test_states_in_8_bits_take_a_byte_each_and_four_for_every_block() -> None:
+    load, run = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0), RUNS[0]
+    eight = run.model_copy(update={"optimization": run.optimization.model_copy(update={"optim": "adamw_8bit"})})
+    whole, less = (training_bytes(it, load, SHAPE, Execute(), on_gpu=True) for it in (run, eight))
+    assert whole - less == pytest.approx((OUTSIDE + LAYERS) * 2 * (4 - 1 - 4 / 256), abs=2)
+
+
 def test_gradient_checkpointing_keeps_one_tensor_a_layer() -> None:
     load = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0)
     kept = [

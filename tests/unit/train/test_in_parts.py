@@ -22,8 +22,8 @@ class Pair:
 
     def __init__(self, root: Path, name: str, options: dict, *, offload: bool = False, **optimization: object) -> None:
         run = full_run(1e-3, 0, NUM_STEPS, batch_size=5, **optimization)
-        self.one = Desk(root / f"{name}-one", run, options=options)
-        self.two = Desk(root / f"{name}-two", run, options=options, offload=offload)
+        self.one = Desk(root / f"{name}-one", run, options=options, smallest=64)
+        self.two = Desk(root / f"{name}-two", run, options=options, offload=offload, smallest=64)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +36,15 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
         "offloaded": Pair(root, "offloaded", {}, offload=True),
         "resumed": Pair(root, "resumed", {"checkpoint_seconds": 0.0}),
         "moved": Pair(root, "moved", {}),
+        "in half": Pair(root, "half", {}, bf16=True),
+        "in 8 bits": Pair(root, "eight", {}, optim="adamw_8bit"),
+        "in 8 bits, resumed": Pair(root, "again", {}, optim="adamw_8bit"),
     }
     pairs["moved"].two.train(until=3)  # in one process, whole
-    calls = [(pair.two, None, 1000) for name, pair in pairs.items() if name != "resumed"]
+    calls = [(pair.two, None, 1000) for name, pair in pairs.items() if "resumed" not in name]
     # As far as a round of a search asks, then stopped by a person, then to the end.
     calls += [(pairs["resumed"].two, 3, 1000), (pairs["resumed"].two, None, 4), (pairs["resumed"].two, None, 1000)]
+    calls += [(pairs["in 8 bits, resumed"].two, 3, 1000), (pairs["in 8 bits, resumed"].two, None, 1000)]
     carry_out_together(calls, size=2)
     for pair in pairs.values():
         pair.one.train()
@@ -66,8 +70,19 @@ def test_two_processes_train_what_one_does(pairs: dict[str, Pair], name: str) ->
     assert found.provenance["shard"] == 2 and "shard" not in expected.provenance
 
 
-def test_a_run_in_parts_that_is_stopped_and_goes_on_is_the_one_that_was_not(pairs: dict[str, Pair]) -> None:
-    whole, resumed = pairs["plain"].two, pairs["resumed"].two
+@pytest.mark.parametrize("name", ["in half", "in 8 bits"])
+def test_what_rounds_by_process_differs_by_that_rounding(pairs: dict[str, Pair], name: str) -> None:
+    """Products in bfloat16 are rounded in each process, and blocks of 8 bits end where a part does."""
+    one, two = pairs[name].one, pairs[name].two
+    assert two.losses() == pytest.approx(one.losses(), abs=0.01)
+    assert two.losses() != pytest.approx(pairs["plain"].two.losses(), abs=1e-6), "it did something"
+
+
+@pytest.mark.parametrize(("uninterrupted", "stopped"), [("plain", "resumed"), ("in 8 bits", "in 8 bits, resumed")])
+def test_a_run_in_parts_that_is_stopped_and_goes_on_is_the_one_that_was_not(
+    pairs: dict[str, Pair], uninterrupted: str, stopped: str
+) -> None:
+    whole, resumed = pairs[uninterrupted].two, pairs[stopped].two
     assert resumed.losses() == whole.losses(), "bit for bit"
     assert all(tensor.equal(resumed.weights()[name]) for name, tensor in whole.weights().items())
     assert resumed.record().status == "complete"
