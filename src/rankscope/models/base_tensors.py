@@ -6,6 +6,7 @@ Read off the base's own modules, built without weights, so nothing large is in m
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from transformers.core_model_loading import (
     Concatenate,
     MergeModulelist,
     WeightConverter,
-    apply_converters,
-    apply_renamings,
+    WeightTransform,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -95,7 +95,7 @@ class BaseTensors:
         """The name in the model of a tensor of the files, tied weights under their own names."""
         if key in self._parameters:
             return key
-        for candidate in (self._prefix + key, apply_renamings(key, self._renamings)):
+        for candidate in (self._prefix + key, _renamed(key, self._renamings)):
             # The second: names that newer versions of transformers have changed (`block_sparse_moe`, now `mlp`).
             if candidate in self._parameters or candidate.rpartition(".")[0] in self._modules:
                 return candidate
@@ -166,7 +166,7 @@ class BaseTensors:
         found: dict[str, dict[int, dict[int, str]]] = {}
         for key in self.files.files:
             for converter in self._converters:
-                target, pattern = apply_converters(apply_renamings(key, self._renamings), [converter])
+                target, pattern = converter.rename_source_key(_renamed(key, self._renamings))
                 if pattern is None or not _is_stack(converter):
                     continue
                 number = re.search(r"\.experts\.(\d+)\.", key)
@@ -177,6 +177,13 @@ class BaseTensors:
             target: {expert: tuple(parts[part] for part in sorted(parts)) for expert, parts in experts.items()}
             for target, experts in found.items()
         }
+
+
+def _renamed(key: str, renamings: Sequence[WeightTransform]) -> str:
+    """A tensor's name after all renamings; transformers' own function for it is not in its first versions of 5."""
+    for renaming in renamings:
+        key, _ = renaming.rename_source_key(key)
+    return key
 
 
 def _is_stack(converter: WeightConverter) -> bool:
