@@ -25,7 +25,7 @@ PROGRAMS = ("rankscope", "python", "make", "pip", "sbatch", "ray", "kubectl", "t
 
 # By how a command begins: the test that carries it out, where this one cannot.
 ELSEWHERE = {
-    "make demo": "tests/unit/data/test_smallworld_base.py",
+    "make demo": "tests/test_demo.py",
     "make test": "tests/conftest.py",
     "sbatch": "tests/test_cluster_files.py",
     "rankscope run study.yaml --set execute.backend=ray": "tests/test_cluster.py",

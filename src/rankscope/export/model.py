@@ -122,4 +122,5 @@ def _trained(contents: Contents, run: RunSettings) -> TrainRecord:
 
 def _example(verdict: Verdict) -> str:
     trained = [arm.arm for arm in verdict.arms if arm.arm != "base"]
-    return verdict.runner_up if verdict.runner_up in trained else (trained or ["ARM"])[0]
+    likely = (verdict.safe_arm, verdict.runner_up, *trained, "ARM")
+    return next(arm for arm in likely if arm in trained or arm == "ARM")
