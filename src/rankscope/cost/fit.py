@@ -221,4 +221,6 @@ def _with_items(outline: Outline, name: str, most: int) -> Outline:
 
 
 def _rounded(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
     return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min"

@@ -26,6 +26,7 @@ from rankscope.store import Store, read_model
 _MAX_DEATHS = 2
 _STOP_SECONDS = 30.0
 _LOOK_SECONDS = 1.0
+_KNOCK_SECONDS = 10.0
 
 
 class WorkerLost(Exception):
@@ -298,13 +299,25 @@ def _connect(execute: Execute) -> None:
     if ray.is_initialized():
         return
     try:
+        _knock(execute.address)
         ray.init(address=execute.address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"there is no Ray cluster at '{execute.address}' ({_last_line(error)})",
             where="execute.address",
             mend="start one (`ray start --head`, elsewhere `ray start --address HOST:6379`), or name its address",
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens at `host:port`, which Ray itself takes minutes to find out.
+
+    Raises:
+        OSError: Nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _living_nodes() -> set[str]:

@@ -35,6 +35,19 @@ def test_ray_that_is_not_installed_is_said_so(
     assert not (out / "plan.json").exists()
 
 
+def test_an_address_at_which_nobody_listens_is_found_out_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def init(**_: object) -> None:
+        raise AssertionError("Ray would try for minutes")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    arguments = ["run", str(write_study(tmp_path)), "--out", str(tmp_path / "out"), "--set", "execute.backend=ray"]
+    assert main([*arguments, "--set", "execute.address=127.0.0.1:1"]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert "execute.address: there is no Ray cluster at '127.0.0.1:1'" in said and "ray start --head" in said
+
+
 def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def init(**_: object) -> None:
         raise ConnectionError("Could not find any running Ray instance.")
