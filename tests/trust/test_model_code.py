@@ -145,6 +145,8 @@ def test_a_known_architecture_with_code_is_loaded_without_it_and_that_is_said(
     ("auto_map", "words"),
     [
         ({"AutoModelForCausalLM": "org/other--modeling.Model"}, "lies in another repository (org/other)"),
+        ({"AutoModelForCausalLM": "org/repo.v2--modeling.Model"}, "lies in another repository (org/repo.v2)"),
+        ({"AutoConfig": "inner/modeling.Config"}, "'inner/modeling.Config', which is not directly in the folder"),
         ({"AutoModelForCausalLM": "modeling_gone.Model"}, "modeling_gone.py, which is not there"),
     ],
 )
@@ -152,15 +154,41 @@ def test_code_that_is_not_in_the_folder_is_refused(
     folder: Path, capsys: pytest.CaptureFixture[str], auto_map: dict, words: str
 ) -> None:
     change(folder, auto_map=auto_map)
+    for name in ("org/repo.py", "inner/modeling.py"):  # what a name cut at its first dot, or with a folder, would find
+        (folder / name).parent.mkdir()
+        (folder / name).touch()
     assert main(["plan", str(study(folder, "true"))]) == USER_ERROR
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("model_type", ["ours", "llama"])
+def test_code_that_would_write_the_answers_is_refused(
+    folder: Path, mark: Path, capsys: pytest.CaptureFixture[str], model_type: str
+) -> None:
+    if model_type == "llama":
+        change(folder, model_type="llama", auto_map={})
+    (folder / "custom_generate").mkdir()
+    code = f"from pathlib import Path\nPath({str(mark)!r}).touch()\ndef generate(model, **kwargs): ...\n"
+    (folder / "custom_generate" / "generate.py").write_text(code, encoding="utf-8")
+    assert main(["plan", str(study(folder, "true"))]) == USER_ERROR
+    error = capsys.readouterr().err
+    assert "custom_generate would be run" in error and "copy the model into a folder without custom_generate" in error
+    assert not mark.exists()
+    if model_type == "llama":  # without the word transformers passes it by, and so does the plan
+        assert main(["plan", str(study(folder, "false"))]) == DONE
+        load_model(folder, torch.float32, "cpu")
+        assert not mark.exists()
 
 
 def test_changed_code_is_another_model(folder: Path) -> None:
     before = fingerprint(folder), fingerprint(folder, with_code=True)
     with (folder / "modeling_ours.py").open("a", encoding="utf-8") as stream:
         stream.write("# changed\n")
-    assert fingerprint(folder) == before[0] and fingerprint(folder, with_code=True) != before[1]
+    changed = fingerprint(folder, with_code=True)
+    assert fingerprint(folder) == before[0] and changed != before[1]
+    (folder / "inner").mkdir()
+    (folder / "inner" / "part.py").touch()
+    assert fingerprint(folder) == before[0] and fingerprint(folder, with_code=True) not in (changed, before[1])
 
 
 def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:

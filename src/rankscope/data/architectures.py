@@ -14,6 +14,8 @@ from rankscope.errors import UserError
 _NAMES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 # What of a folder's code loads a causal model; its tokenizer's is never asked for.
 _CLASSES = ("AutoConfig", "AutoModelForCausalLM")
+# Of a trusted folder transformers runs it too, asked by no configuration, and puts it in place of `model.generate`.
+GENERATION_CODE = "custom_generate"
 
 
 def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> None:
@@ -25,7 +27,8 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
         trust_remote_code: The study's word on the folder's code.
 
     Raises:
-        UserError: It is of no causal model, its weights are quantised, or it needs code that the study does not allow.
+        UserError: It is of no causal model, its weights are quantised, it needs code that the study does not allow, or
+            its code is not what the study allows.
     """
     path = folder / "config.json"
     config = _configuration(path)
@@ -33,6 +36,8 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
         mend = "name the folder or id of the same model in 16 or 32 bits"
         raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
     code, known = _code(config), causal_model_types()
+    if trust_remote_code:
+        _check_generation(folder)
     if trust_remote_code and code:
         _check_code(folder, code)
         return
@@ -99,13 +104,27 @@ def _code(config: dict[str, Any]) -> list[str]:
 
 
 def _files(code: list[str]) -> list[str]:
-    return list(dict.fromkeys(f"{name.partition('.')[0]}.py" for name in code))
+    return list(dict.fromkeys(f"{name.rpartition('.')[0]}.py" for name in code))
+
+
+def _check_generation(folder: Path) -> None:
+    """Answers are to come from one way of generating, which is the same for every base."""
+    if (folder / GENERATION_CODE).exists():
+        what = f"its {GENERATION_CODE} would be run, and would write the answers in place of transformers' own generate"
+        mend = f"copy the model into a folder without {GENERATION_CODE}, and name that"
+        raise UserError(what, where=folder / GENERATION_CODE, mend=mend)
 
 
 def _check_code(folder: Path, code: list[str]) -> None:
+    where, mend = folder / "config.json", "copy the files into a folder, and name that"
+    for reference in code:  # as a whole: transformers looks for the repository first, a dot in whose name is no file's
+        if "--" in reference:
+            repository = reference.partition("--")[0]
+            what = f"its code lies in another repository ({repository}), which is not pinned with it"
+            raise UserError(what, where=where, mend=mend)
+        if "/" in reference:
+            what = f"auto_map names the code '{reference}', which is not directly in the folder"
+            raise UserError(what, where=where, mend=f"{mend}; its auto_map has to name them as `file.Class`")
     for name in _files(code):
-        if "--" in name:
-            what = f"its code lies in another repository ({name.partition('--')[0]}), which is not pinned with it"
-            raise UserError(what, where=folder / "config.json", mend="copy the files into a folder, and name that")
         if not (folder / name).is_file():
             raise UserError(f"config.json names the code {name}, which is not there", where=folder, mend="copy it too")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rankscope.data.architectures import check_architecture
+from rankscope.data.architectures import GENERATION_CODE, check_architecture
 from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
@@ -37,7 +37,7 @@ def model_folder(
             `HF_TOKEN` are obeyed).
         revision: The hub's branch, tag or commit.
         needs_tokenizer: Whether a folder without tokenizer.json is refused.
-        with_code: Python files are fetched too.
+        with_code: Python files are fetched too, but for those that generate.
 
     Raises:
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
@@ -58,7 +58,8 @@ def model_folder(
         raise UserError(f"'{source}' is a file", mend="name the folder that holds the model")
     if source.startswith(("/", ".", "~")) or source.count("/") > 1:
         raise UserError(f"there is no model folder '{source}'", mend="name an existing folder, or a hub id")
-    return _checked(_fetched(source, revision, [*_PATTERNS, *(["*.py"] if with_code else [])]), source, needs_tokenizer)
+    patterns = [*_PATTERNS, *(["*.py"] if with_code else [])]
+    return _checked(_fetched(source, revision, patterns, [f"{GENERATION_CODE}/*"]), source, needs_tokenizer)
 
 
 def base_folder(name: str, source: ModelSource) -> Path:
@@ -151,10 +152,10 @@ def fingerprint(folder: Path, *, with_code: bool = False) -> str:
     """
     digest = hashlib.sha256()
     names = ("*.safetensors", "config.json", "generation_config.json", "*token*.json", "chat_template.jinja")
-    names += ("*.py",) if with_code else ()
+    names += ("**/*.py",) if with_code else ()
     for path in sorted({path for name in names for path in folder.glob(name)}):
         size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
         with path.open("rb") as stream:
             if size <= _WHOLE_BYTES:
                 digest.update(stream.read())

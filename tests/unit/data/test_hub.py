@@ -88,6 +88,9 @@ def test_hub_id_is_fetched_without_pickles(tmp_path, monkeypatch):
     assert model_folder("org/name", "abc") == folder
     assert (asked["source"], asked["revision"]) == ("org/name", "abc")
     assert not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
+    assert not any(pattern.endswith(".py") for pattern in asked["allow_patterns"])
+    assert model_folder("org/name", with_code=True) == folder
+    assert "*.py" in asked["allow_patterns"] and asked["ignore_patterns"] == ["custom_generate/*"]
 
 
 def test_fingerprint_changes_with_any_part_and_with_nothing_else(tmp_path):
