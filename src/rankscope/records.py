@@ -190,6 +190,8 @@ class Round(Frozen):
         kept: The rates that went on.
     """
 
+    model_config = ConfigDict(frozen=True, extra="ignore")  # rounds were scored once
+
     step: int
     losses: dict[str, float | None]
     kept: tuple[float, ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic_core import PydanticCustomError
 
 from rankscope.methods.checks import method_refusal, refusal, unknown_option
@@ -295,13 +295,13 @@ class Analyse(Section):
 class Derive(Section):
     """Models made of trained ones without training, each scored in domain and on retention; LoRA and full only."""
 
-    rewind: bool | tuple[NotNegative, ...] = Field(
+    rewind: StrictBool | Annotated[tuple[NotNegative, ...], BeforeValidator(_listed)] = Field(
         False, description="the update times 0.25, 0.5, 0.75 and 1.25, or times the numbers of a list"
     )
-    truncate: bool | tuple[Positive, ...] = Field(
+    truncate: StrictBool | Annotated[tuple[Positive, ...], BeforeValidator(_listed)] = Field(
         False, description="the update cut to every lower rank of the study's arms, or to the ranks of a list"
     )
-    intruders: bool | tuple[Fraction, ...] = Field(
+    intruders: StrictBool | Annotated[tuple[Fraction, ...], BeforeValidator(_listed)] = Field(
         False, description="intruder dimensions scaled by 0, 0.25, 0.5 and 0.75, or by the numbers of a list"
     )
     arms: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = Field(

@@ -47,6 +47,7 @@ def test_a_list_names_the_amounts_in_any_order() -> None:
     points = derived(rewind=[0.9, 0.1, 0.1], truncate=[3, 6], intruders=[0])
     assert points["lora-r4"] == ["rewind/0.1", "rewind/0.9", "truncate/3", "intruders/0"]
     assert points["lora-r2"] == ["rewind/0.1", "rewind/0.9", "intruders/0"]
+    assert derived(rewind=1, truncate=1, intruders=0)["lora-r4"] == ["rewind/1", "truncate/1", "intruders/0"]
 
 
 def test_arms_are_named_as_plan_shows_them() -> None:

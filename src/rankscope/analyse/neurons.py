@@ -105,7 +105,16 @@ def thresholds_of(model: PreTrainedModel, probes: Sequence[TaskBatch]) -> dict[i
 
 
 def activity_of(model: PreTrainedModel, probes: Sequence[TaskBatch], thresholds: Mapping[int, float]) -> Activity:
-    """What a model's neurons do on the probe texts."""
+    """What a model's neurons do on the probe texts.
+
+    Args:
+        model: Base or tuned.
+        probes: The same for both.
+        thresholds: Of the base.
+
+    Raises:
+        NotAvailable: A layer's MLP is not known.
+    """
     found = Activity()
     for probe in probes:
 

@@ -145,7 +145,7 @@ def _inside(audit: Audit) -> Iterator[Figure | None]:
         title="How far the representations drifted",
         shows="The residual stream after each layer on the texts given, the tuned model's against the base's.",
         reading="First plot: 0 is the base turned, shifted or scaled, which the next layer can undo. In the others 1 "
-        "is the base itself. A bend says where the change begins.",
+        "is the same as the base, for CKA also the base turned or scaled. A bend says where the change begins.",
         caution="What was taught moves the stream as well as what was harmed.",
     )
     yield _by_layer(

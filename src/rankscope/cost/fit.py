@@ -12,7 +12,7 @@ from rankscope.cost.estimate import Outline, estimate
 from rankscope.cost.loads import Loads
 from rankscope.errors import UserError
 from rankscope.plan import Estimate
-from rankscope.runs import RunSettings, expand_arms
+from rankscope.runs import RunSettings, arms_of, expand_arms
 from rankscope.spec import Arm, Derive, Study
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
@@ -143,6 +143,8 @@ def _ranks(most: int) -> Callable[[Outline], Iterator[Change]]:
             if len(ranks) > most:
                 kept = [ranks[round(position * (len(ranks) - 1) / (most - 1))] for position in range(most)]
                 fewer = _with_arm(outline, index, rank=tuple(kept))
+                if _has_set_without_arms(fewer.study):
+                    continue  # which arm should stand in for its own is not for a budget to say
                 for override, changed in _without_lost_arms(outline, fewer.study):
                     outline = changed
                     yield override, "it names arms that go with the next line", outline
@@ -153,12 +155,12 @@ def _ranks(most: int) -> Callable[[Outline], Iterator[Change]]:
 
 
 def _without_lost_arms(outline: Outline, fewer: Study) -> Iterator[tuple[str, Outline]]:
-    """Lists of arms without those that a study with fewer ranks does not have; one that would be empty goes."""
+    """Lists of arms without those that a study with fewer ranks does not have; without any, nothing is derived."""
     labels = {settings.label for settings, _ in expand_arms(fewer)}
     study = outline.study
     for name, training_set in study.train.items():
         if lost := set(training_set.arms or ()) - labels:
-            kept = tuple(arm for arm in training_set.arms or () if arm not in lost) or None
+            kept = tuple(arm for arm in training_set.arms or () if arm not in lost)
             train = {**study.train, name: training_set.model_copy(update={"arms": kept})}
             study = study.model_copy(update={"train": train})
             yield f"train.{name}.arms={_listed(kept)}", replace(outline, study=study)
@@ -169,8 +171,12 @@ def _without_lost_arms(outline: Outline, fewer: Study) -> Iterator[tuple[str, Ou
         yield override, replace(outline, study=study.model_copy(update={"derive": derive}))
 
 
-def _listed(names: tuple[str, ...] | None) -> str:
-    return "null" if names is None else f"[{', '.join(names)}]"
+def _has_set_without_arms(study: Study) -> bool:
+    return any(not arms_of(study, name) for name in study.train)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return f"[{', '.join(names)}]"
 
 
 _STEPS = (

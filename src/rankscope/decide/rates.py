@@ -95,8 +95,7 @@ def _trial(store: Store, plan: Plan, run: RunSettings, step: int) -> Trial | Non
         return None
     if train.status in {"diverged", "failed"}:
         return Trial(run.learning_rate, train.status)
-    losses = [point.loss_nats_per_token for point in train.validations if point.step <= step]
-    loss = losses[-1] if losses else None
+    loss = next((point.loss_nats_per_token for point in train.validations if point.step == step), None)
     if not is_whole:
         return Trial(run.learning_rate, "complete", loss=loss)
     scored = store.read_evaluate(store.task(run.run_id, VALIDATION))

@@ -18,7 +18,8 @@ class Trial:
     Attributes:
         score: Accuracy on the validation items, or the negative loss where they are scored by loss; None in the middle
             of a run, where nothing is scored.
-        loss: The run's last validation loss, in nats per token.
+        loss: The run's validation loss after the step, in nats per token; None where it was not taken there, as of a
+            run that was trained beyond it while the search had other rounds.
         num_items: That the accuracy was taken over; None for a loss.
     """
 
@@ -87,7 +88,8 @@ def advance(grid: Grid, steps: Sequence[int], num_steps: int, trials: Trials, kn
         rounds.append(found)
         left = [rate for rate in _by_loss(found.losses, alive) if rate not in found.kept] + left
         alive = sorted(found.kept)
-    return _finish(grid, num_steps, trials, Progress(asked, tuple(rounds)), (alive, left))
+    # Where all are out already, their whole runs say why.
+    return _finish(grid, num_steps, trials, Progress(asked, tuple(rounds)), (alive or list(grid.rates), left))
 
 
 def _finish(
@@ -124,7 +126,9 @@ def _with_rounds(
     reason = choice.reason
     if rounds:
         left = ", ".join(f"{rate} after {step} of {num_steps} steps" for rate, step in steps.items())
-        reason = f"went through every round of halving (left behind: {left})" if left else reason
+        is_last = choice.learning_rate in rounds[-1].kept
+        how = "went through every round of halving" if is_last else reason
+        reason = f"{how} (left behind: {left})" if left else reason
     if added:
         reason += f"; beyond the grid: {', '.join(f'{rate:g}' for rate in added)}"
     return replace(
@@ -140,12 +144,15 @@ def _with_rounds(
 def _round(step: int, trials: Sequence[Trial]) -> Round:
     """The losses of the rates after a step, and the better half of them.
 
+    A run that was trained beyond the step, and whose loss was not taken there, goes on: it costs nothing more.
     Before a run's end many answers are still guesses: the loss says more than how many are right, so nothing is scored.
     """
     rates = sorted({trial.learning_rate for trial in trials})
     losses = {f"{rate:g}": _mean([run.loss for run in trials if run.learning_rate == rate]) for rate in rates}
-    kept = _kept(_by_loss(losses, rates), math.ceil(len(rates) / 2))
-    return Round(step=step, losses=losses, kept=tuple(sorted(kept)))
+    unknown = {run.learning_rate for run in trials if run.outcome == "complete" and run.loss is None}
+    unknown -= {run.learning_rate for run in trials if run.outcome != "complete"}
+    kept = _kept(_by_loss(losses, rates), math.ceil((len(rates) - len(unknown)) / 2))
+    return Round(step=step, losses=losses, kept=tuple(sorted({*kept, *unknown})))
 
 
 def _kept(ranked: Sequence[float], number: int) -> list[float]:

@@ -70,8 +70,8 @@ def representation_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
         shows="The residual stream after each layer on the same tokens before and after, mean over tasks, then over "
         "seeds; the bars are the range over seeds. The last layer is what the output is made of.",
         reading="First plot: 0 is the base turned, shifted or scaled, which the next layer can undo; higher is a "
-        "change in what lies near what. In the other two, 1 is the base itself. A curve that bends at one layer says "
-        "where the change begins.",
+        "change in what lies near what. In the other two 1 is the same as the base, for CKA also the base turned or "
+        "scaled. A curve that bends at one layer says where the change begins.",
         caution="What fine-tuning taught moves the stream as well as what it harmed; drift alone is no loss. Whether "
         "it goes with forgetting is shown below.",
         panels=list(panels.values()),

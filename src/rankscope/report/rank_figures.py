@@ -55,7 +55,7 @@ def rank_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | No
         title="What the rank does",
         shows="Every rank at the learning rate that suited it best, with its interval. Horizontal lines with bands are "
         "arms without a rank, full fine-tuning among them; the dashed line is the accepted forgetting."
-        + (" Hollow marks are the largest trained rank cut to lower ones without training." if cuts.height else ""),
+        + (" Hollow marks are the highest rank that was cut, at lower ones without training." if cuts.height else ""),
         reading="A curve that is flat within its bars says that the rank hardly matters here."
         + (
             " Where the hollow marks keep up with the filled ones, a high rank can be trained and cut afterwards."

@@ -273,7 +273,7 @@ def _neurons(path: Path) -> pl.DataFrame:
         pl.scan_parquet(path)
         .group_by("layer")
         .agg(
-            shifts.fill_nan(None).abs().mean().alias("neuron_shift"),
+            shifts.filter(shifts.is_finite()).abs().mean().alias("neuron_shift"),
             *(pl.col(flag).sum().cast(pl.Int64).alias(flag.replace("is_", "neurons_")) for flag in flags),
             pl.len().cast(pl.Int64).alias("num_neurons"),
         )

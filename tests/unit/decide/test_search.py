@@ -123,7 +123,33 @@ def test_the_next_best_follows_where_the_last_one_ends_badly() -> None:
     assert one.asked[-1] == {1e-4: 15, 3e-4: 15, 1e-3: 100, 3e-3: 100}
 
 
+def test_a_rate_that_is_added_is_compared_with_those_that_came_further() -> None:
+    """Five rates have a round more than four; of the old ones no loss was taken there."""
+    one = world()
+    one.search()
+    rates = (*RATES, 1e-2)
+    one.grid, one.steps = Grid(rates=rates), round_steps(5, 100)
+    assert one.steps == (7, 15, 70)
+    one.scores = {**SCORES, 1e-2: (0.05, 0.1, 0.2)}
+    taken = {rate: {step for step in (15, 70, 100) if step <= one.trained[rate]} for rate in RATES}
+
+    def trial(rate: float, step: int) -> Trial:
+        if step not in taken.get(rate, {7, 15, 70, 100}):
+            return Trial(rate, "complete")
+        place = {7: 0, 15: 0, 70: 1, 100: 2}[step]
+        value = one.scores[rate][place]
+        return Trial(rate, "complete", value if step == 100 else None, -value)
+
+    one._trial = trial
+    found = one.search()
+    assert found.choice.learning_rate == 1e-3
+    assert found.rounds[0].kept == tuple(sorted(rates)), "nothing is known of the old ones there"
+    assert 1e-2 not in found.rounds[1].kept
+
+
 def test_where_every_rate_diverges_nothing_is_chosen() -> None:
+    early = world(dict.fromkeys(RATES, ("diverged",) * 3)).search()
+    assert early.choice.reason.startswith("no rate can be chosen: 0.0001 diverged, 0.0003 diverged")
     found = world(dict.fromkeys(RATES, ("diverged",) * 3)).search()
     assert found.choice.learning_rate is None
     assert set(found.choice.scores.values()) == {None}
