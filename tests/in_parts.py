@@ -98,14 +98,20 @@ class Desk:
 Call = tuple[Desk, int | None, int]  # what is trained, how far, and after how many steps somebody stops it
 
 
-def carry_out_together(calls: Sequence[Call], size: int) -> None:
-    """Carry out calls one after the other in processes that hold a part of each model."""
+def carry_out_together(calls: Sequence[Call], size: int, *, beside_gpu: bool = False) -> None:
+    """Carry out calls one after the other in processes that hold a part of each model.
+
+    Args:
+        calls: What they do.
+        size: How many there are.
+        beside_gpu: They compute on a processor of a machine that has a GPU, while they meet and read the model.
+    """
     context = multiprocessing.get_context("spawn")
     meeting = calls[0][0].root / "meeting"
     pairs = [context.Pipe(duplex=False) for _ in range(size)]
     places = [Place(rank, size, str(meeting)) for rank in range(size)]
     processes = [
-        context.Process(target=_carry_out, args=(theirs, calls, place), daemon=True)
+        context.Process(target=_carry_out, args=(theirs, calls, place, beside_gpu), daemon=True)
         for place, (_, theirs) in zip(places, pairs, strict=True)
     ]
     for process in processes:
@@ -127,10 +133,12 @@ def carry_out_together(calls: Sequence[Call], size: int) -> None:
             process.kill()
 
 
-def _carry_out(connection: Connection, calls: Sequence[Call], place: Place) -> None:
+def _carry_out(connection: Connection, calls: Sequence[Call], place: Place, beside_gpu: bool) -> None:
     warnings.simplefilter("error")
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
+    if beside_gpu:
+        torch.cuda.is_available = lambda: True
     try:
         for desk, until, stop_after in calls:
             # Only the first process is heard.

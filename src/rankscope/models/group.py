@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from rankscope.plan import Place
 
@@ -25,11 +27,13 @@ class Group:
         rank: From 0. The first decides and writes; nothing else tells the processes apart.
         size: How many there are.
         device: Where this process computes; None: where its model is.
+        mesh: All of their devices, as torch divides a model among them; None alone.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device | None = None
+    mesh: DeviceMesh | None = None
 
     @property
     def is_first(self) -> bool:
@@ -89,10 +93,21 @@ def join(place: Place, device: str) -> Group:
         # Whatever the device, what lies in the host's memory is exchanged by gloo.
         backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=_PATIENCE)
-    return Group(place.rank, place.size, torch.device(device))
+    return Group(place.rank, place.size, torch.device(device), _mesh(device, place.size))
+
+
+@functools.cache
+def _mesh(device: str, size: int) -> DeviceMesh:
+    """The devices of a group, once while it lasts; for all processes to call.
+
+    Where the machine has a GPU and the group computes on processors, torch makes a second group of the same processes:
+    they have to do so together, and so never within `in_turn`.
+    """
+    return init_device_mesh(device, (size,))
 
 
 def leave() -> None:
     """Say goodbye, if this process ever met others."""
+    _mesh.cache_clear()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
@@ -90,10 +89,10 @@ class ShardedPack:
 
 def _shard(model: PreTrainedModel, group: Group, *, offload: bool) -> None:
     """Divide a model's parameters, layer by layer, so that one layer at a time is whole while it computes."""
-    if group.device is None:
+    if group.mesh is None:
         raise ValueError("a model is divided among processes that have met")
-    mesh = init_device_mesh(group.device.type, (group.size,))
-    policy = CPUOffloadPolicy(pin_memory=group.device.type == "cuda") if offload else OffloadPolicy()
+    mesh = group.mesh
+    policy = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in reversed(layers):  # what is inside another comes first
         fully_shard(module, mesh=mesh, offload_policy=policy)

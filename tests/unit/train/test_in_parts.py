@@ -86,3 +86,10 @@ def test_a_run_in_parts_that_is_stopped_and_goes_on_is_the_one_that_was_not(
     assert resumed.losses() == whole.losses(), "bit for bit"
     assert all(tensor.equal(resumed.weights()[name]) for name, tensor in whole.weights().items())
     assert resumed.record().status == "complete"
+
+
+def test_processes_on_a_machine_with_a_gpu_that_is_not_used_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """torch makes one more group there, which all have to make at the same time."""
+    desks = [Desk(tmp_path / str(number), full_run(1e-3, 0, 2, batch_size=5)) for number in range(2)]
+    carry_out_together([(desk, None, 1000) for desk in desks], size=2, beside_gpu=True)
+    assert [len(desk.losses()) for desk in desks] == [2, 2]
