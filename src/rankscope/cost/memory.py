@@ -21,6 +21,9 @@ _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
 # In mixed precision what the heads and the MLP keep is bfloat16; the residual stream stays float32, and products keep a
 # copy of it in bfloat16 on top.
 _HALF_BYTES, _KEPT_HALF = 2, 1
+# Of a model in parts the first process makes weights and both of AdamW's values whole for a checkpoint (in 8 bits too:
+# they are written in float32), and copies the larger file's; at the end all weights of the model (train/checkpoint.py).
+_WHOLE_IN_CHECKPOINT = 1 + 2 + 2
 # Logits, their logarithms and their gradient are there at the same time; the head makes so many in one piece, and its
 # own gradient is there twice more before it is added to the others (models/heads.py).
 _LOGITS, TRAINED_LOGITS, _HEAD_GRADIENTS = 3, 2**24, 2
@@ -40,11 +43,13 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, exec
     # A gradient and two states; in 8 bits each block of 256 has its largest in float32.
     state = 1 + 4 / 256 if run.optimization.optim == "adamw_8bit" else width
     trained = part.num_trainable * (1 + 2 * state / width)
+    held = shape.base_bytes(width) + width * ((0 if part.is_full else part.num_trainable) + trained)
     # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
-    copies = 0 if on_gpu else 2 * part.num_trainable
-    held = shape.base_bytes(width) + width * ((0 if part.is_full else part.num_trainable) + trained + copies)
+    copies = 2 * part.num_trainable
     if part.is_full and execute.is_sharded:
         held = _gathered_bytes(shape, width) + (0.0 if on_gpu and execute.cpu_offload else held / execute.shard)
+        copies = max(_WHOLE_IN_CHECKPOINT * part.num_trainable, shape.num_parameters)
+    held += 0 if on_gpu else width * copies
     return int(held + working) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rankscope.cost.devices import Device
 from rankscope.cost.loads import TrainingLoad
-from rankscope.cost.memory import CONTEXT_BYTES_GPU, TRAINED_LOGITS, training_bytes
+from rankscope.cost.memory import CONTEXT_BYTES_GPU, PROCESS_BYTES_CPU, TRAINED_LOGITS, training_bytes
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.passes import Work, backward, forward
 from rankscope.cost.pieces import adapted, train_piece
@@ -134,6 +134,17 @@ def test_a_model_in_parts_holds_its_part_and_what_is_whole_at_a_time(shard: int,
     assert parts == pytest.approx(expected, abs=2)
     lora = [training_bytes(RUNS[2], load, SHAPE, it, on_gpu=True) for it in (Execute(), execute)]
     assert lora[0] == lora[1], "an adapter is trained in one process"
+
+
+def test_on_processors_the_first_process_has_a_whole_checkpoint_beside_its_part() -> None:
+    load, size = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0), OUTSIDE + LAYERS
+    found = {n: training_bytes(RUNS[0], load, SHAPE, Execute(shard=n), on_gpu=False) for n in (1, 2, 4)}
+    head = 4 * 2 * VOCAB * 32
+    activations = found[1] - PROCESS_BYTES_CPU - 4 * (4 + 2) * size - head
+    for shard in (2, 4):
+        # Whole are the weights, AdamW's two values, and the copy of those two that is written.
+        whole = 4 * (1 + 2 + 2) * size + 4 * (2 * OUTSIDE + 3 * LAYERS / 2) + head
+        assert found[shard] == pytest.approx(PROCESS_BYTES_CPU + whole + (4 * 4 * size + activations) / shard, abs=2)
 
 
 def test_states_in_8_bits_take_a_byte_each_and_four_for_every_block() -> None:
