@@ -27,6 +27,8 @@ _DECOMPOSITION = 12.0
 _FLOAT64 = 8
 # Between devices, and between a device and the host: PCIe 4 as it is reached. Assumed; NVLink is some ten times faster.
 _LINK_BYTES_PER_SECOND = 20e9
+# The memory of a host with GPUs as AdamW reaches it there: assumed. All processes of a worker share it.
+_HOST_BYTES_PER_SECOND = 50e9
 # Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
 _GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
 
@@ -80,6 +82,8 @@ def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device:
     # Each device starts every operation, on its share of the rows.
     divided = Work(work.arithmetic / shares, work.moved / shares, work.operations)
     sent = _exchange_seconds(shape, execute) * number * run.num_steps if part.is_full else 0.0
+    if _steps_on_host(part, execute, on_gpu=device.memory_bytes is not None):
+        sent += 4 * update(part).moved / _HOST_BYTES_PER_SECOND * run.num_steps
     tokens = optimization.batch_size * load.mean_tokens * run.num_steps
     return Piece(tokens, work.arithmetic, faster.seconds(divided) + sent + TRAIN_SECONDS + _around(part, shape))
 
@@ -87,7 +91,7 @@ def train_piece(run: RunSettings, load: TrainingLoad, shape: ModelShape, device:
 def step_work(
     run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, is_joined: bool
 ) -> tuple[Work, int]:
-    """An optimizer step: its work, and the number of micro-batches that it takes."""
+    """An optimizer step: its work on the device, and the number of micro-batches that it takes."""
     part, size = adapted(run.arm, shape), run.optimization.batch_size
     shares = execute.shard if part.is_full else 1
     number, positions = load.micro_batches(size, execute.max_tokens_per_batch * shares, is_joined=is_joined)
@@ -98,7 +102,13 @@ def step_work(
         once += forward(shape, *sizes[:2], 0.0, part)
     if run.optimization.bf16 is True:
         once += halving(shape).times(2 if execute.gradient_checkpointing else 1)
-    return once.times(number) + update(part), number
+    on_device = Work() if _steps_on_host(part, execute, on_gpu=not is_joined) else update(part)
+    return once.times(number) + on_device, number
+
+
+def _steps_on_host(part: Adapted, execute: Execute, *, on_gpu: bool) -> bool:
+    """Whether AdamW runs on the host's processor, where the weights lie that a GPU has only while it computes."""
+    return on_gpu and part.is_full and execute.cpu_offload
 
 
 def _around(part: Adapted, shape: ModelShape) -> float:

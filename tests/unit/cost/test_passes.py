@@ -192,6 +192,27 @@ def test_a_model_in_parts_exchanges_weights_twice_and_gradients_once() -> None:
     assert times[4] - times[1] == pytest.approx(sent * 3 / 4, rel=1e-3)
 
 
+def test_a_model_in_the_hosts_memory_is_updated_at_the_hosts_speed() -> None:
+    """A GPU that moves a value a second has nothing more to do for AdamW, and the host does not get faster by GPUs."""
+    load, run, size = TrainingLoad(0, (LENGTH,) * 100, SCORED / LENGTH, 0, 0), RUNS[0], OUTSIDE + LAYERS
+    slow, fast = (Device("d", 1e30, moved, 0.0, memory_bytes=1) for moved in (1.0, 1e30))
+    saved = {
+        device.moved: train_piece(run, load, SHAPE, device, Execute()).seconds
+        - train_piece(run, load, SHAPE, device, Execute(cpu_offload=True)).seconds
+        for device in (slow, fast)
+    }
+    # The norm and the clipping of gradients, and AdamW with its two values: eleven values each, of four bytes.
+    host, link = 11 * 4 * size / 50e9, 3 * 4 * size / 20e9
+    assert saved[1.0] == pytest.approx(11 * size * run.num_steps, rel=1e-6)
+    assert -saved[1e30] == pytest.approx((host + link) * run.num_steps, rel=1e-3)
+    two, offloaded = (
+        train_piece(run, load, SHAPE, fast, Execute(shard=2, cpu_offload=on)).seconds for on in (False, True)
+    )
+    assert offloaded - two == pytest.approx((host + link / 2) * run.num_steps, rel=1e-3)
+    lora, same = (train_piece(RUNS[2], load, SHAPE, slow, Execute(cpu_offload=on)).seconds for on in (False, True))
+    assert lora == same, "an adapter lies on its device"
+
+
 def test_validation_rows_are_there_beside_what_a_processor_keeps_of_a_step() -> None:
     few, many = (TrainingLoad(0, (LENGTH,) * 100, 0.5, 50, number) for number in (0, 2000))
     # One layer at a time, and logits of every second position three times.
