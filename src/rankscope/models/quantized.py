@@ -14,6 +14,8 @@ from rankscope.quantization import QuantizationConfig
 
 # LLM.int8 rounds a row's largest weight to this.
 _INT8_MAX = 127.0
+# The smallest number above zero in 16 bits: of the rows only one of zeros, which stays one, has a smaller scale.
+_SMALLEST_SCALE = 2.0**-24
 
 
 def bits_and_bytes(config: QuantizationConfig) -> BitsAndBytesConfig:
@@ -51,7 +53,7 @@ def rounded(W0: Float[Tensor, "d_out d_in"], config: QuantizationConfig) -> Floa
 
     W0 = W0.float().contiguous()
     if config.load_in_8bit:
-        scales = W0.half().abs().amax(dim=1, keepdim=True).float()
+        scales = W0.half().abs().amax(dim=1, keepdim=True).float().clamp_min(_SMALLEST_SCALE)
         return (W0.half().float() * (_INT8_MAX / scales)).round() * scales / _INT8_MAX
     packed, state = bnb.quantize_4bit(
         W0, quant_type=config.bnb_4bit_quant_type, compress_statistics=config.bnb_4bit_use_double_quant

@@ -141,6 +141,22 @@ def test_a_matrix_is_read_as_the_numbers_that_its_layer_multiplies_with(tmp_path
     assert torch.equal(tensors.read(tensors.source(table)), plain.read(plain.source(table)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_zeros_and_of_the_smallest_numbers_are_what_bitsandbytes_holds(tmp_path: Path, kind: str) -> None:
+    model, path = tiny_llama(torch.float32), "model.layers.0.mlp.down_proj"
+    with torch.no_grad():
+        weight = model.get_submodule(path).weight
+        weight[3] = 0.0
+        weight[4] *= 1e-6 / weight[4].abs().max()  # subnormal in 16 bits
+        weight[5] = 2.0**-24
+    model.save_pretrained(tmp_path)
+    tensors = BaseTensors(tmp_path, opening(kind))
+    W0 = tensors.read(tensors.source(f"{path}.weight"))
+    held = dequantized(model_of(tmp_path, kind).get_submodule(path))
+    assert torch.equal(W0[3], torch.zeros(48)) and W0[4].any()
+    torch.testing.assert_close(W0, held, rtol=1e-5, atol=1e-10)
+
+
 def test_four_bits_are_sixteen_values_in_every_block(base: Path) -> None:
     tensors = BaseTensors(base, opening())
     W0 = tensors.read(tensors.source("model.layers.0.mlp.down_proj.weight"))
