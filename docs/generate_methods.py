@@ -66,12 +66,15 @@ _ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into
     do not go with `use_dora`."""
 _EXPERTS = """transformers holds the experts of a mixture (Mixtral, Qwen-MoE and others) in one tensor of three axes,
     whatever their files look like, and the router in a module of its own kind; neither is a linear layer. `all-linear`
-    means
-    linear layers, so it leaves them as they are, and the plan says so with their names and their share of the
-    parameters (PEFT from 0.21 on reads `all-linear` as experts and router too, on Mixtral and Qwen2-MoE).
-    `target_parameters: [experts.gate_up_proj, experts.down_proj]` adapts experts, `gate.weight` the router; such a run
-    goes through PEFT's own model, alone, without `lora_dropout` and `use_dora`. Its spectra are those of each expert's
-    matrices, gates and ups apart."""
+    means linear layers, so it leaves them as they are, and the plan says so with their names and their share of the
+    parameters (PEFT from 0.21 on reads `all-linear` as experts and router too, on Mixtral and others). Shared experts
+    are linear layers and are adapted, by names such as `shared_expert.gate_proj`; but on DeepSeek, GLM-4 MoE and
+    others whose experts transformers converts as it does Qwen2-MoE's, PEFT's LoRA puts experts in the place of every
+    name that ends in `gate_proj`, `up_proj` or `down_proj`. There `all-linear` leaves shared experts and dense layers
+    out, the plan names them, and naming them is refused; methods other than `lora` adapt them. `target_parameters:
+    [experts.gate_up_proj, experts.down_proj]` adapts experts, `gate.weight` the router; such a run goes through PEFT's
+    own model, alone, without `lora_dropout` and `use_dora`. Its spectra are those of each expert's matrices, gates and
+    ups apart."""
 _FEW_BITS = """With `quantization_config` beside a base's `source`, bitsandbytes holds the linear layers of that base in
     4 or 8 bits (QLoRA); embeddings, the output head, normalisations and experts in one tensor stay as they are. Scores,
     verdicts and analyses are of this base: its matrices are what the bits stand for, and records say so. These methods

@@ -33,11 +33,20 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "falcon, ALiBi": ("falcon", {**_FALCON, "alibi": True, "parallel_attn": False}),
     "mixtral": ("mixtral", {**_SHAPE, "num_local_experts": 4, "sliding_window": None}),
 }
+# Mixtures whose layers hold linear MLPs beside the experts: shared experts, and in DeepSeek a dense first layer.
+SHARED: dict[str, tuple[str, dict[str, object]]] = {
+    "qwen2_moe": ("qwen2_moe", {**_SHAPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+                                "shared_expert_intermediate_size": 24, "decoder_sparse_step": 1}),
+    "deepseek_v3": ("deepseek_v3", {**_ALL_HEADS, "num_key_value_heads": 4, "n_routed_experts": 4,
+                                    "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1,
+                                    "n_group": 1, "topk_group": 1, "q_lora_rank": None, "kv_lora_rank": 8,
+                                    "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}),
+}  # fmt: skip
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same weights at every call."""
-    model_type, options = CONFIGS[name]
+    model_type, options = (CONFIGS | SHARED)[name]
     config = AutoConfig.for_model(model_type, **options)
     config._experts_implementation = "eager"  # the grouped product of experts knows no float64
     with torch.random.fork_rng():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
+from rankscope.data.targets import left_out
+from rankscope.methods.resolve import ALL_LINEAR
 from rankscope.plan import Grid
 from rankscope.runs import BaseSettings, arms_of, expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
@@ -47,28 +49,50 @@ def smallest_differences(study: Study, tasks: Mapping[str, tuple[Scoring, int]])
     return differences
 
 
-def expert_warnings(study: Study, base: BaseSettings, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def expert_warnings(
+    study: Study, base: BaseSettings, shapes: Mapping[str, tuple[int, ...]], model_type: str
+) -> list[str]:
     """What arms leave out of a mixture of experts, whose experts are no linear layers.
 
     Args:
         study: The study.
         base: One of its bases.
         shapes: Of its tensors.
+        model_type: Of its configuration.
     """
     experts = expert_parameters(shapes)
     if not experts:
         return []
-    names, share = ", ".join(experts), 100 * sum(experts.values()) / num_parameters(dict(shapes))
-    held = f"the experts of base {base.name} ({names}: {share:.0f}% of its parameters)"
     warnings = []
     for settings, _ in expand_arms(study):
+        if "target_modules" not in settings.options:
+            continue
         named = settings.options.get("target_parameters") or ()
-        if "target_modules" in settings.options and not any("experts" in name for name in named):
-            mend = f"; `target_parameters: [{names}]` adapts them" if settings.method == "lora" else ""
+        if left := {name: size for name, size in experts.items() if not _is_named(name, named)}:
+            mend = f"; `target_parameters: [{', '.join(experts)}]` adapts them" if settings.method == "lora" else ""
+            held = _held(base, left, shapes)
             warnings.append(f"arm {settings.label}: {held} are no linear layers and stay as they are{mend}")
+        is_everything = str(settings.options["target_modules"]).lower() == ALL_LINEAR
+        if is_everything and (others := left_out(settings.method, dict(shapes), model_type)):
+            names = ", ".join(sorted({".".join(name.split(".")[-2:]) for name in others}))
+            warnings.append(
+                f"arm {settings.label}: {len(others)} linear layers of base {base.name} ({names}) stay as they are, "
+                f"too: PEFT's LoRA takes their names on {model_type} for experts"
+            )
     if bits := base.opening.quantization_config:
+        held = _held(base, experts, shapes)
         warnings.append(f"{held} are not held in {bits.label}, for they are no linear layers")
     return warnings
+
+
+def _is_named(parameter: str, targets: Iterable[str]) -> bool:
+    """By the ends of names, as PEFT compares them: `gate_up_proj` names `experts.gate_up_proj`."""
+    return any(f".{parameter}".endswith(f".{name}") or f".{name}".endswith(f".{parameter}") for name in targets)
+
+
+def _held(base: BaseSettings, experts: Mapping[str, int], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    share = 100 * sum(experts.values()) / num_parameters(dict(shapes))
+    return f"the experts of base {base.name} ({', '.join(experts)}: {share:.0f}% of its parameters)"
 
 
 def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:

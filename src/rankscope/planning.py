@@ -303,7 +303,7 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = code_warnings(base.settings.name, base.folder, trust=base.settings.opening.trust_remote_code)
     warnings += [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
-    warnings += expert_warnings(study, base.settings, base.shape.tensors)
+    warnings += expert_warnings(study, base.settings, base.shape.tensors, base.model_type)
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):

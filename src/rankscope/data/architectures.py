@@ -16,6 +16,10 @@ _NAMES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 _CLASSES = ("AutoConfig", "AutoModelForCausalLM")
 # Of a trusted folder transformers runs it too, asked by no configuration, and puts it in place of `model.generate`.
 GENERATION_CODE = "custom_generate"
+_TAKEN = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
 
 
 def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> None:
@@ -73,17 +77,36 @@ def code_warnings(name: str, folder: Path, *, trust: bool) -> list[str]:
 
 @functools.cache
 def causal_model_types() -> frozenset[str] | None:
-    """The `model_type`s that the installed transformers has causal models of; None where its list is not found.
+    """The `model_type`s that the installed transformers has causal models of; None where its list is not found."""
+    value = _assigned("models/auto/modeling_auto.py", _NAMES)
+    return frozenset(dict(ast.literal_eval(value.args[0]))) if isinstance(value, ast.Call) else None
 
-    The list is read as text: importing it would import torch.
+
+def taken_for_experts(model_type: str) -> frozenset[str]:
+    """The last parts of names that PEFT's LoRA takes for experts and routers in an architecture, whatever they are.
+
+    PEFT's `convert_peft_config_for_transformers` puts experts in the place of any target that ends so: a shared expert
+    or a dense layer of these architectures cannot be adapted by it.
     """
+    return _TAKEN.get(_expert_layouts().get(model_type, ""), frozenset())
+
+
+@functools.cache
+def _expert_layouts() -> dict[str, str]:
+    """By `model_type` the architecture whose conversion transformers, and after it PEFT, uses for its experts."""
+    value = _assigned("conversion_mapping.py", "_MODEL_TO_CONVERSION_PATTERN")
+    return {"mixtral": "mixtral"} | (ast.literal_eval(value) if isinstance(value, ast.Dict) else {})
+
+
+def _assigned(file: str, name: str) -> ast.expr | None:
+    """What a file of transformers assigns to a name; read as text, since importing it would import torch."""
     found = importlib.util.find_spec("transformers")
-    path = Path(*found.submodule_search_locations or (), "models/auto/modeling_auto.py") if found else None
+    path = Path(*found.submodule_search_locations or (), file) if found else None
     if path is None or not path.is_file():
         return None
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == _NAMES and isinstance(node.value, ast.Call):
-            return frozenset(dict(ast.literal_eval(node.value.args[0])))
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            return node.value
     return None
 
 

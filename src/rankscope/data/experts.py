@@ -44,7 +44,10 @@ def outside_linear_layers(shapes: Shapes) -> set[str]:
 
 
 def expert_modules(shapes: Shapes) -> set[str]:
-    """What the files call the matrices of experts and routers, such as `w1` and `gate`; no modules of the model."""
+    """What the files call the matrices of experts and routers, such as `w1` and `gate`; no modules of the model.
+
+    A linear layer beside them may end so too: `gate_proj` of a shared expert.
+    """
     return {name.removesuffix(".weight").rpartition(".")[2] for name in outside_linear_layers(shapes)}
 
 

@@ -6,7 +6,8 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from rankscope.data.experts import expert_modules, expert_parameters, named_parameters
+from rankscope.data.architectures import taken_for_experts
+from rankscope.data.experts import expert_modules, expert_parameters, named_parameters, outside_linear_layers
 from rankscope.data.few_bits import check_few_bits
 from rankscope.data.shapes import layer_matrices
 from rankscope.errors import UserError, in_arm
@@ -86,7 +87,9 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
     elif isinstance(targets, str) and targets.lower() in GROUPS:
         options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
     elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and _needs_names(arm, shapes):
-        options["target_modules"] = _linear(arm.label, base, shapes)
+        options["target_modules"] = _linear(arm, base, shapes, model_type)
+    if arm.method == "lora" and options.get("target_modules"):
+        _check_not_taken(arm.label, options["target_modules"], shapes, model_type)
     resolved = arm if options == arm.options else arm.model_copy(update={"options": options})
     _check_initialisation(resolved, base, shapes)
     return resolved
@@ -126,11 +129,12 @@ def check_targets(
         wanted = [targets] if isinstance(targets, str) else list(targets)
         _check_pattern(arm, targets)
         for target in wanted:
+            if any(_matches(target, names, is_pattern=isinstance(targets, str)) for names in modules.values()):
+                continue
             if any(_short(target) in expert_modules(of_base) for of_base in shapes.values()):
                 text = f"'{target}' is in experts, or chooses between them"
                 raise in_arm(arm, "target_modules", text, _EXPERTS_MEND)
-            if not any(_matches(target, names, is_pattern=isinstance(targets, str)) for names in modules.values()):
-                raise _unknown(arm, target, {name for names in modules.values() for name in names})
+            raise _unknown(arm, target, {name for names in modules.values() for name in names})
         for base, names in modules.items():
             if not any(_matches(target, names, is_pattern=isinstance(targets, str)) for target in wanted):
                 raise _unknown(arm, ", ".join(wanted), names, f" in base {base}")
@@ -235,12 +239,36 @@ def _needs_names(arm: ArmSettings, shapes: dict[str, tuple[int, ...]]) -> bool:
     return is_of_experts or arm.options.get("layers_to_transform") is not None
 
 
-def _linear(arm: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """The names of linear layers, without those that PEFT would take for experts."""
-    found = sorted({_short(name) for name in _layer_modules(shapes)} - expert_modules(shapes))
-    if not found:
-        raise in_arm(arm, "target_modules", f"base {base} has no linear layers beside its experts", _EXPERTS_MEND)
-    return found
+def _linear(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
+    """The names of linear layers: two parts of a path where the last one alone is also an expert's or a router's."""
+    left, experts = set(left_out(arm.method, shapes, model_type)), expert_modules(shapes)
+    modules = _layer_modules(shapes) - left
+    if not modules:
+        text = f"base {base} has no linear layers beside its experts"
+        raise in_arm(arm.label, "target_modules", text, _EXPERTS_MEND)
+    return sorted({_short(name, 2 if _short(name) in experts else 1) for name in modules})
+
+
+def left_out(method: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
+    """The linear layers that `all-linear` cannot reach, because PEFT's LoRA would adapt experts in their place.
+
+    Args:
+        method: An arm's.
+        shapes: Of a base's tensors.
+        model_type: Of its configuration.
+    """
+    taken = taken_for_experts(model_type) if method == "lora" and expert_parameters(shapes) else frozenset()
+    return sorted(name for name in _layer_modules(shapes) if _short(name) in taken)
+
+
+def _check_not_taken(
+    arm: str, targets: str | Sequence[str], shapes: dict[str, tuple[int, ...]], model_type: str
+) -> None:
+    adapted = target_modules(targets, shapes)
+    if taken := [name for name in left_out("lora", shapes, model_type) if name in adapted]:
+        text = f"PEFT's LoRA takes names that end in {_short(taken[0])} on {model_type} for its experts, {taken[0]} too"
+        mend = "leave such names out (all-linear does), or choose another method than lora"
+        raise in_arm(arm, "target_modules", text, mend)
 
 
 def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
@@ -269,7 +297,8 @@ def _short(name: str, parts: int = 1) -> str:
 
 
 def _modules(shapes: dict[str, tuple[int, ...]], vectors: bool) -> set[str]:
-    others = {name.removesuffix(".weight") for name in shapes if name.endswith(".weight")} if vectors else set()
+    inside = shapes.keys() - outside_linear_layers(shapes) if vectors else set()
+    others = {name.removesuffix(".weight") for name in inside if name.endswith(".weight")}
     return _layer_modules(shapes) | set(_HEADS) | others
 
 
