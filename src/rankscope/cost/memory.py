@@ -71,7 +71,7 @@ def _step_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute
     is_half = run.optimization.bf16 is True
     layer = _kept_bytes(shape, part, run.optimization, is_joined=not on_gpu)
     # Products in bfloat16 keep their own copy of every weight for the backward pass.
-    copies = _HALF_BYTES * shape.num_multiplied if is_half else 0
+    copies = _HALF_BYTES * shape.num_in_layers if is_half else 0
     if execute.gradient_checkpointing:  # the input of every layer, and the inside of one
         kept = shape.num_layers * width * shape.d_model + layer
         # Copies of weights that are trained last to the end of the forward pass all the same, but for models in parts.

@@ -26,6 +26,7 @@ class ModelShape:
 
     Attributes:
         tensors: Every tensor's shape by name; a tied head once.
+        d_mlp: Hidden values of one token in a layer's MLP; of a mixture, in all experts that it goes through.
         is_tied: The output head is the embedding table.
         expert_share: Of a mixture of experts, how many of them a token goes through, over all.
         quantization: How the matrices inside the layers are held, where not as they are.
@@ -69,6 +70,11 @@ class ModelShape:
         """Parameters that every token is multiplied with: those of the layers; the head sees scored positions only."""
         experts = self.expert_share * sum(expert_parameters(self.tensors).values())
         return sum(d_out * d_in for d_out, d_in in self.matrices) + round(experts)
+
+    @functools.cached_property
+    def num_in_layers(self) -> int:
+        """Parameters that a batch is multiplied with inside the layers: its tokens go through all experts."""
+        return sum(d_out * d_in for d_out, d_in in self.matrices) + sum(expert_parameters(self.tensors).values())
 
 
 class TableEntry(BaseModel):
@@ -145,7 +151,7 @@ def shape_of_folder(folder: Path) -> ModelShape:
         tensors=tensors,
         num_layers=_first(config, ("num_hidden_layers", "n_layer", "num_layers"), _num_layers(tensors)),
         d_model=d_model,
-        d_mlp=_first(config, ("intermediate_size", "n_inner", "ffn_dim"), d_mlp),
+        d_mlp=_expert_width(config) or _first(config, ("intermediate_size", "n_inner", "ffn_dim"), d_mlp),
         num_heads=num_heads,
         num_kv_heads=_first(config, ("num_key_value_heads",), num_heads),
         d_head=_first(config, ("head_dim",), max(1, d_model // num_heads)),
@@ -156,6 +162,15 @@ def shape_of_folder(folder: Path) -> ModelShape:
 
 
 _NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
+def _expert_width(config: Mapping[str, object]) -> int:
+    """Hidden values of a token in all experts that it goes through; 0 for a model without experts."""
+    if not _first(config, _NUM_EXPERTS, 0):
+        return 0
+    one = _first(config, ("moe_intermediate_size", "intermediate_size"), 0)
+    shared = _first(config, ("shared_expert_intermediate_size",), one * _first(config, ("n_shared_experts",), 0))
+    return one * _first(config, ("num_experts_per_tok",), 1) + shared
 
 
 def _first(config: Mapping[str, object], names: tuple[str, ...], default: int) -> int:

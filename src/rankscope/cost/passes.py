@@ -92,7 +92,7 @@ def backward(shape: ModelShape, num_tokens: float, length: float, num_scored: fl
 
 def halving(shape: ModelShape) -> Work:
     """The copies of a pass's weights in bfloat16: each is read whole and written at half the width."""
-    return Work(0.0, 1.5 * (shape.num_multiplied + shape.d_model * shape.vocab_size), len(shape.matrices))
+    return Work(0.0, 1.5 * (shape.num_in_layers + shape.d_model * shape.vocab_size), len(shape.matrices))
 
 
 def update(adapted: Adapted) -> Work:

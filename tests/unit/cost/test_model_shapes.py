@@ -83,3 +83,33 @@ def test_a_folder_whose_configuration_says_little_is_read_off_its_tensors(tmp_pa
     (tmp_path / "config.json").write_text("{}")
     shape = shape_of_folder(tmp_path)
     assert (shape.num_layers, shape.d_model, shape.d_mlp, shape.vocab_size, shape.is_tied) == (2, 8, 16, 50, False)
+
+
+@pytest.mark.parametrize(
+    ("config", "d_mlp"),
+    [
+        ({"num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 14336}, 2 * 14336),
+        ({"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768, "intermediate_size": 6144}, 6144),
+        (
+            {
+                "num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408,
+                "shared_expert_intermediate_size": 5632, "intermediate_size": 5632,
+            },
+            4 * 1408 + 5632,
+        ),
+        (
+            {
+                "n_routed_experts": 64, "num_experts_per_tok": 6, "n_shared_experts": 2,
+                "moe_intermediate_size": 1408, "intermediate_size": 10944,
+            },
+            (6 + 2) * 1408,
+        ),
+    ],
+    ids=["Mixtral 8x7B", "Qwen3 30B-A3B", "Qwen1.5 MoE A2.7B", "DeepSeek-V2-Lite"],
+)  # fmt: skip
+def test_a_token_has_the_hidden_values_of_all_experts_that_it_goes_through(
+    config: dict[str, int], d_mlp: int, tmp_path: Path
+) -> None:
+    save_file({"model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert shape_of_folder(tmp_path).d_mlp == d_mlp
