@@ -113,3 +113,8 @@ def test_a_token_has_the_hidden_values_of_all_experts_that_it_goes_through(
     save_file({"model.layers.0.self_attn.q_proj.weight": torch.zeros(8, 8)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert shape_of_folder(tmp_path).d_mlp == d_mlp
+
+
+def test_every_entry_is_one_line_of_the_table() -> None:
+    """A name is looked up in its line alone."""
+    assert all(known_model(name) == entry for name, entry in known_models().items())
