@@ -9,7 +9,7 @@ from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
 from rankscope.data.targets import left_out
 from rankscope.methods.resolve import ALL_LINEAR
-from rankscope.plan import Grid
+from rankscope.plan import MIN_HALVED, Grid
 from rankscope.runs import BaseSettings, arms_of, expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
@@ -105,6 +105,8 @@ def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
                 f"decide.margin is {margin:g}, and on {training_set} differences below {difference:.3f} are hardly "
                 "seen: the verdict may well be undecided; score more items, run more seeds, or widen the margin"
             )
+    if study.search.halving and all(len(arm.learning_rate) < MIN_HALVED for arm in study.arms):
+        warnings.append(f"search.halving does nothing: no arm has {MIN_HALVED} rates or more")
     if len(study.seeds) == 1:
         warnings.append("one seed shows no spread: intervals hold the choice of items only")
     if not any(task.role == "retention" for task in study.evaluate.values()):

@@ -348,7 +348,8 @@ class Verdict(Frozen):
         needed: While undecided, what would decide.
         safe_arm: While undecided, the best of the arms that surely keep within the budgets and surely gain; `base`
             where none does.
-        meanwhile: What is to be said of it, and why it is not simply recommended.
+        because: Where no arm is recommended, with numbers: of the safe arm, and what stands against it; or what keeps
+            all arms from being better than the base.
         defaults: Files beside the record that hold the recommended arm as other programs read it.
     """
 
@@ -365,7 +366,7 @@ class Verdict(Frozen):
     runner_up: str | None
     needed: str | None
     safe_arm: str | None = None
-    meanwhile: str | None = None
+    because: str | None = None
     warnings: tuple[str, ...] = ()
     arms: tuple[ArmResult, ...] = ()
     defaults: tuple[str, ...] = ()

@@ -98,13 +98,13 @@ def _said(verdict: Verdict) -> str:
 
 def _decision(verdict: Verdict) -> str:
     if verdict.arm == BASE:
-        return "-> base: do not fine-tune; no arm was surely better by more than the margin within the budget"
+        return "\n".join(text for text in ("-> base: do not fine-tune", verdict.because) if text)
     if verdict.decision == "recommended" and verdict.arm is not None:
         rate = "" if verdict.learning_rate is None else f" at rate {verdict.learning_rate:g}"
         lost = [text for arm in verdict.arms if arm.arm == verdict.arm for text in arm.lost_seeds]
         warning = f" (on the seeds that gave a number: {', '.join(lost)})" if lost else ""
         return f"-> {verdict.arm}{rate}{warning}"
-    return "\n".join(text for text in ("-> undecided", verdict.meanwhile, verdict.needed) if text)
+    return "\n".join(text for text in ("-> undecided", verdict.because, verdict.needed) if text)
 
 
 def _has_bases(record: DecideRecord) -> bool:

@@ -78,13 +78,20 @@ def read_measured(store: Store, plan: Plan, base: str, training_set: str) -> Mea
     return measured
 
 
+# Rates are chosen by what is learned.
+_BEYOND = {
+    "highest": "one beyond may learn more, and may forget more",
+    "lowest": "one below may do better",
+}
+
+
 def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
     """One sentence for all arms whose rate is the highest of those tried, and one for the lowest."""
     warnings = []
     for edge in ("highest", "lowest"):
         arms = [f"{arm} ({item.learning_rate:g})" for arm, item in choices.items() if item.at_edge == edge]
         if arms:
-            text = f"the chosen rate is the {edge} of those tried, so one beyond may be better: "
+            text = f"the chosen rate is the {edge} of those tried: {_BEYOND[edge]}: "
             warnings.append(text + ", ".join(arms))
     return warnings
 

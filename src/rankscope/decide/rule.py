@@ -46,7 +46,7 @@ def judge(
         runner_up=leading,
         needed=None if winner else wording.needed(field, open_questions(field)),
         safe_arm=safe,
-        meanwhile=wording.meanwhile(field, safe, _others(field, safe)) if safe else None,
+        because=wording.meanwhile(field, safe, _others(field, safe)) if safe else wording.no_arm(field, winner),
         warnings=(*_lost_seeds(field, winner), *warnings, *_warnings(field)),
         arms=results,
     )

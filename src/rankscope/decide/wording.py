@@ -96,6 +96,26 @@ def meanwhile(field: Field, safe: str, others: tuple[Sequence[str], Sequence[str
     return f"{said} It is not recommended yet because {', and '.join(why)}." if why and safe != BASE else said
 
 
+def no_arm(field: Field, winner: str | None) -> str | None:
+    """Why the base won, with the numbers of the arm that came nearest; None where it did not."""
+    if winner != BASE:
+        return None
+    tuned = [arm for arm in field.judged if arm != BASE]
+    within = [arm for arm in tuned if field.eligible[arm] != "no"]
+    if not within:
+        key = next(iter(field.question.budgets))
+        least = min(tuned, key=lambda arm: field.forgotten(arm, key).value if field.forgotten(arm, key) else math.inf)
+        return f"Every arm forgot more than is accepted; {least} the least: it {' and '.join(_forgets(field, least))}."
+    unit = field.question.score.removeprefix("gain")
+    best = max(within, key=lambda arm: (field.score(arm), arm))
+    others = len(tuned) - len(within)
+    tail = f" {others} more forgot more than is accepted." if others else ""
+    return (
+        f"Of the arms that may keep within the accepted forgetting {best} gained most: "
+        f"{_span(field.difference(best, BASE), unit)}; the margin is {_amount(field.question.margin, unit)}.{tail}"
+    )
+
+
 def _few(names: Sequence[str]) -> str:
     return _names(names) if len(names) <= MAX_ASKED else f"{len(names)} others"
 

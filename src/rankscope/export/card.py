@@ -222,7 +222,7 @@ def _chosen(choice: RateChoice | None) -> str:
     if choice is None:
         return ""
     tried = ", ".join(f"{float(rate):g}" for rate in choice.scores)
-    edge = f"; it is the {choice.at_edge} of them, so one beyond may be better" if choice.at_edge else ""
+    edge = f"; it is the {choice.at_edge} of them, so one beyond may learn more" if choice.at_edge else ""
     return f", chosen on validation items among {tried}{edge}"
 
 

@@ -52,7 +52,7 @@ def derived_models(contents: Contents) -> pl.DataFrame:
                 found = _estimates(items, sign, confidence, is_bounded=has_answers)
                 extra = {
                     "added_rank": point["added_rank"].mean(), "num_intruders": point["num_intruders"].mean(),
-                    "source": point["source"][0],
+                    "source": "; ".join(sorted(set(items["source"]))),
                 }  # fmt: skip
                 place = {"base": base, "training_set": training_set, "arm": arm, "kind": kind, "amount": amount}
                 rows.append({**place, "measure": measure, **found, **extra})

@@ -100,7 +100,9 @@ def rates(contents: Contents) -> pl.DataFrame:
     rows = []
     for choice in contents.rates.choices:
         for rate, score in choice.scores.items():
-            for measure, value in ((choice.score_key, score), ("loss_nats_per_token", choice.losses.get(rate))):
+            # A score that is a loss itself counts its tokens as the task does, so the two would not lie on one line.
+            measured = {choice.score_key: score} | {"loss_nats_per_token": choice.losses.get(rate)}
+            for measure, value in measured.items():
                 if value is None and rate in choice.steps:
                     continue  # halving left it behind by its loss, and nothing was scored
                 rows.append(
@@ -123,8 +125,7 @@ def rates(contents: Contents) -> pl.DataFrame:
         **_ARM_SCHEMA, "learning_rate": pl.Float64, "measure": pl.String, "value": pl.Float64, "is_chosen": pl.Boolean,
         "at_edge": pl.String, "after_step": pl.Int64, "num_seeds": pl.Int64, "num_items": pl.Int64, "source": pl.String,
     }  # fmt: skip
-    # Where accuracy cannot be had the score is the loss itself, and would stand here twice.
-    return pl.DataFrame(rows, schema=schema).unique(maintain_order=True)
+    return pl.DataFrame(rows, schema=schema)
 
 
 def comparisons(contents: Contents) -> pl.DataFrame:

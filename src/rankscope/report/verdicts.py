@@ -128,9 +128,9 @@ def _headline(verdict: Verdict) -> str:
 def _sentence(verdict: Verdict) -> str:
     """What to expect; while undecided, what is known so far."""
     if verdict.decision == "undecided":
-        return verdict.meanwhile or "No arm could be judged."
+        return verdict.because or "No arm could be judged."
     if verdict.arm == "base" or verdict.arm is None:
-        return "No arm kept within the accepted forgetting and was better than the base by more than the margin."
+        return verdict.because or "No arm was better than the base by more than the margin within the budget."
     return f"Expect {_learned_and_forgot(verdict)}."
 
 
@@ -162,8 +162,10 @@ def _next_step(verdict: Verdict, edges: Mapping[str, str]) -> str:
     if verdict.decision == "undecided":
         return verdict.needed or "More items or seeds; the study's own cannot tell which arm is best within the budget."
     if verdict.arm == "base" or verdict.arm is None:
+        if all(arm.eligible == "no" for arm in verdict.arms if arm.arm != "base"):
+            return "Keep the base; or try what forgets less: lower rates, fewer passes, or `derive: {rewind: true}`."
         if edges:
-            return f"Keep the base; or first try {_beyond(edges)}, for these did best at the end of their range."
+            return f"Keep the base; or first try {_beyond(edges)}, for these learned most at the end of their range."
         return "Keep the base, or ask again with other data; the margin and the accepted forgetting stand in `decide:`."
     step = "`rankscope export DIR` writes the trained model with a card that states these numbers."
     if verdict.arm in edges:

@@ -136,16 +136,30 @@ def test_while_it_is_open_a_safe_arm_is_named_with_what_stands_against_it() -> N
     full = arm("full", 900, est(0.40), est(0.025, 0.01))
     found = verdict(arm("r4", 4, est(0.285)), arm("r16", 16, est(0.30)), full)
     assert (found.decision, found.safe_arm) == ("undecided", "r16")
-    assert found.meanwhile == (
+    assert found.because == (
         "Until it is decided r16 is safe to use: it gains 30.0 points (29.5 to 30.5) and forgets 0.0 points "
         "(\N{MINUS SIGN}0.5 to 0.5) of at most 3 points. It is not recommended yet because r4 may do as well with "
         "fewer parameters, and full may be better by more than the margin."
     )
     alone = verdict(full)
     assert alone.safe_arm == "base"
-    assert alone.meanwhile.startswith("Until it is decided the base is the safe choice")
+    assert alone.because.startswith("Until it is decided the base is the safe choice")
     assert verdict(full, arm("r4", 4, est(0.01, 0.02))).safe_arm == "base", "r4 may be worse than the base"
-    assert verdict(arm("r16", 16, est(0.30))).meanwhile is None, "decided"
+    assert verdict(arm("r16", 16, est(0.30))).because is None, "decided"
+
+
+def test_where_the_base_wins_the_arm_that_came_nearest_is_named_with_its_numbers() -> None:
+    weak = verdict(arm("r4", 4, est(0.001)), arm("full", 900, est(0.4), est(0.2)))
+    assert weak.arm == "base"
+    assert weak.because == (
+        "Of the arms that may keep within the accepted forgetting r4 gained most: 0.1 points "
+        "(\N{MINUS SIGN}0.4 to 0.6); the margin is 2 points. 1 more forgot more than is accepted."
+    )
+    lost = verdict(arm("r4", 4, est(0.3), est(0.1)), arm("full", 900, est(0.4), est(0.2)))
+    assert lost.because == (
+        "Every arm forgot more than is accepted; r4 the least: it forgets 10.0 points (9.5 to 10.5) "
+        "of at most 3 points."
+    )
 
 
 def test_a_larger_arm_that_may_be_eligible_but_no_better_does_not() -> None:

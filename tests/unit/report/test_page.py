@@ -242,7 +242,7 @@ def arm(name, gain, eligible):
 
 def test_what_is_safe_while_undecided_is_said_first():
     arms = (arm("lora-r4", 0.1, "yes"), arm("lora-r8", 0.3, "yes"), arm("mine", 0.4, "unknown"), arm("full", 0.5, "no"))
-    given = verdict(decision="undecided", arm=None, arms=arms, safe_arm="lora-r8", meanwhile="Because.")
+    given = verdict(decision="undecided", arm=None, arms=arms, safe_arm="lora-r8", because="Because.")
     view = verdict_view(given, "t", (), "decide/record.json")
     assert (view.headline, view.sentence) == ("Undecided. Safe meanwhile: LoRA of rank 8.", "Because.")
     assert view.evidence == "gain: 300 items, 3 seeds; forgetting: 300 items, 3 seeds; decide/record.json"
@@ -257,6 +257,8 @@ def test_the_next_step_follows_from_the_verdict():
     at_edge = verdict_view(verdict(), "t", (), "f", None, {"lora-r8": "lowest"})
     assert "lowest that was tried; a lower one" in at_edge.next_step
     none = verdict(arm="base", learning_rate=None, arms=(arm("lora-r8", 0.0, "yes"),))
+    lost = none.model_copy(update={"arms": (arm("lora-r8", 0.3, "no"),)})
+    assert "lower rates" in verdict_view(lost, "t", (), "f", None, {"lora-r8": "highest"}).next_step
     step = verdict_view(none, "t", (), "f", None, {"lora-r8": "lowest", "full": "highest"}).next_step
     assert "lower learning rates for LoRA of rank 8 and higher learning rates for full fine-tuning" in step
     assert verdict_view(none, "t", (), "f").next_step.startswith("Keep the base, or ask again")
