@@ -68,8 +68,12 @@ def status_lines(state: dict[str, Any]) -> list[str]:
     for row in state["runs"]:
         if row["state"] == "failed":
             lines.append(f"  FAILED   {row['run']}: {row['stage']}: {row['error']}")
+        elif row["state"] == "interrupted":
+            lines.append(f"  stopped  {row['run']}: goes on from its checkpoint")
         elif row["state"] == "diverged":
             lines.append(f"  diverged {row['run']}: this rate is too high for this arm")
+    if state["state"] == "stopped":
+        lines.append("  the same `rankscope run` goes on where it stopped")
     for failure in state["failures"]:
         if failure["run"] is None:
             lines.append(f"  FAILED   base {failure['base']}: {failure['stage']} {failure['name']}: {failure['error']}")

@@ -65,7 +65,10 @@ def test_a_run_that_was_interrupted_is_said_to_go_on_from_its_checkpoint(tmp_pat
     state = study_status(made.store)
     (row,) = [row for row in state["runs"] if row["run"] == run.run_id]
     assert (row["state"], row["stage"], state["state"]) == ("interrupted", "train", "stopped")
-    assert "1 interrupted" in status_lines(state)[0]
+    first, *lines = status_lines(state)
+    assert "1 interrupted" in first
+    assert f"  stopped  {run.run_id}: goes on from its checkpoint" in lines
+    assert any("goes on where it stopped" in line for line in lines)
 
 
 def test_scoring_the_base_is_shown_while_it_runs(tmp_path: Path) -> None:

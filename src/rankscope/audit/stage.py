@@ -153,6 +153,8 @@ def _check_out(out: Path) -> None:
 def _open(request: Request) -> tuple[Path, Tuned, list[str]]:
     """The base's folder, the tuned model, and remarks; whatever can be found wrong without reading numbers is."""
     source, revision = split_revision(request.base)
+    if (Path(source) / CONFIG_NAME).is_file():
+        raise UserError("is an adapter, and the base comes first", where=source, mend="rankscope audit BASE TUNED")
     folder = _tuned_folder(request.tuned)
     stored = read_lora_folder(folder).stored if (folder / CONFIG_NAME).is_file() else {}
     named, wanted = stored.get("base_model_name_or_path"), stored.get("revision")

@@ -333,8 +333,9 @@ class TestRefused:
             audit(models, "one", tmp_path)
 
     def test_an_adapter_as_base(self, models, tmp_path):
-        with pytest.raises(UserError, match="holds an adapter, not a model"):
-            run(Request(str(models / "one"), str(models / "one"), tmp_path / "out"), Quiet())
+        for tuned in (str(models / "one"), "smallworld:base"):  # the second: both are there, in the wrong order
+            with pytest.raises(UserError, match="is an adapter, and the base comes first"):
+                run(Request(str(models / "one"), tuned, tmp_path / "out"), Quiet())
 
     def test_a_base_of_another_shape(self, models, tmp_path):
         config = type(CONFIG)(**{**CONFIG.to_dict(), "intermediate_size": 48})
