@@ -104,7 +104,7 @@ def test_other_bits_are_another_model(tmp_path: Path) -> None:
         ("load_in_4bit: true", "load_in_4bits: true", [":2: ", "did you mean 'load_in_4bit'"]),
         ("load_in_4bit: true", "load_in_4bit: true, load_in_8bit: true", ["one of the two"]),
         ("load_in_4bit: true", "load_in_8bit: true", ["'bnb_4bit_quant_type' is of no use in 8 bits"]),
-        ("max_length: 64", "max_length: 64, dtype: float64", ["model.smallworld-base is quantised", "float64"]),
+        ("max_length: 64", "max_length: 64, dtype: float64", ["quantization_config: bitsandbytes knows no", "float64"]),
     ],
 )
 def test_what_does_not_go_with_few_bits(
