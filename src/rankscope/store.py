@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -241,8 +242,11 @@ def read_checked(path: Path) -> Any | None:
 
 def remove_leftovers(root: Path) -> None:
     """Remove what a process that was killed left under temporary names."""
-    for path in root.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for path in list(root.rglob(".*.tmp")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -35,7 +35,7 @@ def progress(out: Path) -> dict[str, tuple]:
     patterns = {
         "train": ("runs/*/train/steps.jsonl", "runs/*/train/checkpoint/*", "runs/*/train/record.json"),
         "evaluate": ("*/*/evaluate/*/record.json",),
-        "analyse": ("*/*/analyse/*/record.json", "base/*/analyse/attention/patterns/*"),
+        "analyse": ("*/*/analyse/*/record.json", "base/*/analyse/attention/*patterns*/*"),
         "decide": ("decide/record.json", "decide/.*.tmp", "decide/comparisons.parquet"),
         "report": ("report/tables/*", "report/figures/*", "report/index.html"),
     }

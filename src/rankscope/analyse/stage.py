@@ -190,17 +190,16 @@ class _Stage:
     def _base_attention(self, base: str, folder: Path) -> _Found:
         """The base's heads on the probe texts; its patterns are kept for the runs' divergence."""
         cache = self._cache(base, "attention")
-        cache.start()
         model = self.models.base(self.plan.bases[base])
         table = HeadTable()
-        for index, batch in enumerate(self._probes(base)):
+        with cache.anew() as write:
+            for index, batch in enumerate(self._probes(base)):
 
-            def keep(layer: LayerPattern, index: int = index) -> None:
-                table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-                cache.write(index, layer.layer, packed_pattern(layer))
+                def keep(layer: LayerPattern, index: int = index) -> None:
+                    table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
+                    write(index, layer.layer, packed_pattern(layer))
 
-            show_patterns(model, batch, keep)
-        cache.finish()
+                show_patterns(model, batch, keep)
         heads = table.frame()
         write_parquet(folder / HEADS, heads)
         return _Found(head_means(heads), (HEADS,))
@@ -237,10 +236,8 @@ class _Stage:
 
     def _base_representations(self, base: str, _folder: Path) -> _Found:
         """The base's residual streams are kept for the runs; of the base alone there is nothing to say."""
-        cache = self._cache(base, "representations")
-        cache.start()
-        keep_streams(self.models.base(self.plan.bases[base]), self._task_probes(base), cache.write)
-        cache.finish()
+        with self._cache(base, "representations").anew() as write:
+            keep_streams(self.models.base(self.plan.bases[base]), self._task_probes(base), write)
         return _Found({}, ())
 
     def _representations(self, settings: RunSettings, folder: Path) -> _Found:
@@ -249,12 +246,12 @@ class _Stage:
         The tuned model's streams are kept on disk as well, so that the sums of one layer are in memory at a time.
         """
         base = settings.base.name
-        before, after = self._cache(base, "representations"), LayerCache(folder / STREAMS, settings.run_id)
+        before = self._cache(base, "representations")
+        after = LayerCache(folder / STREAMS, self.plan.analysis_hash(base, settings.run_id, "representations"))
         if not before.is_whole():
             self._base_representations(base, self.store.base_analysis(base, "representations"))
-        after.start()
-        with self.models.tuned(settings) as model:
-            layers = keep_streams(model, self._task_probes(base), after.write)
+        with after.anew() as write, self.models.tuned(settings) as model:
+            layers = keep_streams(model, self._task_probes(base), write)
         frame = stream_frame(layers, self._task_probes(base), before.read, after.read)
         after.remove()
         write_parquet(folder / REPRESENTATIONS, frame)

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -17,6 +20,9 @@ from torch import Tensor
 from rankscope.store import checksum, read_checked, write_checked
 
 _DONE = "done"
+
+# Keeps the tensor of a batch and layer.
+Write = Callable[[int, int, Tensor], None]
 
 
 class LayerCache:
@@ -31,19 +37,33 @@ class LayerCache:
         self._folder = folder
         self._made_of = made_of
 
-    def start(self) -> None:
-        """Begin anew; until `finish` there is nothing whole here."""
-        self.remove()
-        self._folder.mkdir(parents=True)
+    @contextmanager
+    def anew(self) -> Iterator[Write]:
+        """Make everything anew: hands out what keeps a tensor, and puts all of them in place at the end.
 
-    def write(self, batch: int, layer: int, tensor: Tensor) -> None:
-        """Keep a tensor."""
-        write_tensors(self._file(batch, layer), {"tensor": tensor.cpu().contiguous()})
+        Several processes may do so at once, as after a change of the study, when every run finds nothing here: each
+        writes into a folder of its own, and the first whole one stays.
+        """
+        self._folder.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{self._folder.name}.", suffix=".tmp", dir=self._folder.parent))
+        try:
+            yield lambda batch, layer, tensor: write_tensors(
+                folder / _name(batch, layer), {"tensor": tensor.cpu().contiguous()}
+            )
+            files = {path.name: checksum(path) for path in folder.glob("batch*.safetensors")}
+            write_checked(folder / _DONE, {"of": self._made_of, "files": files})
+            self._put_in_place(folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)  # gone where it was put in place
 
-    def finish(self) -> None:
-        """Say that everything is here."""
-        files = {path.name: checksum(path) for path in self._folder.glob("batch*.safetensors")}
-        write_checked(self._folder / _DONE, {"of": self._made_of, "files": files})
+    def _put_in_place(self, folder: Path) -> None:
+        if self._folder.is_dir() and not self.is_whole():
+            self.remove()
+        try:
+            folder.rename(self._folder)
+        except OSError:  # another process was first; what else can be in the way is no folder of this kind
+            if not self.is_whole():
+                raise
 
     def is_whole(self) -> bool:
         """Whether everything is here, of the same making, and as it was written."""
@@ -55,14 +75,15 @@ class LayerCache:
 
     def read(self, batch: int, layer: int) -> Tensor:
         """A tensor as it was kept."""
-        return load_file(self._file(batch, layer))["tensor"]
+        return load_file(self._folder / _name(batch, layer))["tensor"]
 
     def remove(self) -> None:
         """Delete everything."""
         shutil.rmtree(self._folder, ignore_errors=True)  # another process that shares the study may be at it
 
-    def _file(self, batch: int, layer: int) -> Path:
-        return self._folder / f"batch{batch:04d}-layer{layer:03d}.safetensors"
+
+def _name(batch: int, layer: int) -> str:
+    return f"batch{batch:04d}-layer{layer:03d}.safetensors"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
