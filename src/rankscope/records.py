@@ -341,6 +341,19 @@ class ArmResult(Frozen):
     reason: str = ""
 
 
+class ArmPair(Frozen):
+    """One arm less another, paired by item and by seed; what is measured is named as in `ArmResult`.
+
+    Attributes:
+        difference: Of gains, above zero is to the credit of `arm`; of forgetting, below zero is.
+    """
+
+    arm: str
+    rival: str
+    measure: Literal["gain", "gain_nats", "forgetting", "forgetting_nats"]
+    difference: Interval
+
+
 class Verdict(Frozen):
     """The decision for one base and training set, with the rule in words and its numbers filled in.
 
@@ -350,6 +363,7 @@ class Verdict(Frozen):
             where none does.
         because: Where no arm is recommended, with numbers: of the safe arm, and what stands against it; or what keeps
             all arms from being better than the base.
+        pairs: Every arm less every other one, in every measure.
         defaults: Files beside the record that hold the recommended arm as other programs read it.
     """
 
@@ -369,6 +383,7 @@ class Verdict(Frozen):
     because: str | None = None
     warnings: tuple[str, ...] = ()
     arms: tuple[ArmResult, ...] = ()
+    pairs: tuple[ArmPair, ...] = ()
     defaults: tuple[str, ...] = ()
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from rankscope.decide.differences import TaskScores, between_arms, from_base
-from rankscope.decide.standing import Question, Standing
+from rankscope.decide.standing import Question, Standing, interval
+from rankscope.records import ArmPair
 from rankscope.statistics import Estimate
 
 _MEASURES = {
@@ -44,3 +45,15 @@ def measure(
     measured = {**found, **lost}
     standings = [replace(arm, **{key: values.get(arm.arm) for key, values in measured.items()}) for arm in arms]
     return standings, between_arms(groups[question.score], names, confidence)
+
+
+def arm_pairs(tasks: Sequence[TaskScores], arms: Sequence[str], confidence: float) -> tuple[ArmPair, ...]:
+    """Every arm less every other one in every measure that the tasks give, paired by item and by seed."""
+    pairs = []
+    for key, group in by_measure(tasks).items():
+        for (arm, rival), found in between_arms(group, arms, confidence).items():
+            # Forgetting is base less tuned; differences are tuned less base.
+            difference = interval(found.negated() if key.startswith("forgetting") else found)
+            assert difference is not None, "an estimate has an interval"
+            pairs.append(ArmPair(arm=arm, rival=rival, measure=key, difference=difference))
+    return tuple(pairs)

@@ -12,7 +12,7 @@ import polars as pl
 from rankscope.decide.comparison import compare_tasks
 from rankscope.decide.defaults import default_files
 from rankscope.decide.differences import TaskScores
-from rankscope.decide.estimates import by_measure, measure
+from rankscope.decide.estimates import arm_pairs, by_measure, measure
 from rankscope.decide.measured import Measured, read_measured
 from rankscope.decide.rule import judge
 from rankscope.decide.standing import Question, Standing
@@ -42,7 +42,8 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
         for training_set in plan.relations:
             measured = read_measured(store, plan, base, training_set)
             rows, table = _comparisons(measured, study)
-            verdicts.append(verdict(measured, study, plan))
+            pairs = arm_pairs(measured.tasks, list(measured.choices), study.decide.confidence)
+            verdicts.append(verdict(measured, study, plan).model_copy(update={"pairs": pairs}))
             comparisons += rows
             tables.append(table)
             sums |= measured.sums

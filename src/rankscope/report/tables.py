@@ -33,6 +33,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
     """Every table of the report by name; each is also written as report/tables/<name>.csv."""
     return {
         "arms": arms(contents),
+        "pairs": pairs(contents),
         "rates": rates(contents),
         "comparisons": comparisons(contents),
         "scores": scores(contents),
@@ -93,6 +94,20 @@ def arms(contents: Contents) -> pl.DataFrame:
 
 def _arm_fields(arm: ArmResult) -> dict[str, Any]:
     return arm.model_dump(include={"arm", "method", "rank", "learning_rate", "num_trainable", "eligible"})
+
+
+def pairs(contents: Contents) -> pl.DataFrame:
+    """Each arm less each other one, one row for each measure, paired by item and by seed."""
+    rows = [
+        {
+            "base": verdict.base, "training_set": verdict.training_set, "arm": pair.arm, "rival": pair.rival,
+            "measure": pair.measure, **_interval(pair.difference), "source": DECIDE_FILE,
+        }
+        for verdict in (contents.decision.verdicts if contents.decision else ())
+        for pair in verdict.pairs
+    ]  # fmt: skip
+    schema = {**_ARM_SCHEMA, "rival": pl.String, "measure": pl.String, **_INTERVAL_SCHEMA, "source": pl.String}
+    return pl.DataFrame(rows, schema=schema)
 
 
 def rates(contents: Contents) -> pl.DataFrame:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
 from rankscope.decide.differences import TaskScores
-from rankscope.decide.estimates import by_measure, measure
+from rankscope.decide.estimates import arm_pairs, by_measure, measure
 from rankscope.decide.rule import judge
 from rankscope.decide.standing import Question, Standing
 from rankscope.records import Verdict
@@ -133,3 +135,23 @@ def test_tasks_are_put_to_the_measures_that_they_serve() -> None:
     assert {key: [task.task for task in group] for key, group in found.items()} == {
         "gain": ["taught"], "gain_nats": [], "forgetting": ["general"], "forgetting_nats": [],
     }  # fmt: skip
+
+
+def test_pairs_are_the_arms_means_apart_and_forgetting_counts_the_other_way() -> None:
+    tasks = study(GOOD, {**dict.fromkeys(GOOD, 0.8), "full": 0.6})
+    means = {
+        (task.relation, arm): float(np.mean([values - task.base for values in seeds.values()]))
+        for task in tasks
+        for arm, seeds in task.tuned.items()
+    }
+    found = arm_pairs(tasks, ARMS, 0.95)
+    assert {(pair.arm, pair.rival, pair.measure) for pair in found} == {
+        (*pair, measure) for pair in combinations(ARMS, 2) for measure in ("gain", "forgetting")
+    }
+    for pair in found:
+        relation, sign = ("in_domain", 1) if pair.measure == "gain" else ("retention", -1)
+        expected = sign * (means[relation, pair.arm] - means[relation, pair.rival])
+        assert pair.difference.value == pytest.approx(expected, abs=1e-12)
+        assert pair.difference.low < pair.difference.value < pair.difference.high
+    surely_more = [pair for pair in found if pair.rival == "full" and pair.measure == "forgetting"]
+    assert surely_more and all(pair.difference.high < 0 for pair in surely_more), "full forgets more than any other"

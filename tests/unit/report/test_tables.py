@@ -42,6 +42,22 @@ def test_arms_repeat_the_verdicts_intervals(reported):
     assert seen >= 2 * 5 * 3
 
 
+def test_pairs_repeat_the_verdicts_and_agree_with_how_far_arms_are_behind(reported, tables):
+    rows = {(row["training_set"], row["arm"], row["rival"], row["measure"]): row for row in tables["pairs"].to_dicts()}
+    verdicts = reported.study.store.read_decide().verdicts
+    assert len(rows) == sum(len(verdict.pairs) for verdict in verdicts) > 0
+    for verdict in verdicts:
+        for pair in verdict.pairs:
+            row = rows[verdict.training_set, pair.arm, pair.rival, pair.measure]
+            assert {key: row[key] for key in pair.difference.model_dump()} == pair.difference.model_dump()
+        gains = {(pair.arm, pair.rival): pair.difference.value for pair in verdict.pairs if pair.measure == "gain"}
+        means = {arm.arm: arm.gain.value for arm in verdict.arms if arm.gain is not None}
+        for (arm, rival), difference in gains.items():
+            seeds = {chosen: set(chosen_runs(reported, chosen, verdict.training_set)) for chosen in (arm, rival)}
+            if seeds[arm] == seeds[rival]:
+                assert difference == pytest.approx(means[arm] - means[rival], abs=1e-9)
+
+
 def test_scores_are_the_means_of_the_items_they_name(reported):
     table = scores(reported.contents)
     checked = 0
