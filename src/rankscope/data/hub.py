@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import re
 import subprocess
@@ -47,8 +48,10 @@ def model_folder(
         raise UserError(f"'{source}' lies on this machine, where there are no revisions", mend=mend, key=("revision",))
     if source in PACKAGED:
         return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source, needs_tokenizer)
-    if source.startswith(_SMALL_WORLD):
-        raise UserError(f"the small world has no base '{source}'", mend=f"name {' or '.join(PACKAGED)}")
+    if _is_misspelt(source):
+        close = difflib.get_close_matches(source, PACKAGED, n=1)
+        mend = f"did you mean {close[0]}?" if close else f"name {' or '.join(PACKAGED)}"
+        raise UserError(f"the package has no base '{source}'", mend=mend)
     path = user_path(source)
     if path.is_dir():
         return _checked(path, source, needs_tokenizer)
@@ -60,6 +63,13 @@ def model_folder(
         raise UserError(f"there is no model folder '{source}'", mend="name an existing folder, or a hub id")
     patterns = [*_PATTERNS, *(["*.py"] if with_code else [])]
     return _checked(_fetched(source, revision, patterns, [f"{GENERATION_CODE}/*"]), source, needs_tokenizer)
+
+
+def _is_misspelt(source: str) -> bool:
+    """Whether a source is to be a base of the package, and is none: neither a path nor a hub id has a colon there."""
+    word, colon, _ = source.partition(":")
+    is_meant = bool(difflib.get_close_matches(f"{word}{colon}", [_SMALL_WORLD], n=1, cutoff=0.8))
+    return is_meant and bool(colon) and source not in PACKAGED and not user_path(source).exists()
 
 
 def base_folder(name: str, source: ModelSource) -> Path:
@@ -113,7 +123,7 @@ def local_model(source: str, revision: str | None = None) -> Path | None:
     """Where a model lies on this machine, without reaching a hub; None where only the hub may have it."""
     path = user_path(source)
     is_path = path.exists() or source.startswith(("/", ".", "~")) or source.count("/") > 1
-    if is_path or source.startswith(_SMALL_WORLD):
+    if is_path or source in PACKAGED or _is_misspelt(source):
         return path  # whether it can serve as a base is another question
     from huggingface_hub.constants import HF_HUB_CACHE
 

@@ -98,9 +98,13 @@ def _is_of(preset: Preset, hub_id: str) -> bool:
 
 
 def _unknown(source: str) -> UserError:
-    close = difflib.get_close_matches(source, all_presets(), n=1, cutoff=0.6)
-    mend = f"did you mean the preset '{close[0]}'?" if close else "check the path (it is taken from where you are)"
-    if "/" not in source and not Path(source).suffix:
+    from rankscope.data.smallworld.rows import TASKS
+
+    known = [*all_presets(), *(f"{SMALL_WORLD}{task}" for task in TASKS)]
+    close = difflib.get_close_matches(source, known, n=1, cutoff=0.6)
+    kind = "" if close and close[0].startswith(SMALL_WORLD) else "the preset "
+    mend = f"did you mean {kind}'{close[0]}'?" if close else "check the path (it is taken from where you are)"
+    if "/" not in source and not Path(source).suffix and kind:
         mend += f"; presets are {', '.join(all_presets())}"
     return UserError(f"there is no file, preset or hub id '{source}'", key=("source",), mend=mend)
 

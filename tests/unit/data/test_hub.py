@@ -6,7 +6,7 @@ import pytest
 
 from model_folders import write_model
 from rankscope.data import hub
-from rankscope.data.hub import fingerprint, model_folder
+from rankscope.data.hub import fingerprint, local_model, model_folder
 from rankscope.errors import UserError
 
 
@@ -51,10 +51,21 @@ def test_bases_of_the_package_are_found_by_name(source):
     assert (model_folder(source) / "README.md").is_file()
 
 
-def test_base_that_the_package_lacks_is_refused_with_those_it_has():
-    with pytest.raises(UserError, match="no base 'smallworld:plane'") as caught:
-        model_folder("smallworld:plane")
-    assert caught.value.mend == "name smallworld:base or smallworld:plain"
+@pytest.mark.parametrize(
+    ("source", "mend"),
+    [
+        ("smallworld:plane", "did you mean smallworld:plain?"),
+        ("smallworld:bse", "did you mean smallworld:base?"),
+        ("smalworld:base", "did you mean smallworld:base?"),
+        ("smallworld:", "did you mean smallworld:base?"),
+        ("smallworld:xxxxxxxxxxxxxxxxxxxx", "name smallworld:base or smallworld:plain"),
+    ],
+)
+def test_base_that_the_package_lacks_is_refused_with_the_one_meant(source, mend):
+    assert local_model(source) is not None  # so that nobody asks a hub for it
+    with pytest.raises(UserError, match=f"the package has no base '{source}'") as caught:
+        model_folder(source)
+    assert caught.value.mend == mend
 
 
 def test_file_is_no_folder(tmp_path):

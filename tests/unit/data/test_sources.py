@@ -222,6 +222,12 @@ def test_small_world_names_what_it_has(options, message):
     assert "medical_recall" in caught.value.mend or "test" in caught.value.mend
 
 
+def test_misspelt_small_world_is_no_unknown_preset():
+    with pytest.raises(UserError) as caught:
+        read("smalworld:medical_nw")
+    assert caught.value.mend == "did you mean 'smallworld:medical_new'?"
+
+
 def test_folder_with_a_file_for_each_split(tmp_path):
     for name in ("train", "dev", "test"):
         write(tmp_path / f"{name}.jsonl", jsonl([{"text": name}]))
