@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rankscope.keys import homes, instead
+
 Location = tuple[int | str, ...]
 _NAME = "^[A-Za-z0-9][A-Za-z0-9_.+-]*$"
 _SHOWN = 60
@@ -21,6 +23,7 @@ class Mistake:
 
     location: Location
     text: str
+    meant: Location  # of an unknown key, the keys to the one that was meant
 
     @property
     def key(self) -> str:
@@ -42,7 +45,17 @@ def mistakes(error: ValidationError) -> list[Mistake]:
         )
         if not is_consequence:
             found.setdefault(location, []).append(detail)
-    return [Mistake(location, _said(details)) for location, details in found.items()]
+    return [_mistake(location, details) for location, details in found.items()]
+
+
+def _mistake(location: Location, details: list[dict[str, Any]]) -> Mistake:
+    if details[0]["type"] not in {"extra_forbidden", "unknown_key"}:
+        return Mistake(location, _said(details), location)
+    key = str(location[-1])
+    known = homes(key)
+    # What an arm may hold beside its fields depends on its method, so its own words come with the mistake.
+    mend = instead(location) if known else details[0].get("ctx", {}).get("mend") or instead(location)
+    return Mistake(location, f"unknown key '{key}'; {mend}", tuple(known[0].split(".")) if known else location)
 
 
 def _location(detail: Mapping[str, Any]) -> Location:
@@ -121,7 +134,6 @@ _KINDS = {
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **{name: _not_a(kind) for name, kind in _KINDS.items()},
     "missing": lambda _detail: "is missing",
-    "extra_forbidden": lambda _detail: "is no key here",
     "string_type": _text,
     "tuple_type": lambda detail: f"is {_shown(detail)}, not a list: write [{str(detail.get('input'))[:_SHOWN]}]",
     "model_type": _section,

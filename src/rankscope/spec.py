@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from rankscope.methods.checks import method_refusal, refusal, unknown_option
-from rankscope.methods.options import nearest, options_of
-from rankscope.methods.table import FLOAT32_ONLY, method_names
+from rankscope.methods.checks import method_refusal, refusal, unknown_keys
+from rankscope.methods.table import FLOAT32_ONLY
 from rankscope.quantization import QuantizationConfig
 from rankscope.section import Section
 
@@ -248,16 +247,20 @@ class Arm(OptimizationFields):
     layers: tuple[int, ...] | None = Field(None, description="full: train these layers only, from 0; -1 is the last")
     freeze_embeddings: bool | None = Field(None, description="full: leave embeddings and output head as they are")
 
+    @model_validator(mode="before")
     @classmethod
-    def _more_keys(cls, data: dict) -> set[str]:
-        method = data.get("method")
-        methods = [method] if method in method_names() else method_names()
-        return {key for name in methods for key in options_of(name)}
-
-    @classmethod
-    def _mend(cls, key: str, known: set[str], data: dict) -> str:
-        word = nearest(key, known)
-        return word if word.startswith("did you mean") else unknown_option(str(data.get("method")), key, known)
+    def _known_keys(cls, data: Any) -> Any:
+        """Which keys there are beside the fields depends on the method."""
+        if not isinstance(data, dict):
+            return data
+        fields = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
+        errors = [
+            PydanticCustomError("unknown_key", "unknown key '{key}'; {mend}", {"key": key, "mend": mend})
+            for key, mend in unknown_keys(data, fields).items()
+        ]
+        if errors:
+            raise ValidationError.from_exception_data(cls.__name__, [{"type": each, "input": data} for each in errors])
+        return data
 
     @property
     def options(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from rankscope.mistakes import mistakes
 from rankscope.spec import Arm, Optimization, Study
 
 _UNSET = "unset"
+_SHOWN = 60
+_MOST_MISTAKES = 20  # that are shown at once
 
 _SPELLINGS = [(name, f.alias) for kind in (Arm, Optimization) for name, f in kind.model_fields.items() if f.alias]
 _OTHER_SPELLING = dict(_SPELLINGS) | {alias: name for name, alias in _SPELLINGS}
@@ -93,8 +96,12 @@ def _read_yaml(path: Path) -> CommentedMap:
         raise UserError("there is no such study file", where=path, mend="`rankscope init` writes one") from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=path) from None
+    except IsADirectoryError:
+        inside = next(iter(sorted(path.glob("*.y*ml"))), None)
+        mend = f"name the file: {inside}" if inside else "name a study file; `rankscope init` writes one"
+        raise UserError("is a folder, not a study file", where=path, mend=mend) from None
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=path) from None
+        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="name another study file") from None
     try:
         # The round-trip loader builds no objects of a document's choosing and keeps line numbers.
         document = YAML(typ="rt", pure=True).load(text)
@@ -122,34 +129,53 @@ def _apply_override(document: CommentedMap, override: str) -> None:
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
-        raise UserError(f"the value of '{override}' is not valid YAML", where="--set") from None
+        what = f"the value of '{override}' is not valid YAML"
+        raise UserError(what, where="--set", mend=f"for example --set {key}='[0, 1]' for a list") from None
     node: Any = document
     *parents, last = key.split(".")
-    for part in parents:
-        node = _child(node, part, key)
-    if isinstance(node, CommentedSeq):
-        node[_index(node, last, key)] = value
+    for number, part in enumerate(parents):
+        node = _child(node, part, key.split(".")[:number])
+    if isinstance(node, (CommentedSeq, list)):
+        node[_index(node, last, parents)] = value
     elif isinstance(node, dict):
         node.pop(_OTHER_SPELLING.get(last, ""), None)  # the file may spell the key in the other way
         node[last] = value
     else:
-        raise UserError(f"'{key}' leads into a plain value", where="--set")
+        raise _plain_value(node, parents)
 
 
-def _child(node: Any, part: str, key: str) -> Any:
+def _child(node: Any, part: str, above: Sequence[str]) -> Any:
+    """What a part of a key leads to, in what the parts above it have led to."""
     if isinstance(node, (CommentedSeq, list)):
-        return node[_index(node, part, key)]
+        return node[_index(node, part, above)]
     if not isinstance(node, dict):
-        raise UserError(f"'{key}' leads into a plain value", where="--set")
+        raise _plain_value(node, above)
     if part not in node:
         node[part] = CommentedMap()
     return node[part]
 
 
-def _index(node: Sequence[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise UserError(f"'{key}' needs a number below {len(node)} where it says '{part}'", where="--set")
-    return int(part)
+def _plain_value(node: Any, keys: Sequence[str]) -> UserError:
+    key = ".".join(keys)
+    what = f"'{key}' is the plain value {_plain(node)!r}, which has nothing below it"
+    return UserError(what, where="--set", mend=f"set it whole: --set {key}=...")
+
+
+def _index(node: Sequence[Any], part: str, above: Sequence[str]) -> int:
+    key = ".".join(above)
+    if part.isdigit() and int(part) < len(node):
+        return int(part)
+    number = f"{len(node)} {'entry' if len(node) == 1 else 'entries'}, counted from 0"
+    what = f"'{key}' is a list of {number}, and has no entry '{part}'"
+    entries = "".join(f"\n        {key}.{index} is {_short(entry)}" for index, entry in enumerate(node))
+    raise UserError(
+        what, where="--set", mend=f"name an entry by its number, or set the whole list, {key}=[...]{entries}"
+    )
+
+
+def _short(entry: Any) -> str:
+    text = json.dumps(_plain(entry), default=str)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _plain(node: Any) -> Any:
@@ -165,13 +191,14 @@ def _plain(node: Any) -> Any:
 
 
 def _user_error(path: Path, document: CommentedMap, error: ValidationError, overrides: Sequence[str]) -> UserError:
-    """The first mistakes of a pydantic error, each with its key and its line, or the override that it came from."""
-    found = mistakes(error)[:5]
+    """The mistakes of a pydantic error by line, each with its key and its line, or the override that it came from."""
+    found = sorted(mistakes(error), key=lambda each: _line(document, each.location) or 0)
     lines = [(_place(path, document, each.location, overrides), each.key or "the study", each.text) for each in found]
-    head, *rest = dict.fromkeys(lines)
-    text = f"{head[1]}: {head[2]}" + "".join(f"\n{place}: {key}: {text}" for place, key, text in rest)
-    mends = "\n        ".join(dict.fromkeys(described(each.location) for each in found))
-    return UserError(text, where=head[0], mend=mends)
+    (where, key, text), *rest = dict.fromkeys(lines)
+    more = [f"\n{place}: {key}: {text}" for place, key, text in rest[: _MOST_MISTAKES - 1]]
+    left = f"\nand {len(rest) - len(more)} more" if len(rest) > len(more) else ""
+    mends = "\n        ".join(dict.fromkeys(described(each.meant) for each in found[:_MOST_MISTAKES]))
+    return UserError(f"{key}: {text}{''.join(more)}{left}", where=where, mend=mends)
 
 
 def _place(path: Path, document: CommentedMap, location: Sequence[int | str], overrides: Sequence[str]) -> str:

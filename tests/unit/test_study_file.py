@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rankscope.errors import UserError
-from rankscope.keys import described, show
+from rankscope.keys import ELSEWHERE, all_keys, described, show
 from rankscope.runs import expand_arms, resolve_optimization
 from rankscope.spec import Arm, Optimization, OptimizationFields
 from rankscope.study_file import changed_settings, dump_study, load_study
@@ -188,10 +188,70 @@ def test_overrides_go_through_the_schema(tmp_path: Path) -> None:
     assert study.arms[0].learning_rate == (2e-5,)
     assert "did you mean" in refusal(path, "optimization.max_step=7")
     assert "key=value" in refusal(path, "seeds")
-    assert "number below 2" in refusal(path, "arms.5.learning_rate=1")
-    assert "plain value" in refusal(path, "study.name=1")
+    assert "'study' is the plain value 'medical-rank'" in refusal(path, "study.name=1")
     assert refusal(path, "seeds=0,1").startswith("--set seeds=0,1: seeds:")
     assert refusal(path, "arms.1.rank=[8, -1]").startswith("--set arms.1.rank=[8, -1]: arms.1.rank.1:")
+
+
+@pytest.mark.parametrize("override", ["arms.2.rank=4", "arms.-1.rank=4", "arms.lora.rank=4", "arms.rank=4", "arms.2=4"])
+def test_an_override_that_leads_into_a_list_needs_the_number_of_an_entry(tmp_path: Path, override: str) -> None:
+    what, mend = refusal(write(tmp_path, GOOD), override).split("\n  mend: ")
+    entry = override.removesuffix("=4").split(".")[1]
+    assert what == f"--set: 'arms' is a list of 2 entries, counted from 0, and has no entry '{entry}'"
+    assert "name an entry by its number" in mend
+    assert 'arms.1 is {"method": "lora", "rank": [8, 16]' in mend
+
+
+def test_all_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
+    text = GOOD.replace("seeds:", "seedz:").replace("    rank:", "    lora_r:").replace("batch_size:", "batchsize:")
+    path = write(tmp_path, text.replace("method: full", "method: full, layrs: [0], use_dorra: true"))
+    message, mend = refusal(path).split("\n  mend: ")
+    assert message.splitlines() == [
+        f"{path}:6: arms.0.layrs: unknown key 'layrs'; did you mean 'layers'?",
+        f"{path}:6: arms.0.use_dorra: unknown key 'use_dorra'; did you mean 'use_dora'?",
+        f"{path}:8: arms.1.lora_r: unknown key 'lora_r'; did you mean 'rank'?",
+        f"{path}:10: optimization.batchsize: unknown key 'batchsize'; did you mean 'batch_size'?",
+        f"{path}:11: seedz: unknown key 'seedz'; did you mean 'seeds'?",
+    ]
+    assert "`rank`: the rank; a list makes one arm of each" in mend and "`seeds`: one run each" in mend
+
+
+def test_many_mistakes_are_counted(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + "".join(f"key_{number}: 1\n" for number in range(25)))
+    message = refusal(path)
+    assert message.count("unknown key") == 20 and "\nand 5 more\n" in message
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("seeds:", "per_device_train_batch_size: 4\nseeds:", "write `batch_size` under `optimization`"),
+        ("batch_size: 32", "gradient_accumulation_steps: 4", "did you mean 'batch_size'?"),
+        ("batch_size: 32", "max_seq_length: 512", "did you mean 'max_length'?"),
+        ("batch_size: 32", "learning_rate: 1e-4", "write `learning_rate` in an entry of `arms`"),
+        ("seeds:", "num_train_epochs: 3\nseeds:", "write `num_epochs` under `optimization` or"),
+        ("seeds:", "r: 8\nseeds:", "write `rank` in an entry of `arms`"),
+        ("seeds:", "lora_r: 8\nseeds:", "write `rank` in an entry of `arms`"),
+        ("role: retention", "fraction: 0.2", "write `fraction` under `train.NAME.validation`"),
+        ("batch_size: 32", "seed: 3", "write `seeds` at the top"),
+    ],
+)
+def test_keys_of_other_tools_and_other_sections_are_led_home(tmp_path: Path, old: str, new: str, words: str) -> None:
+    assert old in GOOD
+    assert words in refusal(write(tmp_path, GOOD.replace(old, new)))
+
+
+def test_what_keys_of_other_tools_mean_is_in_the_schema() -> None:
+    known = {line.split(": ")[0] for line in all_keys()}
+    assert set(ELSEWHERE.values()) <= known
+    # A key of our own would be led away from where it may stand.
+    assert not set(ELSEWHERE) & {key.rpartition(".")[2] for key in known}
+
+
+def test_a_folder_is_no_study_file(tmp_path: Path) -> None:
+    assert "is a folder, not a study file\n  mend: name a study file" in refusal(tmp_path)
+    path = write(tmp_path, GOOD)
+    assert f"mend: name the file: {path}" in refusal(tmp_path)
 
 
 def test_both_spellings_of_a_key_mean_the_same_and_exclude_each_other(tmp_path: Path) -> None:

@@ -40,6 +40,23 @@ def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
     return f"PEFT {PEFT_VERSION} has no such option for {method}; it has {', '.join(sorted(options_of(method)))}"
 
 
+def unknown_keys(arm: Mapping[str, Any], fields: Iterable[str]) -> dict[str, str]:
+    """Each key of an arm that neither the study file nor its method has, with its mend.
+
+    Args:
+        arm: As the study file has it, nothing of it checked.
+        fields: The keys that every arm may have.
+    """
+    method = arm.get("method")
+    methods = [method] if method in method_names() else method_names()
+    known = {*fields, *(key for name in methods for key in options_of(name))}
+    mends = {str(key): nearest(str(key), known) for key in arm if key not in known}
+    return {
+        key: mend if mend.startswith("did you mean") else unknown_option(str(method), key, known)
+        for key, mend in mends.items()
+    }
+
+
 def refusal(method: str, ranks: Sequence[int], options: Mapping[str, Any]) -> Refusal | None:
     """What is wrong with an arm's options, or None.
 
