@@ -155,6 +155,25 @@ def test_an_initialisation_that_needs_float32(study: Path, capsys: pytest.Captur
     assert "PEFT's pissa initialisation needs optimization.dtype float32" in message
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    ["run STUDY --out FILE", "demo --out FILE", "status FILE", "report FILE", "report . . --out FILE", "export FILE",
+     "export . --out FILE", "audit smallworld:base . --out FILE"],
+)  # fmt: skip
+def test_a_file_in_the_place_of_a_folder(study: Path, capsys: pytest.CaptureFixture[str], arguments: str) -> None:
+    file = study.parent / "notes.txt"
+    file.write_text("notes")
+    assert main(arguments.replace("STUDY", str(study)).replace("FILE", str(file)).split()) == USER_ERROR
+    said = capsys.readouterr().err
+    assert said.startswith(f"rankscope: {file}: is a file, not a folder\n  mend: name a folder")
+
+
+def test_a_folder_in_the_place_of_a_study_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("run", "plan"):
+        assert main([verb, str(study.parent)]) == USER_ERROR
+        assert f"is a folder, not a study file\n  mend: name the file: {study}" in capsys.readouterr().err
+
+
 def test_an_empty_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (study.parent / "train.jsonl").write_text("")
     assert "train.jsonl" in refused(study, capsys)

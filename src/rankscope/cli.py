@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options = _parser().parse_args(arguments)
     try:
+        options = _parser().parse_args(arguments)
         return options.verb(options)
     except UserError as error:
         print(f"rankscope: {error.message()}", file=sys.stderr)
@@ -100,14 +100,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--share", action="store_true", help=text)
 
     status = add("status", _status, "say what is done, running, failed and left")
-    status.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+    status.add_argument("directory", type=_folder, metavar="DIR", help="a study directory")
     status.add_argument("--json", action="store_true", help="print the status as JSON")
     status.add_argument("--watch", action="store_true", help="print it again every two seconds")
 
     report = add("report", _report, "rebuild the report from the records, or compare several studies")
-    report.add_argument("directories", type=Path, metavar="DIR", nargs="+", help="study directories")
+    report.add_argument("directories", type=_folder, metavar="DIR", nargs="+", help="study directories")
     text = "where the page over several studies goes (default: results/across)"
-    report.add_argument("--out", type=Path, help=text)
+    report.add_argument("--out", type=_folder, help=text)
 
     text = "write what papers, notebooks, leaderboards and model hubs read"
     _add_export(add("export", _export, text, _EXPORT_EPILOG))
@@ -140,7 +140,7 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, help="the study directory (default: results/<study>)")
+    parser.add_argument("--out", type=_folder, help="the study directory (default: results/<study>)")
 
 
 def _add_audit(parser: argparse.ArgumentParser) -> None:
@@ -153,17 +153,26 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="OTHER", help="set it against another tuned model of the same base")
     text = "write a copy of the adapter cut to a share of its energy (0.95) or to a rank (16)"
     parser.add_argument("--truncate", type=_cut, metavar="SHARE|RANK", help=text)
-    parser.add_argument("--out", type=Path, help="the folder to write to (default: results/audit-<tuned>)")
+    parser.add_argument("--out", type=_folder, help="the folder to write to (default: results/audit-<tuned>)")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a study directory")
+    parser.add_argument("directory", type=_folder, metavar="DIR", help="a study directory")
     text = f"only these of {', '.join(PARTS)} (default: all)"
     parser.add_argument("--what", nargs="+", choices=PARTS, metavar="PART", help=text)
     text = "export this model: an arm, a run's folder name, or a derived one's: RUN/truncate/16"
     parser.add_argument("--model", metavar="NAME", help=text)
-    parser.add_argument("--out", type=Path, help="the folder to write to (default: DIR/export)")
+    parser.add_argument("--out", type=_folder, help="the folder to write to (default: DIR/export)")
+
+
+def _folder(text: str) -> Path:
+    """A folder that is there, or can be made."""
+    path = Path(text)
+    if path.is_file():
+        mend = "name a folder: a study's results lie in results/<study>, and --out makes one that is not there yet"
+        raise UserError("is a file, not a folder", where=path, mend=mend)
+    return path
 
 
 def _layers(text: str) -> frozenset[int]:

@@ -422,8 +422,6 @@ def _check_directory(store: Store, study: Study, earlier: _Earlier) -> None:
     """A directory belongs to a study by its name."""
     if not store.root.exists():
         return
-    if not store.root.is_dir():
-        raise UserError("is a file, and results need a folder", where=store.root, mend="choose another --out")
     if not store.study_file.exists():
         if any(child.name not in {".lock", ".workers", "leases"} for child in store.root.iterdir()):
             raise UserError("holds files that are no study's", where=store.root, mend="choose another --out")

@@ -19,6 +19,8 @@ _SPEAKERS = {
     "bot": "assistant",
     "system": "system",
 }
+# A chat template may leave out the turns of a role that it does not know without a word.
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _MEND = 'turns are {"role": "user", "content": ...}, the last one the assistant\'s'
 
 
@@ -26,9 +28,15 @@ def message_content(row: Row, messages: Any, field: str) -> Content:
     """A list of `role` and `content`; the last turn, the assistant's, is what is learned.
 
     Raises:
-        UserError: It is no such list, or ends with another's turn.
+        UserError: It is no such list, a role is unknown, or it ends with another's turn.
     """
-    return _content(row, _turns(row, messages, field, "role", "content"), field)
+    turns = _turns(row, messages, field, "role", "content")
+    for number, (role, _) in enumerate(turns, start=1):
+        if role not in _ROLES:
+            meant = _SPEAKERS.get(role.strip().lower())
+            mend = (f"write '{meant}' for '{role}'; " if meant else "") + f"roles are {', '.join(_ROLES)}"
+            raise field_error(row, field, f"has a turn {number} of the unknown role '{role}'", mend)
+    return _content(row, turns, field)
 
 
 def conversation_content(row: Row) -> Content:
@@ -45,7 +53,8 @@ def conversation_content(row: Row) -> Content:
     named = []
     for speaker, text in _turns(row, turns, field, *keys):
         if speaker.lower() not in _SPEAKERS:
-            raise field_error(row, field, f"has a turn of '{speaker}', who is nobody known", "use human, gpt, system")
+            mend = f"speakers are {', '.join(_SPEAKERS)}"
+            raise field_error(row, field, f"has a turn of '{speaker}', who is nobody known", mend)
         named.append((_SPEAKERS[speaker.lower()], text))
     system = row.values.get("system")
     if isinstance(system, str) and system.strip() and named and named[0][0] != "system":

@@ -209,6 +209,14 @@ REFUSED = {
     "user has the last word": ([{"messages": [USER]}], "nothing to learn"),
     "nobody asks": ([{"messages": [ASSISTANT]}], "no turn of the user"),
     "empty last turn": ([{"messages": [USER, {**ASSISTANT, "content": ""}]}], "an empty answer"),
+    "human among messages": (
+        [{"messages": [{**USER, "role": "human"}, ASSISTANT]}],
+        "1 of the unknown role 'human'",
+    ),
+    "unknown role": (
+        [{"messages": [USER, {**USER, "role": "critic"}, ASSISTANT]}],
+        "2 of the unknown role 'critic'",
+    ),
     "unknown speaker": ([{"conversations": [{"from": "cat", "value": "miaow"}]}], "nobody known"),
 }
 
@@ -220,6 +228,14 @@ def test_malformed_rows_are_refused_with_file_line_field_and_mend(name):
         understand(rows(*values))
     assert caught.value.where == f"data.jsonl:{len(values)}"
     assert caught.value.mend
+
+
+def test_the_mend_of_an_unknown_role_says_which_are_known():
+    for role, mend in (("human", "write 'user' for 'human'; "), ("Assistant", "write 'assistant' for "), ("cat", "")):
+        with pytest.raises(UserError) as caught:
+            one({"messages": [USER, {**USER, "role": role}, ASSISTANT]})
+        assert caught.value.mend.startswith(f"{mend}")
+        assert caught.value.mend.endswith("roles are system, developer, user, assistant, tool, function")
 
 
 @pytest.mark.parametrize(
