@@ -97,7 +97,8 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
         ),
         reading="A best rate inside the range is a fair choice. One at the end of the range means that the arm may do "
         "better than this study shows.",
-        caution="Validation scores chose the rates, so they flatter them a little; the plots above use other items.",
+        caution="What was forgotten had no say in the choice: a lower rate may learn nearly as much and forget less. "
+        "Validation scores chose the rates, so they flatter them a little; the plots above use other items.",
         panels=panels,
         measures=measures,
         sources=("decide/rates.json",),

@@ -78,6 +78,10 @@ def test_the_budget_of_the_study_file_is_drawn(figures):
     assert "accepted forgetting: 0.05 nats" in json.dumps(figures["learned_forgotten"].panels[1].spec)
 
 
+def test_beside_the_rates_it_is_said_that_forgetting_had_no_say(figures):
+    assert figures["learning_rates"].caution.startswith("What was forgotten had no say in the choice")
+
+
 def test_warnings_of_rates_name_the_arm_and_its_group(figures):
     notes = figures["learning_rates"].notes
     assert any(note.startswith("The best rate is the lowest") and "full (1e-5)" in note for note in notes["new"])
