@@ -73,6 +73,38 @@ def test_what_a_study_cannot_tell_is_said_before_it_runs(study: Path, capsys: py
     assert "no task has role retention" in text
 
 
+def test_ranks_to_which_nothing_is_cut_are_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for truncate, words in (
+        (
+            "[1, 2, 64]",
+            "derive.truncate: nothing is cut to rank 2 and 64, as no arm that is derived from has a higher one",
+        ),
+        ("true", "derive.truncate: no arm has a rank above another's, so nothing is cut; name lower ranks"),
+        ("[1]", None),
+    ):
+        assert main(["plan", str(study), "--set", f"derive.truncate={truncate}"]) == DONE
+        said = capsys.readouterr().out
+        assert words in said if words else "derive.truncate" not in said
+
+
+def test_rates_chosen_by_loss_for_a_task_of_right_answers(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [[{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+             for row in rows(30)]  # fmt: skip
+    write_rows(study.parent / "train.jsonl", [{"messages": each} for each in turns])
+    questions = [{"question": row["question"], "choices": ["yes", "no"], "answer": 0} for row in rows(8, first=100)]
+    write_rows(study.parent / "test.jsonl", questions)
+    assert main(["plan", str(study)]) == DONE
+    said = next(line for line in capsys.readouterr().out.splitlines() if "train.ours: rates are chosen" in line)
+    assert (
+        "by the loss on 7 validation rows, while test is judged by multiple choice; `validation: {source: FILE}`"
+        in said
+    )
+    assert (
+        main(["plan", str(study), "--set", f"train.ours.validation={{source: {study.parent / 'test.jsonl'}}}"]) == DONE
+    )
+    assert "rates are chosen by the loss" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

@@ -10,7 +10,7 @@ from rankscope.data.shapes import num_parameters
 from rankscope.data.targets import left_out
 from rankscope.methods.resolve import ALL_LINEAR
 from rankscope.plan import MIN_HALVED, Grid
-from rankscope.runs import BaseSettings, arms_of, expand_arms, rates_beyond
+from rankscope.runs import BaseSettings, arms_of, derived_points, expand_arms, rates_beyond
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 
@@ -111,6 +111,44 @@ def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
         warnings.append("one seed shows no spread: intervals hold the choice of items only")
     if not any(task.role == "retention" for task in study.evaluate.values()):
         warnings.append("no task has role retention: nothing watches what is forgotten")
+    return [*warnings, *_truncation_warnings(study)]
+
+
+def _truncation_warnings(study: Study) -> list[str]:
+    """Ranks to which nothing is cut, as no arm has a higher one."""
+    wanted, arms = study.derive.truncate, [settings for settings, _ in expand_arms(study)]
+    points = [point for arm in arms for point in derived_points(study, arm, arms) if point.kind == "truncate"]
+    if wanted is True and not points:
+        return ["derive.truncate: no arm has a rank above another's, so nothing is cut; name lower ranks: [1, 2]"]
+    left = [] if isinstance(wanted, bool) else sorted(set(wanted) - {point.amount for point in points})
+    if not left:
+        return []
+    ranks = " and ".join(map(str, left))
+    return [
+        f"derive.truncate: nothing is cut to rank {ranks}, as no arm that is derived from has a higher one; name lower"
+    ]
+
+
+def choice_warnings(
+    study: Study, tasks: Mapping[str, tuple[Scoring, int]], validation: Mapping[str, tuple[Scoring, int]]
+) -> list[str]:
+    """Training sets whose rates are chosen by their loss, although their tasks ask for right answers.
+
+    Args:
+        study: The study.
+        tasks: By task, how it is scored and how many items it has.
+        validation: By training set, the same of its validation items.
+    """
+    warnings = []
+    for name, (scoring, number) in validation.items():
+        judged = [
+            task for task, spec in study.evaluate.items() if name in spec.in_domain_for and tasks[task][0] != "loss"
+        ]
+        if scoring == "loss" and judged:
+            kind = tasks[judged[0]][0].replace("_", " ").replace("generate", "generated answers")
+            text = f"rates are chosen by the loss on {number} validation rows, while {judged[0]} is judged by {kind}"
+            mend = "`validation: {source: FILE}` with questions of that kind chooses by what is judged"
+            warnings.append(f"train.{name}: {text}; {mend}")
     return warnings
 
 

@@ -12,7 +12,7 @@ from rankscope.data.prompts import put
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
 from rankscope.data.sources import Rows, read_rows
 from rankscope.data.splits import in_part, normalised, num_duplicates
-from rankscope.data.tasks import prompt_style
+from rankscope.data.tasks import default_scoring, prompt_style
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError, within
 from rankscope.spec import Data
@@ -20,6 +20,9 @@ from rankscope.statistics import smallest_difference
 from rankscope.study_template import SCALES, SMALL_WORLD, TEMPLATE, listed, mapping, name_of, quoted, rounded
 
 _SEEDS = (0, 1)
+_BY_LOSS = (
+    "judged by loss; to judge by right answers, add a task of questions and a `validation: {source: ...}` like it"
+)
 _MOST_COUNTED = 2000  # rows whose tokens are counted to find max_length
 _LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -46,6 +49,7 @@ class _Found:
     Attributes:
         train: How the rows to train on are named in the study file; `test` the same for the task.
         tokens: The lengths of some rows, shortest first.
+        by_loss: Rates are chosen, and arms judged, by loss.
     """
 
     form: str
@@ -56,6 +60,7 @@ class _Found:
     test: str
     tokens: tuple[int, ...]
     sample: str
+    by_loss: bool
 
 
 def write_study(model: str, train: str, out: Path, columns: Columns | None = None) -> list[str]:
@@ -83,6 +88,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
         f"  tokens a row: {_length(found, base)}",
         f"  one row, what would be learned in >>> <<<: {found.sample}",
         f"{model}: {rounded(base.size)} parameters, context of {base.tokenizer.context_length or 'unknown'} tokens",
+        *([f"rows read as {found.form} are {_BY_LOSS}"] if found.by_loss else []),
         *_margin(found),
         f"wrote {out}; next: rankscope plan {out}",
     ]
@@ -130,6 +136,7 @@ def _data_words(train: str, found: _Found, base: _Base, columns: Columns | None)
         "max_length": _max_length(found, base),
         "length": _length(found, base),
         "seeds": ", ".join(map(str, _SEEDS)),
+        "judged": f"  # {_BY_LOSS.capitalize()}.\n" if found.by_loss else "",
         "remark": "".join(f"# {line}\n" for line in _margin(found)),
     }
 
@@ -180,6 +187,7 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
         train=train_part,
         test=test_part,
         tokens=tuple(sorted(len(one) + len(two) + 1 for one, two in pairs)),
+        by_loss=default_scoring(rows, understood) == "loss",
         sample=repr(f"{prompt}>>>{texts[0].answer[:400]}<<<"),
     )
 

@@ -27,7 +27,14 @@ from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
-from rankscope.design import design_warnings, expert_warnings, relations, search, smallest_differences
+from rankscope.design import (
+    choice_warnings,
+    design_warnings,
+    expert_warnings,
+    relations,
+    search,
+    smallest_differences,
+)
 from rankscope.errors import UserError, within
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
@@ -303,6 +310,9 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = code_warnings(base.settings.name, base.folder, trust=base.settings.opening.trust_remote_code)
     warnings += [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
+    scored = {name: (task.settings.scoring, task.settings.num_items) for name, task in base.tasks.items()}
+    validation = {name: data.validation_settings for name, data in base.training.items()}
+    warnings += choice_warnings(study, scored, {name: (v.scoring, v.num_items) for name, v in validation.items()})
     warnings += expert_warnings(study, base.settings, base.shape.tensors, base.model_type)
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):

@@ -93,7 +93,7 @@ optimization:
 seeds: [{seeds}]           # two are the least from which a spread can be seen; three or more narrow the intervals
 
 evaluate:
-  {name}_test: {{source: {source}, {test_columns}{test_part}, in_domain_for: [{name}]}}
+{judged}  {name}_test: {{source: {source}, {test_columns}{test_part}, in_domain_for: [{name}]}}
   # What the model could do before, and may forget.
   # {why}.
   # Add what matters to you: a preset, a task of lm_eval, or a file of your own.

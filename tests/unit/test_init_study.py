@@ -48,6 +48,20 @@ def test_your_data_is_exactly_what_init_writes(tmp_path: Path, monkeypatch: pyte
     assert Path("studies/your_data.yaml").read_text(encoding="utf-8") == YOUR_DATA.read_text(encoding="utf-8")
 
 
+def test_rows_without_a_right_answer_are_said_to_be_judged_by_loss(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    turns = [[{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
+             for row in questions(300)]  # fmt: skip
+    chats = write(data.parent / "chats.jsonl", [{"messages": each} for each in turns])
+    for file, is_said in ((chats, True), (data, False)):
+        out = data.parent / f"{file.stem}.yaml"
+        assert main(["init", "--model", "smallworld:base", "--train", str(file), "--out", str(out)]) == DONE
+        assert ("rows read as messages are judged by loss; to judge by right" in capsys.readouterr().out) is is_said
+        assert ("  # Judged by loss; to judge by right answers, add" in out.read_text(encoding="utf-8")) is is_said
+        load_study(out)
+
+
 def test_the_tutorial_shows_what_init_and_plan_say_today(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,7 +61,7 @@ def make_task(
     Raises:
         UserError: The scoring that is asked for does not fit the rows.
     """
-    scoring = options.scoring or ("generate" if options.scorer else _default_scoring(rows, understood))
+    scoring = options.scoring or ("generate" if options.scorer else default_scoring(rows, understood))
     if scoring == "multiple_choice" and not contents[0].options:
         raise UserError(
             f"{options.name}: there are no options to choose from, the rows are {understood.form}",
@@ -139,7 +139,8 @@ def _clusters(prompted: Sequence[Prompted], contents: Sequence[Content]) -> list
     ]
 
 
-def _default_scoring(rows: Rows, understood: Contents) -> Scoring:
+def default_scoring(rows: Rows, understood: Contents) -> Scoring:
+    """How items are scored where the study does not say."""
     if rows.preset is not None and (rows.preset.scoring != "multiple_choice" or understood.contents[0].options):
         return rows.preset.scoring
     by_form: dict[str, Scoring] = {"multiple_choice": "multiple_choice", "question_answer": "generate"}
