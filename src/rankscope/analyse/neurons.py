@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.analyse.probes import TaskBatch
+from rankscope.internals.neuron_means import neuron_means
 from rankscope.internals.neurons import (
     ACTIVE_SHARE,
     NeuronSums,
@@ -192,10 +193,7 @@ def neuron_summary(neurons: pl.DataFrame, changes: pl.DataFrame | None) -> dict[
         *([pl.col("neuron_selectivity").abs().mean()] if "neuron_selectivity" in neurons.columns else []),
     ).row(0, named=True)  # fmt: skip
     if changes is not None:
-        finite = changes.filter(pl.col("neuron_shift").is_finite())["neuron_shift"]
-        means["neuron_shift"] = finite.abs().mean()
-        means["neurons_newly_dead"] = changes["is_newly_dead"].sum()
-        means["neurons_newly_active"] = changes["is_newly_active"].sum()
+        means |= changes.select(neuron_means()).row(0, named=True)
     return {key: float(value) for key, value in means.items() if value is not None and math.isfinite(value)}
 
 

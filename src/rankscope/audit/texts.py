@@ -19,6 +19,7 @@ from rankscope.data.readers import Row
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import NotAvailable, UserError
 from rankscope.internals.attention import attention_divergence, pattern_measures
+from rankscope.internals.neuron_means import neuron_means_by_layer
 from rankscope.internals.patterns import LayerPattern, packed_pattern, show_patterns, unpacked_pattern
 from rankscope.scoring.losses import TokenLoss, completion_losses
 
@@ -101,7 +102,11 @@ class BaseLook:
 
 
 def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch) -> BaseLook:
-    """The base's losses, heads and neurons; its patterns and residual streams go to the scratch."""
+    """The base's losses, heads and neurons; its patterns and residual streams go to the scratch.
+
+    Raises:
+        NotAvailable: The architecture's layers are not known, or do not show where their heads look.
+    """
     table, probes = HeadTable(), texts.probes()
     for index, probe in enumerate(probes):
 
@@ -159,13 +164,7 @@ def _inside(
         return streams, None
     after = activity_of(model, probes, base.thresholds)
     changes = change_frame(base.activity, after)
-    size = pl.col("neuron_shift")
-    counted = changes.group_by("layer", maintain_order=True).agg(
-        size.filter(size.is_finite()).abs().mean(),
-        pl.col("is_newly_dead").sum().cast(pl.Int64).alias("neurons_newly_dead"),
-        pl.col("is_newly_active").sum().cast(pl.Int64).alias("neurons_newly_active"),
-        pl.len().cast(pl.Int64).alias("num_neurons"),
-    )
+    counted = neuron_means_by_layer(changes.lazy()).collect()
     most = most_changed(changes, base.activity, after).rename({"probe_id": "text"})
     return streams.join(counted, on="layer", how="left", maintain_order="left"), most.cast({"text": pl.Int64})
 

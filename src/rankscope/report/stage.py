@@ -11,6 +11,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import DamagedFile, UserError
+from rankscope.internals.neuron_means import neuron_means_by_layer
 from rankscope.plan import Plan
 from rankscope.records import Analysis, ForecastRecord, Rates, Status
 from rankscope.report.across import Study, counts, findings
@@ -268,17 +269,7 @@ def _folders(store: Store, scored: list[Scored], wanted: Callable[[Any], bool]) 
 
 def _neurons(path: Path) -> pl.DataFrame:
     """A run's neurons by layer: large models have millions of them, and the page shows layers."""
-    shifts, flags = pl.col("neuron_shift"), ("is_newly_dead", "is_newly_active")
-    wanted = (
-        pl.scan_parquet(path)
-        .group_by("layer")
-        .agg(
-            shifts.filter(shifts.is_finite()).abs().mean().alias("neuron_shift"),
-            *(pl.col(flag).sum().cast(pl.Int64).alias(flag.replace("is_", "neurons_")) for flag in flags),
-            pl.len().cast(pl.Int64).alias("num_neurons"),
-        )
-    )
-    return wanted.sort("layer").collect()
+    return neuron_means_by_layer(pl.scan_parquet(path)).collect()
 
 
 def _read_analysis(
