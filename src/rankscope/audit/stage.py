@@ -28,7 +28,7 @@ from rankscope.audit.result import Audit, OnTexts, Truncation
 from rankscope.audit.texts import Texts, as_texts, look_at_base, look_at_tuned
 from rankscope.audit.truncation import Cut, cut_adapter
 from rankscope.data.hub import fingerprint, hub_commit, model_folder, named_commit, split_revision, tuned_folder
-from rankscope.data.readers import read_file
+from rankscope.data.sources import read_rows
 from rankscope.data.tokens import Tokenizer
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError
@@ -41,6 +41,7 @@ from rankscope.models.tuned_folder import load_tuned_folder
 from rankscope.models.updates import Update
 from rankscope.models.weights import Tuned, read_tuned
 from rankscope.provenance import provenance
+from rankscope.spec import Data
 from rankscope.store import write_text
 
 PAGE, DOCUMENT, TRUNCATED = "index.html", "audit.json", "truncated"
@@ -236,7 +237,7 @@ def _joined(matrices: pl.DataFrame, ranks: dict[str, int | None], found: Subspac
 def _texts(path: Path, base: Path) -> Texts:
     if not path.is_file():
         raise UserError("there is no such file", where=path, mend="name a file of texts")
-    return as_texts(read_file(path), Tokenizer.from_folder(base))
+    return as_texts(read_rows(Data(source=str(path)), "test"), Tokenizer.from_folder(base))
 
 
 def _on_texts(texts: Texts, base: Path, tuned: Path, watcher: Watcher) -> OnTexts:

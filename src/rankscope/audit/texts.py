@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,7 +15,10 @@ from rankscope.analyse.neurons import Activity, activity_of, change_frame, most_
 from rankscope.analyse.probes import TaskBatch, task_batches
 from rankscope.analyse.streams import keep_streams, stream_frame
 from rankscope.audit.result import OnTexts
-from rankscope.data.readers import Row
+from rankscope.data.forms import FORMS, UnnamedColumns, understand
+from rankscope.data.prompts import put
+from rankscope.data.sources import Rows
+from rankscope.data.tasks import prompt_style
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import NotAvailable, UserError
 from rankscope.internals.attention import attention_divergence, pattern_measures
@@ -69,13 +72,20 @@ class Texts:
         return (f"the models were looked into on the first {len(parts)} texts, up to {MOST_TOKENS} tokens of each",)
 
 
-def as_texts(rows: Sequence[Row], tokenizer: Tokenizer) -> Texts:
-    """Rows with a `text`, or with a `prompt` and the `completion` that is scored.
+def as_texts(rows: Rows, tokenizer: Tokenizer) -> Texts:
+    """Rows in any form that can be trained on, of which is scored what would be learned: texts whole, else answers.
+
+    Turns are put through the model's chat template where it has one.
 
     Raises:
-        UserError: A row has neither, or none of them has a token to score.
+        UserError: The rows have no form that is known, or none of them has a token to score.
     """
-    pairs = tokenizer.encode_pairs([_pair(row) for row in rows])
+    try:
+        contents = understand(rows).contents
+    except UnnamedColumns as error:
+        raise UserError(error.what, where=error.where, mend=f"write them as {FORMS}") from None
+    prompted = [put(content, prompt_style(rows), tokenizer) for content in contents]
+    pairs = tokenizer.encode_pairs([(text.prompt, text.answer) for text in prompted])
     kept = [(prompt, completion) for prompt, completion in pairs if completion]
     if not kept:
         raise UserError("there is no text in it", where="--texts", mend="one text a paragraph, or a `text` a row")
@@ -179,16 +189,6 @@ def _layer_means(layers: pl.DataFrame) -> dict[str, float]:
         if value is not None:
             found[key] = float(value)
     return found
-
-
-def _pair(row: Row) -> tuple[str, str]:
-    values = row.values
-    if isinstance(values.get("text"), str):
-        return "", values["text"]
-    if isinstance(values.get("prompt"), str) and isinstance(values.get("completion"), str):
-        return values["prompt"], values["completion"]
-    mend = "give rows with `text`, or with `prompt` and `completion`, or a .txt file with a text a paragraph"
-    raise UserError("the row is no text", where=row.where, mend=mend)
 
 
 def _losses(model: PreTrainedModel, texts: Texts) -> list[TokenLoss]:

@@ -26,7 +26,7 @@ ROLES = (
 # By what it is, the column, or of the options the columns.
 Columns = Mapping[str, str | tuple[str, ...]]
 _MOST_LOOKED_AT = 20  # later rows with the first one's fields are taken to have its form
-_FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
+FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
 
 
 class UnnamedColumns(UserError):
@@ -48,7 +48,7 @@ class UnnamedColumns(UserError):
 
 
 def _naming(example: str, choices: str) -> str:
-    return f"write them as {_FORMS}; or name the columns: `{example}`, with `{choices}` where options stand in columns"
+    return f"write them as {FORMS}; or name the columns: `{example}`, with `{choices}` where options stand in columns"
 
 
 @dataclass(frozen=True)

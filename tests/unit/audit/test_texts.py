@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 from model_folders import write_tokenizer
 from planted import CONFIG, Quiet, plant
 from rankscope.audit.stage import Request, run
+from rankscope.audit.texts import as_texts
+from rankscope.data.readers import Row
+from rankscope.data.sources import Rows
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 
@@ -163,14 +166,51 @@ def test_prompts_are_not_scored(folders, tmp_path):
     assert found.losses["loss_nats_per_token_base"].item() == pytest.approx(own_loss(base, pair), abs=1e-5)
 
 
+USER, ASSISTANT = {"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "a box"}
+FORMS = [
+    ({"text": "The fox."}, "", "The fox."),
+    ({"messages": [USER, ASSISTANT]}, "[user]What is it?[assistant]", "a box"),
+    ({"conversations": [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "a box"}]},
+     "[user]What is it?[assistant]", "a box"),
+    ({"prompt": [USER], "completion": [ASSISTANT]}, "[user]What is it?[assistant]", "a box"),
+    ({"instruction": "What is it?", "output": "a box"}, "[user]What is it?[assistant]", "a box"),
+    ({"question": "What is it?", "choices": ["a fox", "a box"], "answer": 1}, "[user]What is it?[assistant]", "a box"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "prompt", "scored"), FORMS, ids=[next(iter(row)) for row, _, _ in FORMS])
+def test_texts_are_what_training_takes_put_through_the_chat_template(tmp_path, row, prompt, scored):
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path, chat=template))
+    (pair,) = as_texts(Rows([Row(row, "texts.jsonl", 1)], "files"), tokenizer).pairs
+    assert pair == tokenizer.encode_pair(prompt, scored)
+
+
+def test_chats_are_audited(folders, tmp_path):
+    (folders / "chats.jsonl").write_text("\n".join([json.dumps({"messages": [USER, ASSISTANT]})] * 2))
+    found = audit(folders, folders / "adapter", tmp_path / "out", "chats.jsonl").audit.on_texts
+    # This base has no chat template.
+    pair = Tokenizer.from_folder(folders / "base").encode_pair("Question: What is it?\nAnswer:", " a box")
+    base = AutoModelForCausalLM.from_pretrained(folders / "base").eval()
+    assert found.losses["loss_nats_per_token_base"].to_list() == pytest.approx([own_loss(base, pair)] * 2, abs=1e-5)
+
+
 class TestRefused:
     @pytest.mark.parametrize(
-        ("content", "match"), [('{"question": "x"}', "is no text"), ('{"text": ""}', "no text in it")]
+        ("content", "match"),
+        [('{"question": "x"}', "no form that is known"), ('{"text": ""}', "'text' is empty"), (" ", "no rows")],
     )
     def test_rows_without_text(self, folders, tmp_path, content, match):
         (folders / "bad.jsonl").write_text(content)
         with pytest.raises(UserError, match=match):
             audit(folders, folders / "adapter", tmp_path / "out", "bad.jsonl")
+
+    def test_the_mend_names_no_key_of_a_study(self, folders, tmp_path):
+        (folders / "bad.jsonl").write_text('{"question": "x"}')
+        with pytest.raises(UserError) as caught:
+            audit(folders, folders / "adapter", tmp_path / "out", "bad.jsonl")
+        assert caught.value.mend.startswith("write them as messages, ") and "columns" not in caught.value.mend
 
     def test_no_such_file(self, folders, tmp_path):
         with pytest.raises(UserError, match="no such file"):
