@@ -182,11 +182,12 @@ class PlainDisplay:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._clock: Clock  # from `planned` on, which comes first
+        self._plan: Plan
         self._spoke = 0.0
 
     def planned(self, plan: Plan, remarks: list[str]) -> None:
         """Say what is about to happen."""
-        self._clock = Clock(plan)
+        self._clock, self._plan = Clock(plan), plan
         _say_planned(self._console, plan, remarks)
 
     def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
@@ -196,13 +197,17 @@ class PlainDisplay:
             if isinstance(event, Failed):
                 self._console.print(f"FAILED {_name(event)}: {event.cause}", markup=False, soft_wrap=True)
             elif isinstance(event, Finished) and event.pack.stage == "train":
-                self._console.print(f"trained {_name(event)}", markup=False, soft_wrap=True)
+                self._console.print(f"trained {_name(event)}{self._how_far(event.pack)}", markup=False, soft_wrap=True)
         if time.monotonic() - self._spoke > _PLAIN_SECONDS:
             self._spoke = time.monotonic()
             losses = ", ".join(f"{event.run_id} loss {event.loss:.3f}" for event in in_flight if event.loss is not None)
             self._console.print(_summary(board, needed, self._clock), markup=False, soft_wrap=True)
             if losses:
                 self._console.print(f"  in training: {losses}", markup=False, soft_wrap=True)
+
+    def _how_far(self, pack: Pack) -> str:
+        """To which step a round of halving trained a pack's runs; nothing where it was the last."""
+        return f" to step {pack.names[0]} of {self._plan.run(pack.run_ids[0]).num_steps}" if pack.names else ""
 
     def message(self, text: str) -> None:
         """A line for a person."""
@@ -263,12 +268,12 @@ def make_display(console: Console) -> LiveDisplay | PlainDisplay:
 
 
 def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
-    layout, number = plan.layout, sum(not plan.is_beyond(run) for run in plan.runs)
-    console.print(
-        f"{plan.study}: {number} possible runs on {layout.device}, {layout.num_workers} processes "
-        f"with {layout.threads_per_worker} threads each",
-        markup=False,
-    )
+    layout, (first, later) = plan.layout, plan.num_runs
+    words = f"{first + later} runs, {first} in the search for rates and {later} more at the chosen ones"
+    threads = "1 thread" if layout.threads_per_worker == 1 else f"{layout.threads_per_worker} threads"
+    processes = "1 process" if layout.num_workers == 1 else f"{layout.num_workers} processes"
+    place = f"on {layout.device}, {processes} with {threads}{' each' if layout.num_workers > 1 else ''}"
+    console.print(f"{plan.study}: {words}; {place}", markup=False, soft_wrap=True)
     for line in data_lines(summary for summary in plan.data if summary.role == "train"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in (*plan.warnings, *remarks):

@@ -215,6 +215,14 @@ class Plan(Frozen):
         """Runs are trained in mixed precision: products in bfloat16, weights in float32."""
         return any(run.optimization.bf16 is True for run in self.runs)
 
+    @property
+    def num_runs(self) -> tuple[int, int]:
+        """How many runs search for rates, and how many more are made at the chosen ones: one for each later seed."""
+        arms = {(run.base.name, run.training_set.name, run.arm.label) for run in self.runs}
+        num_seeds = len({run.seed for run in self.runs})
+        first = sum(run.seed in self.search_seeds and not self.is_beyond(run) for run in self.runs)
+        return first, len(arms) * (num_seeds - len(self.search_seeds))
+
     def subject(self, base: str, run_id: str | None) -> Subject:
         """Whom a record about a run (None: about the base itself) is about."""
         if run_id is None:

@@ -35,6 +35,7 @@ def study_status(store: Store) -> dict[str, Any]:
     `interrupted` (training goes on from its checkpoint) or `waiting` (for an earlier stage, or for its turn); its
     `stage` is the one it is in, or was in last. `failures` are all pieces of work that failed, those of the base itself
     among them (`run` is None there): `{base, run, stage, name, error}`.
+    `counts` are of the runs that will be made: of an arm whose rate is not chosen yet, one for each later seed.
     `in_flight` is what the working processes are at, the base's own scores among it, where `run` is the base's name:
     `{run, stage, done, total, loss}`.
 
@@ -51,15 +52,19 @@ def study_status(store: Store) -> dict[str, Any]:
     needed = set(possible_work(plan, board, rates))
     chosen = chosen_run_ids(plan, rates)
     has_choice = {(c.base, c.training_set, c.arm) for c in rates.choices}
-    rows = []
+    rows, possible = [], {}
     for run in plan.runs:
-        is_settled = (run.base.name, run.training_set.name, run.arm.label) in has_choice
+        arm = (run.base.name, run.training_set.name, run.arm.label)
+        is_settled = arm in has_choice
         if run.seed not in plan.search_seeds and is_settled and run.run_id not in chosen:
             continue  # a later seed of a rate that was not chosen: nothing will ever be done
         if plan.is_beyond(run) and run.run_id not in chosen and asked_step(plan, rates, run) is None:
             continue  # beyond the grid, and no search has asked for it
         rows.append(_row(plan, store, board, run, needed, running))
+        if not is_settled and run.seed not in plan.search_seeds and rows[-1]["state"] == "waiting":
+            possible.setdefault((arm, run.seed), []).append(run.run_id)
     counts = Counter(row["state"] for row in rows)
+    counts -= Counter(waiting=sum(len(runs) - 1 for runs in possible.values()))
     is_done = store.read_decide() is not None and not set(counts) & {"waiting", "interrupted", "running"}
     state = "running" if is_running else "done" if is_done else "stopped"
     failures = [_failure(store, work) for work in board.failed()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from rankscope.runs import expand_arms
 from rankscope.spec import OptimizationFields, Study
 
 _BILLION = 1e9
+_WIDTH = 100
 
 
 def plan_lines(study: Study, plan: Plan) -> list[str]:
@@ -166,7 +166,18 @@ def _arm_lines(study: Study) -> list[str]:
     lines += ["  " + "  ".join(str(row.get(key, "-")).ljust(widths[key]) for key in shown).rstrip() for row in fields]
     shared = study.optimization.model_dump(exclude_none=True, by_alias=True)
     same = {key: values[key][0] for key in keys if key not in shown} | shared
-    return [*lines, "  the same for all that have it: " + ", ".join(f"{key} {value}" for key, value in same.items())]
+    return [*lines, *_wrapped("  the same for all that have it: ", [f"{key} {value}" for key, value in same.items()])]
+
+
+def _wrapped(head: str, parts: Sequence[str]) -> list[str]:
+    """Parts after a head, with commas between them, in lines of a width that can be read; none is broken."""
+    lines = [head]
+    for number, part in enumerate(parts, start=1):
+        text = part if number == len(parts) else f"{part}, "
+        if len(f"{lines[-1]}{text}".rstrip()) > _WIDTH:
+            lines.append("    ")
+        lines[-1] += text
+    return [line.rstrip() for line in lines]
 
 
 def _overlap_lines(plan: Plan) -> list[str]:
@@ -206,13 +217,11 @@ def _task_lines(study: Study, plan: Plan) -> list[str]:
 
 def _cost_lines(study: Study, plan: Plan) -> list[str]:
     cost, layout = plan.estimate, plan.layout
-    per_seed = Counter(run.seed for run in plan.runs if not plan.is_beyond(run))[study.seeds[0]]
-    first = per_seed * len(plan.search_seeds)
-    arms = len({(run.base.name, run.training_set.name, run.arm.label) for run in plan.runs})
-    later = arms * (len(study.seeds) - len(plan.search_seeds))
+    first, later = plan.num_runs
     guess = "about " if cost.is_estimate else ""
     lines = [
-        f"runs: {first} in the search for rates{_search_words(plan)}, then {later} more at the chosen ones",
+        f"runs: {first} in the search for rates{_search_words(plan)}, then {later} more at the chosen ones: "
+        f"{first + later} in all",
         f"tokens: {guess}{cost.trained_tokens:,} trained, {guess}{cost.scored_tokens:,} scored; "
         f"{cost.arithmetic / _BILLION:,.0f} billion operations",
         *_time_lines(plan),

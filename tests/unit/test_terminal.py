@@ -1,0 +1,68 @@
+"""What plan, run and status print: lines that can be read, and counts that agree with one another."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from rankscope.display import PlainDisplay
+from rankscope.execute.events import Finished
+from rankscope.plan import Pack
+from rankscope.records import Rates
+from rankscope.schedule import Board, needed_work
+from rankscope.status import study_status
+from rankscope.terminal import plan_lines, status_lines
+from synthetic import Synthetic, write_study
+
+
+def said_by_run(study: Synthetic, *packs: Pack) -> list[str]:
+    """What a log has of a run that finishes these packs."""
+    stream = io.StringIO()
+    shown = PlainDisplay(Console(file=stream, width=80))
+    shown.planned(study.plan, [])
+    shown.update(Board(), list(needed_work(study.plan, Rates())), [Finished(pack) for pack in packs], [])
+    return stream.getvalue().splitlines()
+
+
+def test_what_all_arms_share_stands_in_lines_that_can_be_read(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    lines = plan_lines(study.study, study.plan)
+    start = next(index for index, line in enumerate(lines) if "the same for all that have it: " in line)
+    shared = [lines[start], *(line for line in lines[start + 1 : lines.index("", start)])]
+    assert len(shared) > 2 and all(60 < len(line) <= 100 for line in shared[:-1]) and len(shared[-1]) <= 100
+    text = " ".join(line.strip() for line in shared)
+    for part in ("num_train_epochs 1.0, ", "lr_scheduler_type cosine, ", ", num_validations 4"):
+        assert part in text
+
+
+def test_plan_run_and_status_count_the_same_runs(tmp_path: Path) -> None:
+    """Not all that may be made: of an arm one rate goes on to the later seeds."""
+    study = write_study(tmp_path)
+    shutil.rmtree(study.store.root / "runs")
+    made = {run.run_id for run in study.plan.runs if run.seed == 0}
+    arms = {run.arm.label for run in study.plan.runs}
+    first, later = len(made), 2 * len(arms)
+    assert study.plan.num_runs == (first, later) and first + later < len(study.plan.runs)
+    words = f"{first} in the search for rates, then {later} more at the chosen ones: {first + later} in all"
+    assert f"runs: {words}" in plan_lines(study.study, study.plan)
+    head = said_by_run(study)[0]
+    words = f"{first + later} runs, {first} in the search for rates and {later} more at the chosen ones"
+    assert re.fullmatch(rf"\w+: {words}; on cpu, .*", head)
+    state = study_status(study.store)
+    assert state["counts"] == {"waiting": first + later}
+    assert status_lines(state)[0].endswith(f"({first + later} waiting)")
+
+
+def test_a_round_of_halving_says_how_far_it_came(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    run = study.plan.runs[0]
+    said = said_by_run(
+        study, Pack("train", "small", (run.run_id,), ("3",)), Pack("train", "small", (run.run_id,)),
+        Pack("evaluate", "small", (run.run_id,), ("validation",)),
+    )  # fmt: skip
+    trained = [line for line in said if line.startswith("trained")]
+    assert trained == [f"trained {run.run_id} to step 3 of {run.num_steps}", f"trained {run.run_id}"]
