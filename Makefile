@@ -60,7 +60,7 @@ truth: $(SET_UP)
 # The paper's question on SmolLM2-135M-Instruct, some hours on two processor cores; it goes on where it stopped. The data
 # come from the hub, or from a folder of the same sets: make real DATA=FOLDER
 real: $(VENV)/.real
-	$(BIN)/python recipes/real_study.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python recipes/real_study.py --publish $(if $(DATA),--data $(DATA))
 
 # Pretrain the small world's two bases again, from a seed; some minutes each.
 smallworld: $(SET_UP)
