@@ -17,11 +17,11 @@ from rich.text import Text
 
 from rankscope.data.summaries import data_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
-from rankscope.plan import Pack, Plan
+from rankscope.plan import PIECE_STAGES, Pack, Plan
 from rankscope.schedule import Board, Work, pack_seconds, work_of, work_seconds
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_PLAIN_SECONDS = 10.0
+_PLAIN_SECONDS, _PLAIN_SHARE = 10.0, 0.02  # between summaries in a log, and of the time so far
 _UNTRIED = 0.5  # the relative error that a forecast is shown with before it has been tried
 _DOUBT = 0.25  # how much of a correction may be wrong at least
 _MOST_DONE = 0.9  # of what has named no part as done, and has taken its time already
@@ -119,7 +119,8 @@ class Clock:
             total += seconds
             variance += error**2
         workers = self._plan.layout.num_workers
-        return total / workers, variance**0.5 / workers
+        last = sum(self._plan.estimate.seconds_by_stage.get(stage, 0.0) for stage in ("decide", "report"))
+        return total / workers + last, variance**0.5 / workers
 
     def _seen_so_far(self) -> dict[str, list[tuple[float, float]]]:
         """What was seen of pieces that have ended, and of parts of those that have not."""
@@ -147,8 +148,7 @@ class Clock:
         scored = [self._plan.run(run_id) for _, base, run_id, name in needed if run_id and name in tasks[base]]
         if arms == {(run.base.name, run.training_set.name, run.arm.label) for run in scored}:
             return 0.0
-        stages = ("train", "evaluate", "analyse")
-        planned = sum(self._plan.estimate.seconds_by_stage.get(stage, 0.0) for stage in stages)
+        planned = sum(self._plan.estimate.seconds_by_stage.get(stage, 0.0) for stage in PIECE_STAGES)
         return max(0.0, planned - sum(work_seconds(self._plan, work) for work in needed))
 
 
@@ -191,14 +191,14 @@ class PlainDisplay:
         _say_planned(self._console, plan, remarks)
 
     def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
-        """Print what ended, and a summary every few seconds."""
+        """Print what ended, and a summary every few seconds, of a long study less often."""
         self._clock.note(events)
         for event in events:
             if isinstance(event, Failed):
                 self._console.print(f"FAILED {_name(event)}: {event.cause}", markup=False, soft_wrap=True)
             elif isinstance(event, Finished) and event.pack.stage == "train":
                 self._console.print(f"trained {_name(event)}{self._how_far(event.pack)}", markup=False, soft_wrap=True)
-        if time.monotonic() - self._spoke > _PLAIN_SECONDS:
+        if time.monotonic() - self._spoke > max(_PLAIN_SECONDS, _PLAIN_SHARE * (time.monotonic() - self._clock.start)):
             self._spoke = time.monotonic()
             losses = ", ".join(f"{event.run_id} loss {event.loss:.3f}" for event in in_flight if event.loss is not None)
             self._console.print(_summary(board, needed, self._clock), markup=False, soft_wrap=True)

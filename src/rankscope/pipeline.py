@@ -296,7 +296,7 @@ def _with_measured_layout(study: Study, plan: Plan, inputs: Inputs, display: Dis
     except TrialError as error:  # what is wrong with a run is recorded when it is run
         display.message(f"measuring failed ({error}); the machine is divided as it would be without it")
         return plan
-    return plan.model_copy(update={"layout": layout})
+    return plan.model_copy(update={"layout": layout, "estimate": plan.estimate.in_layout(plan.layout, layout)})
 
 
 def _lease(pack: Pack) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -27,6 +28,7 @@ UNREAD = "unread"  # in the place of a hash of what is not on this machine
 MIN_HALVED = 3  # rates; halving two would save a fifth
 # Shares of a run's steps after which halving compares rates. A quarter and a half chose worse (docs/log.md).
 EARLY_ROUND, LAST_ROUND = 0.15, 0.7
+PIECE_STAGES = ("train", "evaluate", "analyse", "derive")  # what workers do, piece by piece
 VALIDATION = "validation"  # the folder of a run's scores on its training set's validation items
 
 
@@ -92,6 +94,16 @@ class Layout(Frozen):
         """Full fine-tuning takes its model apart."""
         return self.shard > 1 or self.cpu_offload
 
+    def tried_speed(self, trials: Sequence[Trial]) -> float | None:
+        """The steps a second that trials of this division of the machine made; None where none did."""
+        mine = (self.num_workers, self.threads_per_worker, self.pack_size)
+        speeds = (
+            trial.steps_per_second
+            for trial in trials
+            if (trial.num_workers, trial.threads_per_worker, trial.pack_size) == mine
+        )
+        return next(speeds, None)
+
 
 class Estimate(Frozen):
     """What the study will cost, before it starts; None where it cannot be said.
@@ -122,6 +134,27 @@ class Estimate(Frozen):
     device: str = "cpu"
     device_memory_bytes: int | None = None
     is_estimate: bool = False
+
+
+    def in_layout(self, before: Layout, after: Layout) -> Estimate:
+        """The same study in another layout, by what both did when they were tried; unchanged where one was not."""
+        old, new = (layout.tried_speed(after.trials) for layout in (before, after))
+        if old is None or new is None or self.seconds is None:
+            return self
+        # Of one worker, which has a part of the machine; what is done once, by one process, stays.
+        longer = (old / before.num_workers) / (new / after.num_workers)
+        stages = {
+            stage: seconds * (longer if stage in PIECE_STAGES else 1.0)
+            for stage, seconds in self.seconds_by_stage.items()
+        }
+        once = sum(seconds for stage, seconds in self.seconds_by_stage.items() if stage not in PIECE_STAGES)
+        return self.model_copy(
+            update={
+                "seconds": once + (self.seconds - once) * old / new,
+                "seconds_by_stage": stages,
+                "seconds_by_piece": {key: longer * seconds for key, seconds in self.seconds_by_piece.items()},
+            }
+        )
 
 
 def piece_key(stage: str, base: str, run: RunSettings | None, name: str) -> str:

@@ -10,7 +10,7 @@ from paper import paper
 from rankscope import layout
 from rankscope.errors import UserError
 from rankscope.layout import choose_layout, visible_gpus, with_precision
-from rankscope.plan import Layout
+from rankscope.plan import Estimate, Layout, Trial
 
 
 @pytest.fixture
@@ -115,3 +115,24 @@ def test_elsewhere_training_is_mixed_only_where_a_study_says_so() -> None:
     double = paper(optimization={"dtype": "float64"})
     a100 = Layout(device="cuda", num_workers=1, threads_per_worker=1, gpu="NVIDIA A100-SXM4-80GB")
     assert with_precision(double, a100).optimization.bf16 is False
+
+
+def test_a_forecast_moves_with_the_layout_that_was_found_faster() -> None:
+    """One process with two threads made 0.5 steps a second, two with one thread 0.8 together: each of them 0.4."""
+    trials = tuple(
+        Trial(num_workers=workers, threads_per_worker=threads, pack_size=1, steps_per_second=speed)
+        for workers, threads, speed in ((1, 2, 0.5), (2, 1, 0.8))
+    )
+    before = Layout(device="cpu", num_workers=1, threads_per_worker=2)
+    after = Layout(device="cpu", num_workers=2, threads_per_worker=1, trials=trials)
+    estimate = Estimate(
+        trained_tokens=1, scored_tokens=1, arithmetic=1.0, seconds=1020.0, memory_bytes=None, disk_bytes=0,
+        seconds_by_stage={"train": 800.0, "evaluate": 200.0, "report": 20.0}, seconds_by_piece={"train/b/t/a/": 100.0},
+    )  # fmt: skip
+    found = estimate.in_layout(before, after)
+    assert found.seconds == pytest.approx(20.0 + 1000.0 * 0.5 / 0.8)
+    assert found.seconds_by_piece == pytest.approx({"train/b/t/a/": 125.0})
+    assert found.seconds_by_stage == pytest.approx({"train": 1000.0, "evaluate": 250.0, "report": 20.0})
+    # Its workers' pieces, shared among the workers, take what the whole does.
+    assert sum((1000.0, 250.0)) / after.num_workers + 20.0 == pytest.approx(found.seconds)
+    assert estimate.in_layout(before, before) == estimate, "nothing was tried"
