@@ -7,10 +7,11 @@ LoRA's own. So what each needs is done here, with PEFT's own functions, on the b
 from __future__ import annotations
 
 import contextlib
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -32,6 +33,9 @@ from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
 
 Batches = list[dict[str, Tensor]]
+Config = TypeVar("Config")
+# What PEFT raises where it does not take an option or a base.
+_REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError)
 _NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
 
 
@@ -74,23 +78,36 @@ def lora_config(model: PreTrainedModel, run: RunSettings) -> LoraConfig:
     options = {name: value for name, value in run.arm.options.items() if name != "loraplus_lr_ratio"}
     if options.get("init_lora_weights") == "loftq":
         options["init_lora_weights"] = True  # PEFT's own loftq is for bases that are not quantised yet
-    with naming_the_arm(run):
-        if needed := _NEEDS.get(options.get("init_lora_weights", "")):
-            options[needed] = _nested_config(needed, options.get(needed) or {})
+    if needed := _NEEDS.get(options.get("init_lora_weights", "")):
+        with naming_the_arm(run):
+            kind = _kind_of(needed)
+        options[needed] = configured(kind, options.get(needed) or {}, run)
     has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
-    with naming_the_arm(run):
-        return LoraConfig(task_type="CAUSAL_LM", fan_in_fan_out=has_conv1d, **{"bias": "none", **options})
+    settings = {"bias": "none", "task_type": "CAUSAL_LM", "fan_in_fan_out": has_conv1d, **options}
+    return configured(LoraConfig, settings, run)
 
 
-def _nested_config(name: str, options: dict[str, Any]) -> object:
-    """PEFT's configuration of an initialisation."""
+def _kind_of(name: str) -> type:
+    """PEFT's class for the configuration of an initialisation."""
     if name == "eva_config":
-        return EvaConfig(**options)
+        return EvaConfig
     if name == "corda_config":
-        return CordaConfig(**options)
+        return CordaConfig
     from peft.tuners.lora.config import LoraGAConfig  # not in older versions of PEFT
 
-    return LoraGAConfig(**options)
+    return LoraGAConfig
+
+
+def configured(kind: type[Config], options: dict[str, Any], run: RunSettings) -> Config:
+    """One of PEFT's configurations.
+
+    Raises:
+        UserError: PEFT does not have one of the options, or refuses its value.
+    """
+    try:
+        return kind(**options)
+    except _REFUSALS as error:
+        raise _about_the_arm(error, run) from error
 
 
 def converted(tensors: dict[str, Tensor], initial: dict[str, ModuleFactors]) -> dict[str, Tensor]:
@@ -221,8 +238,26 @@ def frozen_afterwards(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_the_arm(run: RunSettings) -> Iterator[None]:
-    """PEFT says with plain errors what a configuration or a base does not allow; a person gets the arm's name too."""
+    """PEFT says with plain errors what an arm or a base does not allow; a person gets the arm's name too.
+
+    An error of the same kind from code of ours is a bug, and stays what it is.
+    """
     try:
         yield
-    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
-        raise UserError(str(error), where=f"arm {run.arm.label}", mend="change the arm's options") from error
+    except _REFUSALS as error:
+        if not _is_from_peft(error):
+            raise
+        raise _about_the_arm(error, run) from error
+
+
+def _is_from_peft(error: Exception) -> bool:
+    """Whether PEFT's code is nearer than ours to where the error was raised, or what PEFT would need is missing."""
+    packages = [
+        frame.f_globals.get("__name__", "").partition(".")[0] for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    nearest = next((name for name in reversed(packages) if name in ("peft", "rankscope")), None)
+    return nearest == "peft" or isinstance(error, ImportError)
+
+
+def _about_the_arm(error: Exception, run: RunSettings) -> UserError:
+    return UserError(str(error), where=f"arm {run.arm.label}", mend="change the arm's options")

@@ -21,7 +21,7 @@ from rankscope.methods.options import options_of
 from rankscope.models.group import ALONE
 from rankscope.models.methods.adalora import RankBudget
 from rankscope.models.methods.folders import save_adapter
-from rankscope.models.methods.initial import lora_config, naming_the_arm
+from rankscope.models.methods.initial import configured, lora_config, naming_the_arm
 from rankscope.models.methods.lora import lora_groups
 from rankscope.models.methods.pack import ADAPTER, Calibration, num_parameters
 from rankscope.models.methods.prompt import PromptModel
@@ -152,4 +152,4 @@ def peft_config(model: PreTrainedModel, run: RunSettings) -> PeftConfig:
     # Options that this PEFT does not have yet are refused by it; those that nobody set are left to it.
     known = options_of(method)
     said = {name: value for name, value in options.items() if name in names or value != known[name].default}
-    return kind(task_type="CAUSAL_LM", **said)
+    return configured(kind, {"task_type": "CAUSAL_LM", **said}, run)

@@ -14,6 +14,8 @@ from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 
 from rankscope.errors import UserError
+from rankscope.models.methods import initial
+from rankscope.models.methods.initial import configured
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.runs import RunSettings
 from solo import IDS, calibration, logits, losses_of, reference, trained
@@ -173,3 +175,24 @@ def test_what_peft_cannot_do_names_the_arm() -> None:
     run = method_run("lora", 1e-2, 0, 1, rank=4, init_lora_weights="pissa")
     with pytest.raises(UserError, match="arm lora: Please initialize PiSSA under float32"):
         make_trainable(tiny_llama(torch.float64), [run])
+
+
+def test_an_option_that_peft_does_not_have_names_the_arm() -> None:
+    run = method_run("lora", 1e-2, 0, 1, rank=4)
+    with pytest.raises(UserError, match=r"arm lora: .*no_such_option") as caught:
+        configured(LoraConfig, {"no_such_option": 1}, run)
+    assert caught.value.mend == "change the arm's options"
+
+
+@pytest.mark.parametrize("kind", ["eva", "corda", "lora_ga"])
+def test_a_bug_of_ours_is_no_wrong_option(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In what prepares an initialisation, and where PEFT calls back into it."""
+
+    def broken(*_: object) -> None:
+        raise TypeError("a bug")
+
+    for callback in ("_run", "_step") if kind != "eva" else ("_batches",):
+        monkeypatch.setattr(initial, callback, broken)
+    run = method_run("lora", 1e-2, 0, 1, rank=4, init_lora_weights=kind)
+    with pytest.raises(TypeError, match="a bug"):
+        make_trainable(tiny_llama(torch.float32), [run], calibration=calibration)
