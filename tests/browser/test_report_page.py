@@ -250,7 +250,7 @@ def test_a_mark_says_what_it_rests_on_when_it_is_pointed_at(browser, url):
     text = "return document.querySelector('#vg-tooltip-element.visible')?.textContent ?? ''"
     wait_for(lambda: browser.execute_script(text))
     said = browser.execute_script(text)
-    rests = "95% interval, 300 items, 3 seeds; decide/record.json"
+    rests = "95% interval (seeds pooled over arms), 300 items, 3 seeds; decide/record.json"
     assert all(part in said for part in ("lora-r16", "points (", rests))
 
 

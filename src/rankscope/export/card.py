@@ -259,7 +259,8 @@ def _derived_numbers(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = (label, _value(interval.value, unit), _ends(interval, unit), *counts)
         lines.append("| " + " | ".join(cells) + " |")
     confidence = rows[0]["confidence"]
-    return "\n".join([*lines, "", f"Against the base. Intervals are at {100 * confidence:g}%, over items and seeds."])
+    said = f"Against the base. Intervals are at {100 * confidence:g}%, over items and the arm's own seeds."
+    return "\n".join([*lines, "", said])
 
 
 def _verdict(facts: CardFacts) -> str:

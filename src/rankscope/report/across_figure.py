@@ -13,6 +13,7 @@ from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import INK, WIDTH, Style, data, picked, specification, tooltips
 from rankscope.report.palette import Look, several_looks
 from rankscope.report.standings import SHORT, TITLES
+from rankscope.report.tables import pooled
 from rankscope.report.wording import amount_of, evidence, rate, scaled
 
 
@@ -23,7 +24,8 @@ def standings(studies: Sequence[Study]) -> pl.DataFrame:
         "measure": pl.String, "learning_rate": pl.Float64, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64,
         "confidence": pl.Float64, "num_items": pl.Int64, "num_seeds": pl.Int64, "source": pl.String,
     }  # fmt: skip
-    return pl.DataFrame([row for study in studies for row in _rows(study)], schema=schema)
+    frames = [pooled(pl.DataFrame(list(_rows(study)), schema=schema)) for study in studies]
+    return pl.concat(frames) if frames else pooled(pl.DataFrame(schema=schema))
 
 
 def across_looks(found: pl.DataFrame) -> dict[str, Look]:
@@ -95,8 +97,8 @@ def _dots(part: pl.DataFrame, settings: Sequence[str], style: Style) -> alt.Laye
         ),
         pl.Series("shown", [amount_of(row["value"], row["low"], row["high"], row["measure"]) for row in rows]),
         pl.Series("rate", [rate(row["learning_rate"]) for row in rows], dtype=pl.String),
-        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"])
-                               for row in rows]),
+        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"],
+                                        row["seeds_part"]) for row in rows]),
     ).select("arm", "setting", "value", "low", "high", "shown", "rate", "evidence")  # fmt: skip
     plot, names = alt.Chart(data(shown)), list(style.looks)
     looks = style.looks.values()

@@ -67,7 +67,8 @@ def derived_figure(derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequ
         title="Undoing parts of the update",
         shows="Models made of the trained ones without training: the update shrunk, cut to its first directions, or "
         "its intruder dimensions scaled; each on the same items as the run itself, which stands at 1 or at its own "
-        "rank. Bars are intervals over items and seeds; those that reach beyond the plot are cut off at its edge.",
+        "rank. Bars are intervals over items and each arm's own seeds, so they differ from those of the plots above, "
+        "whose seeds are pooled over arms; those that reach beyond the plot are cut off at its edge.",
         reading="Where the plot of what was forgotten falls faster than that of what was learned, it can be had back "
         "for little. If cutting ranks leaves both as they were, the rank was not used.",
         caution="A point that looks better than the run was found on test items. To claim it, score it on others.",
@@ -124,8 +125,8 @@ def _curve(part: pl.DataFrame, kind: str, measure: str, style: Style) -> alt.Lay
         *(pl.col(name).map_elements(lambda x: scaled(x, measure), pl.Float64) for name in ("value", "low", "high")),
         pl.col("amount").alias("x"),
         pl.Series("shown", [amount_of(row["value"], row["low"], row["high"], measure) for row in rows]),
-        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"])
-                               for row in rows]),
+        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"],
+                                        row["seeds_part"]) for row in rows]),
     ).select("group", "arm", "x", "value", "low", "high", "shown", "evidence")  # fmt: skip
     plot = alt.Chart(data(rows_shown)).transform_filter(GROUP_FILTER)
     _, title, is_log = _KINDS[kind]

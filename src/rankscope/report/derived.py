@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from rankscope.report.contents import Contents
-from rankscope.report.wording import plain
+from rankscope.report.wording import OWN, plain
 from rankscope.spreads import own_seed_variance, spread
 from rankscope.statistics import estimate, ratio_differences
 
@@ -24,7 +24,8 @@ _SCHEMA = {
     "base": pl.String, "training_set": pl.String, "arm": pl.String, "kind": pl.String, "amount": pl.Float64,
     "measure": pl.String, "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "change": pl.Float64,
     "change_low": pl.Float64, "change_high": pl.Float64, "confidence": pl.Float64, "num_items": pl.Int64,
-    "num_seeds": pl.Int64, "added_rank": pl.Float64, "num_intruders": pl.Float64, "source": pl.String,
+    "num_seeds": pl.Int64, "seeds_part": pl.String, "added_rank": pl.Float64,
+    "num_intruders": pl.Float64, "source": pl.String,
 }  # fmt: skip
 # Of each item: of the derived model, of the run itself and of the base right (1) or wrong (0), or nats; scored tokens.
 _VALUES = ("derived_value", "own_value", "base_value", "num_tokens")
@@ -34,7 +35,8 @@ def derived_models(contents: Contents) -> pl.DataFrame:
     """Each derived model of each arm: gain and forgetting against the base, and the change against the run itself.
 
     The run itself stands among them: the update times 1, its own rank, intruders times 1. All are compared on the
-    same items, seed by seed.
+    same items, seed by seed. How much it moves with the seed is taken from the arm's own seeds, since few arms have
+    derived models; the run itself has a second interval in a verdict, whose seeds are pooled over arms.
     """
     rows: list[dict[str, Any]] = []
     frame = contents.derived
@@ -104,7 +106,7 @@ def _estimates(items: pl.DataFrame, sign: float, confidence: float, *, is_bounde
     return {
         "value": value.value, "low": value.low, "high": value.high, "confidence": confidence,
         "change": change.value, "change_low": change.low, "change_high": change.high,
-        "num_items": value.num_items, "num_seeds": value.num_seeds,
+        "num_items": value.num_items, "num_seeds": value.num_seeds, "seeds_part": OWN if value.seeds else None,
     }  # fmt: skip
 
 

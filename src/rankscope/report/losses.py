@@ -13,6 +13,7 @@ from rankscope.report.wording import (
     EMPTY,
     amount_of,
     between,
+    beyond,
     count,
     counted,
     digits_of,
@@ -92,11 +93,12 @@ def flips(flipped: pl.DataFrame, most_characters: int = MOST_CHARACTERS_OF_ALL) 
 
 def _comparison(row: dict[str, Any], name: str) -> ComparisonRow:
     measure = row["measure"]
-    rests = evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"])
+    wide = beyond(row["base_value"], row["low"], row["high"], measure)
+    rests = evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"], row["seeds_part"])
     difference = Cell(
         signed(scaled(row["value"], measure), digits_of(measure)),
         between(row["low"], row["high"], measure),
-        f"difference in {measure}, higher is better: {rests}",
+        f"difference in {measure}, higher is better{wide}: {rests}",
         "worse" if row["high"] is not None and row["high"] < 0 else "",
     )
     ends = [amount_of(row[key], None, None, measure, signs=False) for key in ("base_value", "tuned_value")]

@@ -109,7 +109,12 @@ def _axes(arms: pl.DataFrame) -> tuple[str, list[str]]:
 
 
 def _hollow(derived: pl.DataFrame) -> str:
-    return " Hollow marks are models made of the trained ones without training." if derived.height else ""
+    if derived.is_empty():
+        return ""
+    return (
+        " Hollow marks are models made of the trained ones without training; the interval that one shows is of its "
+        "arm's own seeds, those of the arms have their seeds pooled."
+    )
 
 
 def _paired(
@@ -252,7 +257,9 @@ def _made(derived: pl.DataFrame, arms: pl.DataFrame, up: str, right: str) -> pl.
             "group": row["group"], "arm": row["arm"], "what": _DERIVED[row["kind"]].format(row["amount"]),
             "x": scaled(row["value_right"], right), "y": scaled(row["value"], up), "learned": learned,
             "forgotten": forgotten,
-            "evidence": evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"]),
+            "evidence": evidence(
+                row["confidence"], row["num_items"], row["num_seeds"], row["source"], row["seeds_part"]
+            ),
         })  # fmt: skip
     names = ("group", "arm", "what", "learned", "forgotten", "evidence")
     return pl.DataFrame(rows, schema={**dict.fromkeys(names, pl.String), "x": pl.Float64, "y": pl.Float64})

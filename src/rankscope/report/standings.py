@@ -39,7 +39,8 @@ def shown(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
     """The frame with what a tooltip says of each number, and values on the scale of the plots."""
     rows = frame.rows(named=True)
     texts = [amount_of(row["value"], row["low"], row["high"], measure) for row in rows]
-    rests = [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"]) for row in rows]
+    names = ("confidence", "num_items", "num_seeds", "source", "seeds_part")
+    rests = [evidence(*(row[name] for name in names)) for row in rows]
     return frame.with_columns(
         *(pl.col(name).map_elements(lambda x: scaled(x, measure), pl.Float64) for name in ("value", "low", "high")),
         pl.Series("shown", texts, dtype=pl.String),

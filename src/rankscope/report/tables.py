@@ -22,6 +22,7 @@ from rankscope.report.inside import (
 )
 from rankscope.report.items import flipped_items
 from rankscope.report.runs import run_losses, run_states, run_validations, troubles
+from rankscope.report.wording import POOLED
 
 DECIDE_FILE = "decide/record.json"
 RATES_FILE = "decide/rates.json"
@@ -62,6 +63,14 @@ def _interval(interval: Interval | None) -> dict[str, Any]:
     return dict.fromkeys(_INTERVAL_SCHEMA) if interval is None else interval.model_dump()
 
 
+def pooled(frame: pl.DataFrame) -> pl.DataFrame:
+    """With `seeds_part`, whose seeds are in the intervals; null for the base, and where no arm has a second seed."""
+    is_repeated = pl.col("num_seeds").max().over("base", "training_set") > 1
+    words = pl.when(is_repeated & (pl.col("num_items") > 0)).then(pl.lit(POOLED))
+    columns = [name for name in frame.columns if name != "source"]
+    return frame.with_columns(words.alias("seeds_part")).select(*columns, "seeds_part", "source")
+
+
 _INTERVAL_SCHEMA = {
     "value": pl.Float64, "low": pl.Float64, "high": pl.Float64, "confidence": pl.Float64,
     "num_items": pl.Int64, "num_seeds": pl.Int64,
@@ -89,7 +98,7 @@ def arms(contents: Contents) -> pl.DataFrame:
         **_ARM_SCHEMA, "method": pl.String, "rank": pl.Int64, "learning_rate": pl.Float64, "num_trainable": pl.Int64,
         "eligible": pl.String, "measure": pl.String, **_INTERVAL_SCHEMA, "source": pl.String,
     }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema).filter(pl.col("value").is_not_null())
+    return pooled(pl.DataFrame(rows, schema=schema).filter(pl.col("value").is_not_null()))
 
 
 def _arm_fields(arm: ArmResult) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def pairs(contents: Contents) -> pl.DataFrame:
         for pair in verdict.pairs
     ]  # fmt: skip
     schema = {**_ARM_SCHEMA, "rival": pl.String, "measure": pl.String, **_INTERVAL_SCHEMA, "source": pl.String}
-    return pl.DataFrame(rows, schema=schema)
+    return pooled(pl.DataFrame(rows, schema=schema))
 
 
 def rates(contents: Contents) -> pl.DataFrame:
@@ -163,7 +172,7 @@ def comparisons(contents: Contents) -> pl.DataFrame:
         "tuned_value": pl.Float64, **_INTERVAL_SCHEMA, "num_lost": pl.Int64, "num_gained": pl.Int64,
         "p_value": pl.Float64, "p_holm": pl.Float64, "source": pl.String,
     }  # fmt: skip
-    return pl.DataFrame(rows, schema=schema)
+    return pooled(pl.DataFrame(rows, schema=schema))
 
 
 def scores(contents: Contents) -> pl.DataFrame:

@@ -22,7 +22,7 @@ from rankscope.report.marks import (
     tooltips,
 )
 from rankscope.report.palette import GAIN_COLOUR, LOSS_COLOUR, family
-from rankscope.report.wording import amount_of, evidence, probability, rate, scaled, signed
+from rankscope.report.wording import amount_of, beyond, evidence, probability, rate, scaled, signed
 from rankscope.spec import Decide
 
 _MANY_ARMS = 8  # more of them go down the page, and tasks across
@@ -140,11 +140,13 @@ def _shown(comparisons: pl.DataFrame) -> pl.DataFrame:
         measure = row["measure"]
         values.append([scaled(row[key], measure) if row[key] is not None else None for key in ("value", "low", "high")])
         ends = [amount_of(row[key], None, None, measure, signs=False) for key in ("base_value", "tuned_value")]
-        texts["shown"].append(amount_of(row["value"], row["low"], row["high"], measure).replace("nats", "nats, better"))
+        difference = amount_of(row["value"], row["low"], row["high"], measure).replace("nats", "nats, better")
+        texts["shown"].append(difference + beyond(row["base_value"], row["low"], row["high"], measure))
         texts["values"].append(", ".join(ends))
         texts["number"].append(signed(values[-1][0], 1 if row["unit"] == "accuracy" else 2))
         texts["p"].append(probability(row["p_holm"]))
-        texts["evidence"].append(evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"]))
+        rests = evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"], row["seeds_part"])
+        texts["evidence"].append(rests)
         texts["rate"].append(rate(row["learning_rate"]))
         mark = " \N{BULLET}" if row["relation"] == "in_domain" else ""
         texts["column"].append(row["task"] + (" (nats)" if row["unit"] == "nats" else "") + mark)

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from rankscope.records import ArmResult, Interval, Verdict
 from rankscope.report.wording import (
     EMPTY,
+    POOLED,
     amount,
     arm_in_words,
     between,
@@ -200,7 +201,7 @@ def _row(arm: ArmResult, keys: Sequence[str], verdict: Verdict, source: str) -> 
         learning_rate=rate(arm.learning_rate),
         trainable=EMPTY if arm.arm == "base" else short_count(arm.num_trainable),
         trainable_exact=f"{count(arm.num_trainable)} trainable parameters",
-        cells=[_cell(dict(arm)[key], _measure(key, verdict), source) for key in keys],
+        cells=[_cell(dict(arm)[key], _measure(key, verdict), source, _seeds_part(verdict)) for key in keys],
         eligible=Cell(_ELIGIBLE[arm.eligible], title=arm.reason, state=arm.eligible),
         is_recommended=verdict.decision == "recommended" and arm.arm == verdict.arm,
     )
@@ -213,11 +214,17 @@ def _measure(key: str, verdict: Verdict) -> str:
     return "gain" if any(arm.gain is not None for arm in verdict.arms) else "gain_nats"
 
 
-def _cell(interval: Interval | None, measure: str, source: str) -> Cell:
+def _seeds_part(verdict: Verdict) -> str | None:
+    """Whose seeds are in a verdict's intervals; None where no seed was repeated."""
+    found = [arm.gain or arm.gain_nats for arm in verdict.arms]
+    return POOLED if any(interval.num_seeds > 1 for interval in found if interval) else None
+
+
+def _cell(interval: Interval | None, measure: str, source: str, seeds_part: str | None) -> Cell:
     if interval is None:
         return Cell(EMPTY, title="not measured")
     if interval.num_items == 0:  # the base against itself
         return Cell(signed(0.0, digits_of(measure)), title="the base itself, against which all others are measured")
-    rests = evidence(interval.confidence, interval.num_items, interval.num_seeds, source)
+    rests = evidence(interval.confidence, interval.num_items, interval.num_seeds, source, seeds_part)
     value = signed(scaled(interval.value, measure), digits_of(measure))
     return Cell(value, between(interval.low, interval.high, measure), f"{measure}: {rests}")

@@ -10,6 +10,8 @@ from rankscope.records import Interval
 
 MINUS = "\N{MINUS SIGN}"
 EMPTY = "\N{EN DASH}"
+# From where an interval knows how much a number moves with the seed: one number may stand with either.
+POOLED, OWN = "seeds pooled over arms", "own seeds"
 
 
 def signed(value: float, digits: int) -> str:
@@ -68,9 +70,22 @@ def between(low: float | None, high: float | None, measure: str) -> str:
     return f"{plain(scaled(low, measure), digits)} to {plain(scaled(high, measure), digits)}"
 
 
-def evidence(confidence: float | None, num_items: int | None, num_seeds: int | None, source: str) -> str:
-    """What a number rests on: its interval's confidence, items, seeds and file."""
-    parts = [] if confidence is None else [f"{100 * confidence:g}% interval"]
+def beyond(base_value: float, low: float | None, high: float | None, measure: str) -> str:
+    """What is said of an accuracy's difference from the base whose interval leaves 0 to 100% right, or nothing.
+
+    It is not cut there: it is about other items of the kind, of which the base may get more or fewer right.
+    """
+    if not is_fraction(measure) or low is None or high is None or (base_value + low >= 0 and base_value + high <= 1):
+        return ""
+    return ", wider than is possible at the base's score: on that side these items set no limit"
+
+
+def evidence(
+    confidence: float | None, num_items: int | None, num_seeds: int | None, source: str, seeds_part: str | None = None
+) -> str:
+    """What a number rests on: its interval's confidence and whose seeds are in it, items, seeds and file."""
+    seeds = f" ({seeds_part})" if seeds_part else ""
+    parts = [] if confidence is None else [f"{100 * confidence:g}% interval{seeds}"]
     parts += [] if num_items is None else [counted(num_items, "item")]
     parts += [] if num_seeds is None else [counted(num_seeds, "seed")]
     return f"{', '.join(parts)}; {source}" if parts else source

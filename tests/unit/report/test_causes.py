@@ -80,11 +80,22 @@ def test_derived_models_are_compared_with_base_and_run_on_the_same_items(content
         assert cut["value"] == pytest.approx(means(study, arm, "general", 3))
         assert cut["change"] == pytest.approx(cut["value"] - own["value"])
         assert cut["low"] < cut["value"] < cut["high"] and cut["num_seeds"] == 2
+        assert cut["seeds_part"] == own["seeds_part"] == "own seeds"
         gain = table.filter((pl.col("arm") == arm) & (pl.col("measure") == "gain") & (pl.col("amount") == 2.0))
         assert gain["value"][0] == pytest.approx(-means(study, arm, "taught"))
         assert gain["change"][0] == 0.0
     nats = table.filter((pl.col("measure") == "forgetting_nats") & (pl.col("kind") == "rewind"))
     assert set(nats["change"]) == {0.0} and nats["amount"].to_list() == [0.5, 1.0] * 2
+
+
+def test_the_run_itself_has_its_own_seeds_interval_beside_the_verdicts(contents):
+    _, read = contents
+    tables = make_tables(read)
+    ours = tables["derived"].filter((pl.col("kind") == "truncate") & (pl.col("arm") == "lora-r8"))
+    own = ours.filter((pl.col("amount") == 8.0) & (pl.col("measure") == "forgetting"))
+    judged = tables["arms"].filter((pl.col("arm") == "lora-r8") & (pl.col("measure") == "forgetting"))
+    assert own["value"][0] == pytest.approx(judged["value"][0])
+    assert (own["seeds_part"][0], judged["seeds_part"][0]) == ("own seeds", "seeds pooled over arms")
 
 
 def test_what_cutting_did_is_said_in_words(contents):

@@ -7,7 +7,8 @@ import math
 import polars as pl
 import pytest
 
-from rankscope.report.tables import arms, comparisons, differing_settings, make_tables, rates, scores
+from rankscope.report.losses import task_rows
+from rankscope.report.tables import arms, comparisons, differing_settings, make_tables, pooled, rates, scores
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,25 @@ def test_pairs_repeat_the_verdicts_and_agree_with_how_far_arms_are_behind(report
             seeds = {chosen: set(chosen_runs(reported, chosen, verdict.training_set)) for chosen in (arm, rival)}
             if seeds[arm] == seeds[rival]:
                 assert difference == pytest.approx(means[arm] - means[rival], abs=1e-9)
+
+
+def test_each_interval_says_whose_seeds_are_in_it(reported, tables):
+    for name in ("arms", "pairs", "comparisons"):
+        tuned = tables[name].filter(pl.col("num_items") > 0)
+        assert tuned.height and set(tuned["seeds_part"]) == {"seeds pooled over arms"}
+    alone = tables["arms"].drop("seeds_part").with_columns(pl.lit(1).alias("num_seeds"))
+    assert pooled(alone)["seeds_part"].null_count() == alone.height
+    assert reported.html.count("interval (seeds pooled over arms)") > 20
+
+
+def test_an_interval_that_is_wider_than_possible_is_said_on_the_page(tables):
+    whole = tables["comparisons"].filter(pl.col("category").is_null() & (pl.col("unit") == "accuracy"))
+    ends = {"base_value": 0.2, "low": -0.3, "high": 0.1}
+    for low, is_wide in ((-0.3, True), (-0.2, False)):
+        table = whole.with_columns(pl.lit(value).alias(name) for name, value in (ends | {"low": low}).items())
+        cells = [row.difference for rows in task_rows(table).values() for row in rows]
+        assert cells and all(("wider than is possible" in cell.title) == is_wide for cell in cells)
+        assert {cell.small for cell in cells} == {f"\N{MINUS SIGN}{-100 * low:.1f} to 10.0"}
 
 
 def test_scores_are_the_means_of_the_items_they_name(reported):

@@ -9,6 +9,7 @@ from rankscope.report.wording import (
     amount,
     arm_in_words,
     between,
+    beyond,
     counted,
     duration,
     evidence,
@@ -40,8 +41,24 @@ def test_fractions_are_shown_in_points_and_nats_as_they_are():
     assert between(None, None, "gain") == ""
 
 
+@pytest.mark.parametrize(
+    ("base_value", "low", "high", "measure", "is_said"),
+    [
+        (0.2, -0.1, 0.8, "accuracy", False),
+        (0.2, -0.3, 0.1, "accuracy", True),
+        (0.7, 0.1, 0.4, "accuracy", True),
+        (0.7, None, None, "accuracy", False),
+        (0.7, 0.1, 0.4, "loss_nats_per_token", False),
+    ],
+)
+def test_an_interval_beyond_what_the_base_leaves_room_for_is_said_and_not_cut(base_value, low, high, measure, is_said):
+    assert ("set no limit" in beyond(base_value, low, high, measure)) == is_said
+
+
 def test_evidence_and_counts():
     assert evidence(0.95, 1200, 1, "decide/record.json") == "95% interval, 1,200 items, 1 seed; decide/record.json"
+    pooled = evidence(0.95, 20, 2, "decide/record.json", "seeds pooled over arms")
+    assert pooled == "95% interval (seeds pooled over arms), 20 items, 2 seeds; decide/record.json"
     assert (short_count(999), short_count(36_000), short_count(1_234_567)) == ("999", "36k", "1.23M")
     assert (counted(1, "seed"), counted(2, "seed")) == ("1 seed", "2 seeds")
     assert (duration(4.25), duration(600.0), duration(10_800.0)) == ("4.2 s", "10 min", "3.0 h")
