@@ -6,9 +6,8 @@ import argparse
 import json
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -233,11 +232,13 @@ def _plan(options: argparse.Namespace) -> int:
     study = load_study(options.study, options.set)  # before what takes longer to import than a mistake to find
 
     from rankscope.forecast import Wish, forecast
+    from rankscope.models.silence import without_library_noise
     from rankscope.places import naming_lines
     from rankscope.terminal import fitted_lines, forecast_lines, plan_lines
 
     out = Path("results") / study.study
-    with naming_lines(options.study, study, options.set):
+    loads_model = options.measure or options.forecast
+    with naming_lines(options.study, study, options.set), without_library_noise() if loads_model else nullcontext():
         found = forecast(study, Wish(options.device, options.fit, is_measured=options.measure))
         ranks = _forecast_ranks(study, out) if options.forecast else []
     if options.json:
@@ -348,20 +349,22 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from rankscope.audit.stage import Request, run
     from rankscope.display import CountLines
+    from rankscope.models.silence import without_library_noise
 
-    request = Request(
-        base=options.base,
-        tuned=options.tuned,
-        out=options.out or _audit_folder(options.tuned),
-        layers=options.layers,
-        texts=options.texts,
-        intruders=options.intruders,
-        against=options.against,
-        truncate=options.truncate,
-    )
-    with _without_library_noise():
+    with without_library_noise():
+        from rankscope.audit.stage import Request, run
+
+        request = Request(
+            base=options.base,
+            tuned=options.tuned,
+            out=options.out or _audit_folder(options.tuned),
+            layers=options.layers,
+            texts=options.texts,
+            intruders=options.intruders,
+            against=options.against,
+            truncate=options.truncate,
+        )
         outcome = run(request, CountLines(sys.stderr))
     if options.json:
         print(outcome.document, end="")
@@ -372,23 +375,6 @@ def _audit(options: argparse.Namespace) -> int:
         print(f"note: {note}")
     print(f"report: {outcome.page}")
     return DONE
-
-
-@contextmanager
-def _without_library_noise() -> Iterator[None]:
-    """Without progress bars of loading, and what libraries say to the people who write libraries."""
-    from transformers.utils import logging
-
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):
-            warnings.simplefilter("ignore", category)
-        try:
-            yield
-        finally:
-            if was_shown:
-                logging.enable_progress_bar()
 
 
 def _audit_folder(tuned: str) -> Path:

@@ -135,7 +135,6 @@ class Estimate(Frozen):
     device_memory_bytes: int | None = None
     is_estimate: bool = False
 
-
     def in_layout(self, before: Layout, after: Layout) -> Estimate:
         """The same study in another layout, by what both did when they were tried; unchanged where one was not."""
         old, new = (layout.tried_speed(after.trials) for layout in (before, after))

@@ -207,6 +207,9 @@ class LocalExecutor:
         arguments = (theirs, self._store.root, log_file, place)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
         with surroundings(self._plan.layout, slot, rank):
+            if self._shares_imports:
+                with _errors_to(self._store.root / "logs" / "imports.log"):  # libraries talk while they are imported
+                    forkserver.ensure_running()
             process.start()
         theirs.close()
         return _Process(process, ours, rank)
@@ -298,6 +301,20 @@ def worker_environment(layout: Layout, slot: int, rank: int = 0) -> dict[str, st
         loopback = "lo0" if sys.platform == "darwin" else "lo"
         environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
     return environment
+
+
+@contextmanager
+def _errors_to(log_file: Path) -> Iterator[None]:
+    """What processes that are started inside write to standard error, for as long as they live, goes to a log."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    own = os.dup(2)
+    with log_file.open("ab") as stream:
+        os.dup2(stream.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from transformers.utils import logging
 
 from rankscope.cost.devices import Device
 from rankscope.cost.estimate import Outline
@@ -37,7 +36,6 @@ def measured_factors(plan: Plan, outline: Outline, device: Device) -> dict[str, 
         device: What the forecast was made for.
     """
     torch.set_num_threads(plan.layout.threads_per_worker)
-    logging.disable_progress_bar()  # standard output is the plan's
     first = outline.runs[0].base
     kinds = {run.arm.capabilities.saves == "model": run for run in outline.runs if run.base == first}
     factors = {}

@@ -126,9 +126,11 @@ def _received(connections: list[Connection], barrier: Barrier) -> list[float | s
 def _train(connection: Connection, barrier: Barrier, work: TrialWork) -> None:
     """In a process of its own: train for some seconds, together with the others, and say how fast it went."""
     from rankscope.models.memory import is_out_of_memory
+    from rankscope.models.silence import without_library_noise
 
     try:
-        connection.send(_timed(barrier, work))
+        with without_library_noise():  # it has the terminal of the process that waits
+            connection.send(_timed(barrier, work))
     except BrokenBarrierError:  # another one has failed, and says why
         connection.send(None)
     except Exception as error:  # noqa: BLE001  it goes to the process that waits, which raises it

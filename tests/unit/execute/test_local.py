@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from rankscope.execute import local
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports, worker_environment
 from rankscope.pipeline import _write_start
@@ -187,3 +188,15 @@ def test_what_one_process_of_several_raises_is_recorded_and_the_others_do_not_wa
         assert "examples" in record.error.traceback
     finally:
         executor.close()
+
+
+def test_what_a_process_says_while_it_imports_libraries_goes_to_a_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "logs" / "imports.log"
+    say = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1])"]
+    with local._errors_to(log):
+        subprocess.run([*say, "could be faster"], check=True)
+    subprocess.run([*say, "shown"], check=True)
+    assert log.read_text(encoding="utf-8") == "could be faster"
+    assert capfd.readouterr().err == "shown"

@@ -100,6 +100,16 @@ def test_a_pack_is_timed_in_processes_of_its_own(tmp_path: Path) -> None:
     assert speed is not None and speed > 0
 
 
+def test_what_libraries_say_meanwhile_does_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Bars of loading and deprecations that libraries mean for one another; the processes have this one's terminal."""
+    timed = work(tmp_path, num_workers=1)
+    capfd.readouterr()
+    assert steps_per_second(timed)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     broken = dataclasses.replace(work(tmp_path, num_workers=2), dtype="float7")
     with pytest.raises(TrialError, match="KeyError: 'float7'"):
