@@ -5,7 +5,8 @@
 
 Every measurement is a process of its own. The stacks take turns (`--repeats` times) so that other work on the machine
 meets both; what counts is the median. Processor seconds are there for machines that others use too. Results go to
-benchmarks/results.json, the table to benchmarks/results.md.
+benchmarks/results.json, the table to benchmarks/results.md. One part has no other stack: `derive` sets a curve of
+derived models beside the training it came from (derived.py).
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 from arithmetic import matrix_product_rate, training_arithmetic
+from derived import Curve, curves, line_of
 from table import write_table
-from work import BASES, NEEDS_SHARED, SHARED, Work, prepare
+from work import BASES, NEEDS_SHARED, SHARED, Work, derived_study, dump_study_file, prepare
+
+from rankscope.store import Store
 
 HERE = Path(__file__).resolve().parent
-PARTS = ("training", "scoring", "text", "spectra", "study")
+PARTS = ("training", "scoring", "text", "spectra", "study", "derive")
 STACKS = ("rankscope", "peer")
 _PEER_ENVIRONMENT: dict[str, str] = {}
 _OUR_ENVIRONMENT: dict[str, str] = {}
@@ -57,11 +62,15 @@ def main() -> None:
         folder = arguments.folder / base
         work = prepare(base, folder)
         for part in arguments.part or PARTS:
-            result = measure(part, folder, work, arguments.repeats)
+            if part == "derive":
+                result = measure_derived(base, folder, arguments.repeats)
+                said = line_of(Curve(**result["curve"]))
+            else:
+                result = measure(part, folder, work, arguments.repeats)
+                said = f"{result['ratio']:.2f} times faster, {result['processor_ratio']:.2f} in processor time"
             _keep(arguments.results, base, part, result)
             write_table(arguments.results, HERE / "results.md")
-            ratios = f"{result['ratio']:.2f} times faster, {result['processor_ratio']:.2f} in processor time"
-            print(f"{base} {part}: {ratios}", flush=True)
+            print(f"{base} {part}: {said}", flush=True)
 
 
 def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
@@ -98,6 +107,21 @@ def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
     result["processor_ratio"] = result["peer"]["processor_seconds"] / result["rankscope"]["processor_seconds"]
     result["memory_ratio"] = result["peer"]["peak_memory_bytes"] / result["rankscope"]["peak_memory_bytes"]
     return result
+
+
+def measure_derived(base: str, folder: Path, repeats: int) -> dict:
+    """The largest rank of the base's work, cut to six lower ones: the repetition in which they cost the median."""
+    study = dump_study_file(folder / "derive.yaml", derived_study(base, folder))
+    found = []
+    for _ in range(repeats):
+        out = folder / "derived"
+        shutil.rmtree(out, ignore_errors=True)
+        run_process(["-m", "rankscope", "run", str(study), "--out", str(out)], accepted=(0, 3))
+        found += curves(Store(out))
+    middle = sorted(found, key=lambda curve: curve.share)[(len(found) - 1) // 2]
+    shares = [curve.share for curve in found]
+    about = {"num_cores": os.cpu_count(), "load_average": os.getloadavg()[0], "all_shares": shares}
+    return {"curve": asdict(middle), "share": middle.share, **about}
 
 
 def _ours(part: str, folder: Path) -> dict:

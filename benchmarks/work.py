@@ -24,6 +24,7 @@ ROOT = HERE.parent
 SHARED = Path(os.environ.get("RANKSCOPE_SHARED", ROOT.parent / "shared")) / "data"
 LONG_CHARACTERS = 900  # of a legal excerpt, so that it fits the 512 positions of stories3M
 SHOTS = 8
+LOWER_RANKS = (1, 2, 3, 4, 6, 8)
 
 # SmolLM2-135M's shape; its weights are replaced by random ones, which cost the same.
 SMOLLM_SHAPE = {
@@ -107,6 +108,15 @@ def prepare(base: str, folder: Path) -> Work:
     )
     (folder / "work.json").write_text(json.dumps(asdict(work), indent=1))
     return work
+
+
+def derived_study(base: str, folder: Path) -> dict:
+    """The base's work with its largest rank alone, cut to six lower ones; nothing is looked into."""
+    study = BASES[base](folder)
+    lora = study["arms"][-1]
+    named = {"study": f"derive-{base}", "arms": [{**lora, "rank": [max(lora["rank"])]}]}
+    analyses = dict.fromkeys(study["analyse"], False)
+    return {**study, **named, "analyse": analyses, "derive": {"truncate": list(LOWER_RANKS)}}
 
 
 def dump_study_file(path: Path, study: dict) -> Path:
