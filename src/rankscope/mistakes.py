@@ -31,11 +31,12 @@ class Mistake:
         return ".".join(map(str, self.location))
 
 
-def mistakes(error: ValidationError) -> list[Mistake]:
+def mistakes(error: ValidationError, *, of_study: bool = True) -> list[Mistake]:
     """Every mistake once, in the document's order; what follows from a deeper one is left out.
 
     Args:
         error: What pydantic raised.
+        of_study: The document is a study file, so that an unknown key may stand elsewhere in one.
     """
     details = [(_location(detail), detail) for detail in error.errors(include_url=False)]
     found: dict[Location, list[dict[str, Any]]] = {}
@@ -45,12 +46,14 @@ def mistakes(error: ValidationError) -> list[Mistake]:
         )
         if not is_consequence:
             found.setdefault(location, []).append(detail)
-    return [_mistake(location, details) for location, details in found.items()]
+    return [_mistake(location, details, of_study=of_study) for location, details in found.items()]
 
 
-def _mistake(location: Location, details: list[dict[str, Any]]) -> Mistake:
+def _mistake(location: Location, details: list[dict[str, Any]], *, of_study: bool) -> Mistake:
     if details[0]["type"] not in {"extra_forbidden", "unknown_key"}:
         return Mistake(location, _said(details), location)
+    if not of_study:
+        return Mistake(location, "is no key here", location)
     key = str(location[-1])
     known = homes(key)
     # What an arm may hold beside its fields depends on its method, so its own words come with the mistake.

@@ -62,7 +62,9 @@ class Data(Section):
     preset: str | None = Field(
         None, description="how rows are read: a preset, or a .yaml file of your own; by the source's name if left out"
     )
-    max_examples: Positive | None = Field(None, description="take the first so many rows")
+    max_examples: Positive | None = Field(
+        None, description="take the first so many rows; of rows sorted by category, the first of each in turn"
+    )
     columns: dict[str, str | tuple[str, ...]] | None = Field(
         None, description="what a column is, where it is not found: {question: q, choices: [a, b, c], answer: gold}"
     )

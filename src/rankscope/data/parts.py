@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 from rankscope.data.content import Content
@@ -54,7 +56,26 @@ def read_contents(data: Data, role: Role) -> tuple[Rows, Contents]:
             what = f"none of the {len(understood.contents)} rows falls into the part '{data.part}'"
             mend = "add data, or name sources of their own for training, validation and test"
             raise _none_in(understood.contents, f"for the part '{data.part}'", UserError(what, mend=mend))
-    return rows, replace(understood, contents=contents[: data.max_examples])
+    return rows, replace(understood, contents=first_rows(contents, data.max_examples))
+
+
+def first_rows(contents: list[Content], number: int | None) -> list[Content]:
+    """The first so many; where rows stand sorted by category, the first of each category in turn.
+
+    The first rows of MMLU are all abstract algebra: they would be a score of one subject under the name of 57.
+    """
+    names = [content.category for content in contents]
+    num_blocks = 1 + sum(name != after for name, after in pairwise(names))
+    is_sorted = 1 < len(set(names)) == num_blocks
+    if number is None or number >= len(contents) or not is_sorted:
+        return contents[:number]
+    seen: Counter[str | None] = Counter()
+    turns = []
+    for name in names:
+        turns.append(seen[name])
+        seen[name] += 1
+    in_turn = sorted(range(len(contents)), key=turns.__getitem__)[:number]
+    return [contents[index] for index in sorted(in_turn)]
 
 
 def _none_in(contents: Sequence[Content], part: str, otherwise: UserError) -> UserError:
@@ -87,7 +108,7 @@ def training_parts(spec: TrainingSet) -> tuple[DataPart, DataPart]:
     else:
         kept, validation = _held_apart(understood.contents, stated.fraction)
         # The rest of what is held out stays out of training, or the split would move when rows are added.
-        validation = validation[: stated.max_examples]
+        validation = first_rows(validation, stated.max_examples)
         part = DataPart("validation", rows, understood, validation, spec.source, spec.system_prompt)
     if spec.assistant_turns == "all":
         kept = [turn for content in kept for turn in answered_turns(content)]

@@ -141,6 +141,8 @@ class Preset(_Frozen):
         list_options: Show the options in the prompt, by letter, and compare the letters.
         answer: What a right generated answer is.
         heading: Paragraphs of plain text that match are joined to the next one.
+        groups: Categories that belong together, by the name of their group: a task is divided by them where most of its
+            categories have too few items to look at.
     """
 
     name: str
@@ -159,6 +161,12 @@ class Preset(_Frozen):
     descriptions: dict[str, str] = {}
     replace: tuple[Replacement, ...] = ()
     heading: Expression | None = None
+    groups: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def has_categories(self) -> bool:
+        """Whether its rows may say what subject they are of."""
+        return any(layout.category is not None for layout in self.layouts)
 
     def description(self, subset: str | None) -> str | None:
         """What is said before the first question of a subset, if anything."""
@@ -186,7 +194,7 @@ def read_preset(path: Path) -> Preset:
         reason = str(error).splitlines()[0]
         raise UserError(f"not valid YAML ({reason})", where=path, mend="correct the file") from None
     except ValidationError as error:
-        lines = [f"{found.key or 'the preset'} {found.text}" for found in mistakes(error)[:3]]
+        lines = [f"{found.key or 'the preset'} {found.text}" for found in mistakes(error, of_study=False)[:3]]
         mend = f"the files in {_FOLDER} are examples, and `Preset` in rankscope.data.presets describes the keys"
         raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend) from None
 

@@ -23,6 +23,7 @@ from rankscope.spec import Data, Kind
 
 Role = Literal["train", "validation", "test"]
 SMALL_WORLD = "smallworld:"
+_CATEGORY = "category"  # the column of that name, where nothing says otherwise
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Rows:
 
 
 def read_rows(data: Data, role: Role) -> Rows:
-    """All rows of a source, or its first `max_examples` (all, where a part of them is to be cut).
+    """All rows of a source, or its first `max_examples` (all, where it is known later which these are).
 
     A local path that exists comes before a preset's name, and that before a hub id.
 
@@ -74,8 +75,17 @@ def read_rows(data: Data, role: Role) -> Rows:
         found = _from_hub(data, role, stated or known, is_stated=stated is not None)
     else:
         raise _unknown(data.source)
-    # A part is cut by what rows say, which is known later, and its first rows are taken after that.
-    return dataclasses.replace(found, rows=found.rows[: None if data.part else data.max_examples])
+    return found if _is_cut_later(data, found) else dataclasses.replace(found, rows=found.rows[: data.max_examples])
+
+
+def _is_cut_later(data: Data, found: Rows) -> bool:
+    """A part is cut by what rows say, and of rows that are sorted by category the first of each are taken."""
+    if data.part is not None or not found.rows:
+        return data.part is not None
+    first, last = found.rows[0], found.rows[-1]
+    is_by_file = last.category is not None and last.category != first.category
+    is_by_preset = found.preset is not None and found.preset.has_categories
+    return is_by_file or is_by_preset or _CATEGORY in first.values or _CATEGORY in (data.columns or {})
 
 
 def check_source(source: str | None) -> None:
@@ -107,6 +117,14 @@ def _unknown(source: str) -> UserError:
     if "/" not in source and not Path(source).suffix and kind:
         mend += f"; presets are {', '.join(all_presets())}"
     return UserError(f"there is no file, preset or hub id '{source}'", key=("source",), mend=mend)
+
+
+def preset_of(data: Data) -> Preset | None:
+    """The preset that a source is read by: the one that is named, or whose name or hub id the source is."""
+    if data.preset is not None:
+        return stated_preset(data.preset)
+    by_id = (preset for preset in all_presets().values() if _is_of(preset, data.source))
+    return find_preset(data.source) or next(by_id, None)
 
 
 def stated_preset(name: str) -> Preset:
@@ -248,7 +266,8 @@ def _from_hub(data: Data, role: Role, preset: Preset | None, *, is_stated: bool)
             mend="set `subset` to one of them, for example "
             + " or ".join(name for name in list(preset.descriptions)[:2] if name),
         )
-    rows, commit = _hub(data, role)
+    has_categories = (preset is not None and preset.has_categories) or _CATEGORY in (data.columns or {})
+    rows, commit = _hub(data, role, has_categories=has_categories)
     version = DataOrigin(
         source=data.source, subset=data.subset, split=data.split or role, revision=data.revision, commit=commit
     )
@@ -256,7 +275,9 @@ def _from_hub(data: Data, role: Role, preset: Preset | None, *, is_stated: bool)
     return Rows(rows, "hub", preset, is_stated, version=version, description=description)
 
 
-def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> tuple[list[Row], str | None]:
+def _hub(
+    data: Data, role: Role, load: Callable[..., object] | None = None, *, has_categories: bool = False
+) -> tuple[list[Row], str | None]:
     """The rows, and the commit that they are of where the library says it."""
     if load is None:
         # Two seconds of import that local data does not need.
@@ -274,8 +295,8 @@ def _hub(data: Data, role: Role, load: Callable[..., object] | None = None) -> t
             mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
             "`preset` to how its rows are read",
         ) from None
-    # Of a part, the first rows are taken once it is cut; see `read_rows`.
-    if data.max_examples is not None and data.part is None:
+    is_cut_later = data.part is not None or has_categories or _CATEGORY in table.column_names  # see there
+    if data.max_examples is not None and not is_cut_later:
         table = table.select(range(min(data.max_examples, len(table))))
     rows = [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
     return rows, _commit(table.info.download_checksums or {})

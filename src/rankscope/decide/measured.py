@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from rankscope.decide.comparison import MIN_CATEGORY_ITEMS
 from rankscope.decide.differences import TaskScores
 from rankscope.plan import Plan
 from rankscope.records import RateChoice
 from rankscope.runs import RunSettings
 from rankscope.store import RECORD, Store, check_files, checksum
 
+# Categories that belong together, by the name of their group.
+Groups = Mapping[str, Sequence[str]]
 ITEMS = "items.parquet"
 PROMPTS = "prompts.parquet"
 CLUSTER = "cluster"
@@ -45,8 +48,17 @@ class Measured:
     sums: dict[str, str] = field(default_factory=dict)
 
 
-def read_measured(store: Store, plan: Plan, base: str, training_set: str) -> Measured:
+def read_measured(
+    store: Store, plan: Plan, base: str, training_set: str, groups: Mapping[str, Groups] | None = None
+) -> Measured:
     """Everything that the verdict of one base and training set rests on.
+
+    Args:
+        store: The study directory.
+        plan: Its plan.
+        base: The base.
+        training_set: The training set.
+        groups: By task, categories that belong together, by the name of their group.
 
     Raises:
         DamagedFile: Scores differ from what was written.
@@ -67,7 +79,7 @@ def read_measured(store: Store, plan: Plan, base: str, training_set: str) -> Mea
                 unit=unit,
                 base=_values(frame, unit),
                 num_tokens=frame["num_scored_tokens"].cast(pl.Float64).to_numpy() if unit == "nats" else None,
-                categories=_categories(frame),
+                categories=_categories(frame, (groups or {}).get(name, {})),
                 clusters=_clusters(store, measured, name, frame),
             )
         )
@@ -165,6 +177,13 @@ def _clusters(store: Store, measured: Measured, task: str, frame: pl.DataFrame) 
     return names.select(pl.coalesce(CLUSTER, own).rank("dense"))[CLUSTER].to_numpy().astype(np.int64)
 
 
-def _categories(frame: pl.DataFrame) -> np.ndarray | None:
+def _categories(frame: pl.DataFrame, groups: Groups) -> np.ndarray | None:
+    """Each item's category; its group, where most categories have too few items to look at."""
     column = frame["category"]
-    return None if column.null_count() == frame.height else column.to_numpy().astype(object)
+    if column.null_count() == frame.height:
+        return None
+    sizes = frame["category"].drop_nulls().value_counts()["count"]
+    if groups and 2 * (sizes >= MIN_CATEGORY_ITEMS).sum() < len(sizes):
+        group_of = {category: group for group, members in groups.items() for category in members}
+        column = column.replace_strict(group_of, default=column)
+    return column.to_numpy().astype(object)

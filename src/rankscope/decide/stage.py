@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import polars as pl
 
+from rankscope.data.sources import preset_of
 from rankscope.decide.comparison import compare_tasks
 from rankscope.decide.defaults import default_files
 from rankscope.decide.differences import TaskScores
@@ -20,7 +21,7 @@ from rankscope.plan import Plan
 from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, TaskComparison, Verdict
 from rankscope.runs import RunSettings, settings_hash
-from rankscope.spec import Study
+from rankscope.spec import Study, Task
 from rankscope.store import Store, write_parquet, write_record, write_text
 
 COMPARISONS = "comparisons.parquet"
@@ -38,9 +39,10 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
     comparisons: list[TaskComparison] = []
     tables: list[pl.DataFrame] = []
     sums: dict[str, str] = {}
+    groups = {name: _groups(task) for name, task in study.evaluate.items()}
     for base in plan.bases:
         for training_set in plan.relations:
-            measured = read_measured(store, plan, base, training_set)
+            measured = read_measured(store, plan, base, training_set, groups)
             rows, table = _comparisons(measured, study)
             pairs = arm_pairs(measured.tasks, list(measured.choices), study.decide.confidence)
             verdicts.append(verdict(measured, study, plan).model_copy(update={"pairs": pairs}))
@@ -63,6 +65,12 @@ def run(store: Store, study: Study, plan: Plan) -> DecideRecord:
     written = store.read_decide()
     assert written is not None, "the record was just written"
     return written
+
+
+def _groups(task: Task) -> Mapping[str, Sequence[str]]:
+    """How the data set groups its categories, where its preset says so."""
+    preset = preset_of(task) if task.source else None
+    return preset.groups if preset is not None else {}
 
 
 def _comparisons(measured: Measured, study: Study) -> tuple[list[TaskComparison], pl.DataFrame]:

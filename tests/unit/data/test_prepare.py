@@ -420,3 +420,31 @@ def test_fifteen_thousand_questions_take_seconds(plain, source):
     start = time.process_time()
     task(plain, path)
     assert time.process_time() - start < 20  # processor time, on a machine that may be busy; about 3 s of wall time
+
+
+def test_of_rows_sorted_by_category_the_first_of_each_are_taken_in_turn(plain, source, tmp_path):
+    """The first 6 rows of MMLU would be 6 of its first subject."""
+
+    def asked(names):
+        return [
+            {"question": f"q{i}", "choices": ["a", "b"], "answer": 0, "category": name} for i, name in enumerate(names)
+        ]
+
+    def taken(rows, number):
+        return [item.category for item in task(plain, source(rows), max_examples=number).items]
+
+    blocks = ["law"] * 4 + ["physics"] * 2 + ["art"] * 4
+    assert taken(asked(blocks), 6) == ["law"] * 2 + ["physics"] * 2 + ["art"] * 2
+    assert taken(asked(blocks), 8) == ["law"] * 3 + ["physics"] * 2 + ["art"] * 3
+    assert taken(asked(blocks), 20) == blocks
+    mixed = ["law", "art", "law", "law", "art", "art"]
+    assert taken(asked(mixed), 3) == mixed[:3], "rows that are not sorted are taken from the top"
+    assert taken(asked([None] * 5), 2) == [None] * 2
+    for name in ("anatomy", "virology"):  # a file for each subject, as MMLU was published
+        lines = "".join(f"{name} {i},a,b,c,d,A\n" for i in range(5))
+        (tmp_path / "mmlu" / "test").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mmlu" / "test" / f"{name}_test.csv").write_text(
+            "question,choice0,choice1,choice2,choice3,answer\n" + lines
+        )
+    found = task(plain, str(tmp_path / "mmlu" / "test"), preset="mmlu", max_examples=4)
+    assert [item.category for item in found.items] == ["anatomy"] * 2 + ["virology"] * 2

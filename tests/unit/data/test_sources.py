@@ -202,6 +202,8 @@ def test_hub_rows_are_not_cut_before_their_part_is_taken():
 
     assert len(_hub(Data(source="org/set", part="test", max_examples=2), "test", load)[0]) == 9
     assert len(_hub(Data(source="org/set", max_examples=2), "test", load)[0]) == 2
+    # Rows that say what subject they are of may be sorted by it: which of them are taken is known later.
+    assert len(_hub(Data(source="org/set", max_examples=2), "test", load, has_categories=True)[0]) == 9
 
 
 def test_small_world_is_read_by_task_and_split():

@@ -124,6 +124,21 @@ def test_small_single_and_too_many_categories_are_left_out(tmp_path: Path) -> No
     assert {row.category for row in record.comparisons} == {None}
 
 
+def test_thin_categories_are_compared_by_the_groups_of_their_preset(tmp_path: Path) -> None:
+    """Of 57 subjects a few items each say nothing; MMLU's authors put them into four groups."""
+    groups = {"stem": ("astronomy", "college_physics"), "other": ("marketing", "virology")}
+    subjects = [*groups["stem"], *groups["other"]]
+    for number, expected in ((4, {"stem", "other"}), (20, set(subjects))):
+        task = Task("mmlu", "retention", num_items=len(subjects) * number, categories=tuple(subjects))
+        written = write_study(tmp_path / str(number), tasks=[TASKS[0], task], arms=ARMS[:1])
+        named = written.study.evaluate["mmlu"].model_copy(update={"preset": "mmlu"})
+        study = written.study.model_copy(update={"evaluate": {**written.study.evaluate, "mmlu": named}})
+        record = decide(replace(written, study=study))
+        rows = [row for row in record.comparisons if row.task == "mmlu" and row.category is not None]
+        assert {row.category for row in rows} == expected
+        assert {row.difference.num_items for row in rows} == {2 * number if number == 4 else number}
+
+
 def test_items_of_one_cluster_count_once(tmp_path: Path) -> None:
     """Every item is given a twin that answers alike: nothing is known better than before."""
     plain, twins = write_study(tmp_path / "plain", decide=ROOMY), write_study(tmp_path / "twins", decide=ROOMY)
