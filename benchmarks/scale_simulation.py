@@ -16,6 +16,7 @@ import random
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from rankscope.board import Board
 from rankscope.cost.devices import named_device
 from rankscope.cost.estimate import START_SECONDS, estimate
 from rankscope.cost.pieces import shape_seconds
@@ -23,9 +24,10 @@ from rankscope.outline import make_outline
 from rankscope.plan import VALIDATION, Layout, Pack, Plan
 from rankscope.records import RateChoice, Rates
 from rankscope.runs import RunSettings
-from rankscope.schedule import Board, needed_work, pack_order, pack_seconds, ready_packs, work_of
+from rankscope.schedule import pack_order, pack_seconds, ready_packs
 from rankscope.spec import Study
 from rankscope.study_file import load_study
+from rankscope.work import needed_work, work_of
 
 DEVICE = "h200-141gb"
 GPUS_PER_NODE = 8

@@ -15,10 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rankscope.board import Board
 from rankscope.data.summaries import data_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.plan import PIECE_STAGES, Pack, Plan
-from rankscope.schedule import Board, Work, pack_seconds, work_of, work_seconds
+from rankscope.schedule import pack_seconds, work_seconds
+from rankscope.work import Work, work_of
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _PLAIN_SECONDS, _PLAIN_SHARE = 10.0, 0.02  # between summaries in a log, and of the time so far

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from rankscope.board import Board, read_board, status_of
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile, MachineError, UserError
@@ -30,25 +31,13 @@ from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
 from rankscope.runs import RunSettings
-from rankscope.schedule import (
-    Board,
-    Work,
-    arm_of,
-    chosen_run_ids,
-    expected_hash,
-    possible_work,
-    read_board,
-    read_record,
-    ready_packs,
-    settled_arms,
-    status_of,
-    work_of,
-)
+from rankscope.schedule import possible_work, ready_packs
 from rankscope.spec import Study
 from rankscope.store import CACHES, CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
 from rankscope.study_file import changed_settings, dump_study, load_study
 from rankscope.track.process import Tracking, tracking
 from rankscope.track.trackers import check_installed
+from rankscope.work import Work, arm_of, chosen_run_ids, expected_hash, read_record, settled_arms, work_of
 
 _LONG_SECONDS = 1800.0
 _SHARE_SECONDS = 1.0

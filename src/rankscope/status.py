@@ -7,23 +7,14 @@ import time
 from collections import Counter
 from typing import Any
 
+from rankscope.board import Board, status_of
 from rankscope.errors import DamagedFile, UserError
 from rankscope.leases import LEASE_SECONDS, is_occupied
 from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
-from rankscope.schedule import (
-    Board,
-    Work,
-    all_work,
-    asked_step,
-    chosen_run_ids,
-    expected_hash,
-    possible_work,
-    read_record,
-    round_work,
-    status_of,
-)
+from rankscope.schedule import possible_work
 from rankscope.store import Store, read_model
+from rankscope.work import Work, all_work, asked_step, chosen_run_ids, expected_hash, read_record, round_work
 
 _STAGES = ("train", "evaluate", "analyse", "derive")
 

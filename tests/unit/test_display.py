@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 
 from rankscope import display
+from rankscope.board import Board
 from rankscope.display import Clock, LiveDisplay, PlainDisplay, duration
 from rankscope.execute.events import Failed, Finished, Progress
 from rankscope.plan import Pack, Plan, piece_key
 from rankscope.records import Rates
-from rankscope.schedule import Board, needed_work
+from rankscope.work import needed_work
 from synthetic import write_study
 
 

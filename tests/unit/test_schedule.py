@@ -8,20 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from rankscope.board import Board, status_of
 from rankscope.plan import VALIDATION, Grid, Pack, Plan, piece_key
 from rankscope.records import Asked, RateChoice, Rates, Search, TrainRecord
-from rankscope.schedule import (
-    Board,
-    Work,
-    all_work,
-    needed_work,
-    pack_seconds,
-    possible_work,
-    ready_packs,
-    status_of,
-    work_of,
-    work_seconds,
-)
+from rankscope.schedule import pack_seconds, possible_work, ready_packs, work_seconds
+from rankscope.work import Work, all_work, needed_work, work_of
 from synthetic import ARMS, write_study
 
 

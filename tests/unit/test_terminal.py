@@ -9,13 +9,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from rankscope.board import Board
 from rankscope.display import PlainDisplay
 from rankscope.execute.events import Finished
 from rankscope.plan import Pack
 from rankscope.records import Rates
-from rankscope.schedule import Board, needed_work
 from rankscope.status import study_status
 from rankscope.terminal import plan_lines, status_lines
+from rankscope.work import needed_work
 from synthetic import Synthetic, write_study
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
 from rankscope.records import AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, TrainRecord
-from rankscope.schedule import folder_of
 from rankscope.store import Store, write_record
+from rankscope.work import folder_of
 
 _LITTLE_SPACE_BYTES = 1_000_000
 

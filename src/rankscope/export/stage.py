@@ -29,8 +29,8 @@ from rankscope.report.stage import read_contents
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import DECIDE_FILE, make_tables
 from rankscope.runs import RunSettings
-from rankscope.schedule import all_work, folder_of, read_record
 from rankscope.store import RECORD, Store, check_files, checksum, write_text
+from rankscope.work import all_work, folder_of, read_record
 
 CARD = "README.md"
 _STEPS = "steps.jsonl"

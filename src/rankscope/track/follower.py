@@ -14,9 +14,9 @@ from rankscope.errors import DamagedFile
 from rankscope.plan import Plan
 from rankscope.records import ArmResult, EvaluateRecord, Interval, TrainRecord
 from rankscope.runs import RunSettings, settings_hash
-from rankscope.schedule import base_tasks
 from rankscope.store import Store, read_checked, write_checked
 from rankscope.track.trackers import Scalar, Tracker
+from rankscope.work import base_tasks
 
 VERDICTS = "verdicts"
 _TRAINED = "/trained"  # no name of a task: those are folders
