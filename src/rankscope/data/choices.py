@@ -12,6 +12,7 @@ from rankscope.data.option_answers import Asked, answered, cop_start, counts_fro
 from rankscope.data.presets import Layout, Origin, Pattern, Preset, Replacement
 from rankscope.data.readers import Row
 from rankscope.data.templates import row_text
+from rankscope.data.written_options import written_options
 from rankscope.errors import UserError
 
 _LISTS = ("choices", "options", "endings")
@@ -118,6 +119,11 @@ def _listed(row: Row, name: str) -> _Options:
         raise field_error(row, name, "is missing")
     if isinstance(value, dict):
         return _mapped(row, name, value)
+    if isinstance(value, str):
+        if not (written := written_options(value)):
+            mend = "write them as a list, or with their letters: A) yes  B) no"
+            raise field_error(row, name, "is one text, and no list of options", mend)
+        return _Options(_options(row, name, [text for _, text in written]), tuple(label for label, _ in written))
     if not isinstance(value, list):
         raise field_error(row, name, "is no list of options")
     if value and all(isinstance(option, dict) and {"text", "label"} <= set(option) for option in value):

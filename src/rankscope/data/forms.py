@@ -15,6 +15,7 @@ from rankscope.data.presets import Layout, Preset
 from rankscope.data.readers import Row
 from rankscope.data.sources import Rows
 from rankscope.data.templates import row_text
+from rankscope.data.written_options import with_written_options
 from rankscope.errors import UserError
 
 Form = Literal["messages", "sharegpt", "multiple_choice", "prompt_completion", "alpaca", "question_answer", "text"]
@@ -204,7 +205,10 @@ def _convert(rows: Sequence[Row], form: Form) -> Contents:
         "question_answer": _question_answer,
         "text": _plain_text,
     }
-    return Contents(form, [readers[form](row) for row in rows])
+    contents = [readers[form](row) for row in rows]
+    if form == "question_answer" and (chosen := with_written_options(contents)) is not None:
+        return Contents("multiple_choice", chosen)
+    return Contents(form, contents)
 
 
 def _prompt_completion(row: Row) -> Content:
