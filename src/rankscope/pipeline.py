@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterable, Iterator
@@ -16,33 +15,30 @@ from typing import Protocol
 from rankscope.board import Board, read_board, status_of
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
-from rankscope.errors import DamagedFile, MachineError, UserError
+from rankscope.errors import MachineError, UserError
 from rankscope.execute.events import Event, Halted, Progress
 from rankscope.execute.executor import Executor
 from rankscope.execute.failures import disk_full, is_disk_full
 from rankscope.execute.local import LocalExecutor
 from rankscope.execute.ray import RayExecutor, cluster_layout
 from rankscope.execute.trials import TrialError, measured_layout
+from rankscope.housekeeping import delete_derived, delete_unchosen, delete_weights, remove_caches, remove_rubbish
 from rankscope.layout import layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
-from rankscope.planning import Inputs, make_plan, write_inputs
-from rankscope.provenance import provenance
+from rankscope.planning import Inputs, make_plan
 from rankscope.records import DecideRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
-from rankscope.runs import RunSettings
 from rankscope.schedule import possible_work, ready_packs
 from rankscope.spec import Study
-from rankscope.store import CACHES, CHECKPOINT, Store, read_model, remove_leftovers, write_record, write_text
-from rankscope.study_file import changed_settings, dump_study, load_study
+from rankscope.start import changed_since, check_directory, read_earlier, write_start
+from rankscope.store import Store, remove_leftovers, write_text
 from rankscope.track.process import Tracking, tracking
 from rankscope.track.trackers import check_installed
-from rankscope.work import Work, arm_of, chosen_run_ids, expected_hash, read_record, settled_arms, work_of
+from rankscope.work import Work, expected_hash, read_record, work_of
 
 _LONG_SECONDS = 1800.0
 _SHARE_SECONDS = 1.0
-ADAPTER = "adapter"  # the folder of an adapter, also of a derived one
-_MOST_CHANGES = 8  # more than a person would read
 
 
 class Display(Protocol):
@@ -90,8 +86,8 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
     """
     check_installed(study.report_to)
     store = Store(out)
-    earlier, damage = _earlier(store)
-    _check_directory(store, study, earlier)
+    earlier, damage = read_earlier(store)
+    check_directory(store, study, earlier)
     # With other processes or threads than before the numbers may differ in their last digits, so the old layout stays.
     is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
     cluster = cluster_layout(study.execute) if study.execute.backend == "ray" else None
@@ -101,11 +97,11 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
     with _naming_a_full_disk(store), occupy(store, share=share) as leases:
         if not share:
             remove_leftovers(store.root)  # those of others may be in use
-        damage += _write_start(store, study, plan, inputs)
+        damage += write_start(store, study, plan, inputs)
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         if not share:
-            _remove_rubbish(store, board)
-        display.planned(plan, [*_changes(earlier.study, study), *damage, *remarks])
+            remove_rubbish(store, board)
+        display.planned(plan, [*changed_since(earlier.study, study), *damage, *remarks])
         # Of several processes that share a study one tells its tracker what all of them write.
         kind = study.report_to if study.report_to != "none" and leases.take("tracker") else "none"
         with tracking(kind, store.root) as tracker:
@@ -122,13 +118,13 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
 
 def _decide(study: Study, plan: Plan, store: Store, board: Board, display: Display) -> DecideRecord:
     """The verdicts; what nothing needs after them is deleted."""
-    _remove_caches(store, plan)
+    remove_caches(store, plan)
     display.message("deciding")
     record = decide.run(store, study, plan)
     if study.keep == "records":
         for settings in plan.runs:
-            _delete_weights(store, board, settings.run_id)
-            _delete_derived(store, plan, settings)
+            delete_weights(store, board, settings.run_id)
+            delete_derived(store, plan, settings)
     return record
 
 
@@ -151,11 +147,11 @@ def forecast_study(study: Study, out: Path) -> list[ForecastRecord]:
     from rankscope.models.loading import Models
 
     store = Store(out)
-    earlier, _ = _earlier(store)
-    _check_directory(store, study, earlier)
+    earlier, _ = read_earlier(store)
+    check_directory(store, study, earlier)
     plan, inputs = make_plan(study, earlier.plan)
     with _naming_a_full_disk(store), occupy(store, share=False):
-        _write_start(store, study, plan, inputs)
+        write_start(store, study, plan, inputs)
         return forecast.run(plan, store, Models(store, plan.dtype, plan.layout.device))
 
 
@@ -207,7 +203,7 @@ class _Work:
             return self.store.read_rates()
         try:
             rates = update_rates(self.store, self.plan)
-            _delete_unchosen(self.study, self.plan, self.store, self.board, rates)
+            delete_unchosen(self.study, self.plan, self.store, self.board, rates)
         finally:
             self.leases.release("rates")
         return rates
@@ -300,100 +296,6 @@ def _wait_for_turn(leases: Leases, name: str) -> None:
         time.sleep(_SHARE_SECONDS)
 
 
-def _delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates: Rates) -> None:
-    """Delete the full models of arms whose rate is chosen, but for the chosen ones: nothing will need them.
-
-    Of an adapter that halving stopped, the checkpoint goes; what it had learned by then is small and stays.
-    """
-    if study.keep == "all":
-        return
-    chosen, settled = chosen_run_ids(plan, rates), settled_arms(rates)
-    # With `search.evaluate: all` they are scored first.
-    wanted = {work[2] for work in possible_work(plan, board, rates) if not board.has_ended(work)}
-    for run in plan.runs:
-        is_over = arm_of(run) in settled and run.run_id not in chosen | wanted
-        if is_over and run.arm.capabilities.saves == "model":
-            _delete_weights(store, board, run.run_id)
-        elif is_over and plan.round_steps(run):
-            shutil.rmtree(store.train(run.run_id) / CHECKPOINT, ignore_errors=True)
-
-
-def _delete_weights(store: Store, board: Board, run_id: str) -> None:
-    record = None if run_id in board.without_weights else store.read_train(run_id)
-    if record is None or record.status not in {"complete", "paused"}:
-        return
-    folder = store.train(run_id)
-    kept = [name for name in record.files if "/" not in name]
-    # The record first: weights without a record are rubbish, a record of missing weights is damage.
-    write_record(folder, record.model_copy(update={"weights_deleted": True}), kept)
-    _remove_folders(folder)
-    board.without_weights.add(run_id)
-
-
-def _delete_derived(store: Store, plan: Plan, settings: RunSettings) -> None:
-    """Delete the adapters of a run's derived models; their scores stay."""
-    for point in plan.derived.get(settings.arm.label, ()):
-        folder = store.derived(settings.run_id, point.name)
-        record = store.read_derive(folder)
-        if record is not None and any(name.startswith(f"{ADAPTER}/") for name in record.files):
-            write_record(folder, record, [name for name in record.files if not name.startswith(f"{ADAPTER}/")])
-            shutil.rmtree(folder / ADAPTER, ignore_errors=True)
-
-
-def _remove_rubbish(store: Store, board: Board) -> None:
-    """Remove what a process left that was killed between a record and the deletion that it announces."""
-    for stage, _, run_id, name in [work for work in board.status if board.has_ended(work)]:
-        if stage != "train" or run_id is None or name:  # a run that has only come as far as a round may go on
-            continue
-        shutil.rmtree(store.train(run_id) / CHECKPOINT, ignore_errors=True)
-        if run_id in board.without_weights:
-            _remove_folders(store.train(run_id))
-
-
-def _remove_caches(store: Store, plan: Plan) -> None:
-    """Remove what was kept of bases for their runs to be compared with; a later run makes it again."""
-    for base in plan.bases:
-        for analysis in CACHES:
-            shutil.rmtree(store.base_cache(base, analysis), ignore_errors=True)  # others may be at it too
-
-
-def _remove_folders(folder: Path) -> None:
-    for child in folder.iterdir():
-        if child.is_dir():
-            shutil.rmtree(child, ignore_errors=True)  # another process that shares the study may be at it
-
-
-@dataclass(frozen=True)
-class _Earlier:
-    """What an earlier call wrote of the study, as far as it can be read."""
-
-    study: Study | None
-    plan: Plan | None
-
-
-def _earlier(store: Store) -> tuple[_Earlier, list[str]]:
-    """The study and plan of an earlier call, and what of them is damaged."""
-    damage, study, plan = [], None, None
-    try:
-        study = load_study(store.study_file) if store.study_file.exists() else None
-    except UserError as error:
-        damage.append(f"{error.where}: {error.what}; it is written again")
-    try:
-        plan = read_model(store.plan_file, Plan)
-    except DamagedFile as error:
-        damage.append(f"{error}; the plan is made anew")
-    return _Earlier(study, plan), damage
-
-
-def _changes(earlier: Study | None, study: Study) -> list[str]:
-    """Which settings are not those of the call before: a forgotten `--set` is one, and may cost hours."""
-    changes = changed_settings(earlier, study) if earlier is not None else []
-    if not changes:
-        return []
-    more = f"; and {len(changes) - _MOST_CHANGES} more" if len(changes) > _MOST_CHANGES else ""
-    return [f"the study has changed since the last call: {'; '.join(changes[:_MOST_CHANGES])}{more}"]
-
-
 @contextmanager
 def _naming_a_full_disk(store: Store) -> Iterator[None]:
     """Libraries report a full disk in their own ways; a person gets one message."""
@@ -405,31 +307,6 @@ def _naming_a_full_disk(store: Store) -> Iterator[None]:
         if store.root.exists() and is_disk_full(store.root, error):
             raise MachineError(disk_full(f"{type(error).__name__}: {error}")) from error
         raise
-
-
-def _check_directory(store: Store, study: Study, earlier: _Earlier) -> None:
-    """A directory belongs to a study by its name."""
-    if not store.root.exists():
-        return
-    if not store.study_file.exists():
-        if any(child.name not in {".lock", ".workers", "leases"} for child in store.root.iterdir()):
-            raise UserError("holds files that are no study's", where=store.root, mend="choose another --out")
-        return
-    known = earlier.study or earlier.plan
-    if known is None:
-        mend = "if it is this study's, copy the study file there as study.yaml; else choose another --out"
-        raise UserError("neither study.yaml nor plan.json can be read", where=store.root, mend=mend)
-    if (found := known.study) != study.study:
-        mend = "choose another --out, or give the study its old name"
-        raise UserError(f"holds the study '{found}', not '{study.study}'", where=store.root, mend=mend)
-
-
-def _write_start(store: Store, study: Study, plan: Plan, inputs: Inputs) -> list[str]:
-    """Write what the stages will read; returns what was there and was not the same."""
-    write_text(store.study_file, dump_study(study))
-    write_text(store.plan_file, plan.model_dump_json(indent=1) + "\n")
-    write_text(store.root / "provenance.json", json.dumps(provenance(), indent=1) + "\n")
-    return write_inputs(store, inputs)
 
 
 def _write_running(path: Path, in_flight: list[Progress]) -> None:

@@ -16,9 +16,9 @@ import pytest
 from rankscope.execute import local
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports, worker_environment
-from rankscope.pipeline import _write_start
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.planning import make_plan
+from rankscope.start import write_start
 from rankscope.store import Store
 from rankscope.study_file import load_study
 from studies import write_study
@@ -89,7 +89,7 @@ def started(tmp_path: Path) -> tuple[Store, Plan]:
     study = load_study(write_study(tmp_path), ["execute.num_workers=1", "optimization.max_steps=30"])
     plan, inputs = make_plan(study)
     store = Store(tmp_path / "out")
-    _write_start(store, study, plan, inputs)
+    write_start(store, study, plan, inputs)
     return store, plan
 
 
@@ -132,7 +132,7 @@ def test_of_a_model_in_parts_one_process_that_dies_is_found_at_once_and_recorded
     study = load_study(write_study(tmp_path), overrides)
     plan, inputs = make_plan(study)
     store = Store(tmp_path / "out")
-    _write_start(store, study, plan, inputs)
+    write_start(store, study, plan, inputs)
     executor = LocalExecutor(store, plan)
     full, lora = (next(run for run in plan.runs if run.arm.label == label) for label in ("full", "lora-r2"))
 
@@ -174,7 +174,7 @@ def test_what_one_process_of_several_raises_is_recorded_and_the_others_do_not_wa
     study = load_study(write_study(tmp_path), ["execute.num_workers=1", "execute.shard=2"])
     plan, inputs = make_plan(study)
     store = Store(tmp_path / "out")
-    _write_start(store, study, plan, inputs)
+    write_start(store, study, plan, inputs)
     (run, *_) = (run for run in plan.runs if run.arm.label == "full")
     (store.training_data(run.base.name, run.training_set.name) / "examples.parquet").write_bytes(b"no table")
     executor = LocalExecutor(store, plan)
