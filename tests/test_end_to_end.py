@@ -189,8 +189,15 @@ def test_a_changed_study_keeps_what_is_still_valid(finished: tuple, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=["Ctrl-C", "kill -9"])
-@pytest.mark.parametrize("stage", ["in training", "in scoring"])
+@pytest.mark.parametrize(
+    ("kind", "stage"),
+    [
+        pytest.param(signal.SIGINT, "in training", id="Ctrl-C in training"),
+        pytest.param(signal.SIGTERM, "in training", id="ended by a cluster in training"),
+        pytest.param(signal.SIGINT, "in scoring", id="Ctrl-C in scoring"),
+        pytest.param(signal.SIGKILL, "in scoring", id="kill -9 in scoring"),
+    ],
+)
 def test_a_stopped_study_ends_as_if_it_had_not_been(
     finished: tuple, tmp_path: Path, kind: signal.Signals, stage: str
 ) -> None:
@@ -203,8 +210,8 @@ def test_a_stopped_study_ends_as_if_it_had_not_been(
         return any(out.glob("runs/*/evaluate/facts/record.json"))
 
     status = stop_when(study, out, is_time, kind)
-    assert status == (INTERRUPTED if kind is signal.SIGINT else -signal.SIGKILL)
-    if kind is signal.SIGINT and stage == "in training":
+    assert status == (-signal.SIGKILL if kind is signal.SIGKILL else INTERRUPTED)
+    if stage == "in training":
         assert list(out.glob("runs/*/train/checkpoint/*/state.json"))
     done = run(study, out)
     assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr

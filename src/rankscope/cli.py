@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -280,6 +282,19 @@ def _demo(options: argparse.Namespace) -> int:
     return DONE if status == UNDECIDED else status
 
 
+@contextmanager
+def _stopping_on_request() -> Iterator[None]:
+    """Clusters end what they run with SIGTERM: a study then stops as by Ctrl-C, with its checkpoints written."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be taken
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -290,7 +305,8 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     console = Console()
     display = make_display(console)
     try:
-        outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
+        with _stopping_on_request():
+            outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
     finally:
         display.close()
     for part in verdict_tables(outcome.record):
