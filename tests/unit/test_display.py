@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rankscope import display
 from rankscope.board import Board
-from rankscope.display import Clock, LiveDisplay, PlainDisplay, duration
+from rankscope.clock import Clock
+from rankscope.display import LiveDisplay, PlainDisplay, duration
 from rankscope.execute.events import Failed, Finished, Progress
 from rankscope.plan import Pack, Plan, piece_key
 from rankscope.records import Rates
@@ -37,7 +37,7 @@ def test_the_time_left_is_the_forecast_corrected_by_what_was_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     plan = write_study(tmp_path).plan
     needed = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]]
     pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in needed}
@@ -67,7 +67,7 @@ def test_the_time_left_goes_down_within_a_piece_and_follows_a_slow_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     plan = write_study(tmp_path).plan
     works = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]][:4]
     pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in works}
@@ -97,7 +97,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_timed_by_the_steps_that_it_make
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     plan = write_study(tmp_path).plan
     works = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]][:2]
     pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in works}
