@@ -114,7 +114,7 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
     ("execute", Execute, "Where and how work runs. Results do not depend on the number of processes."),
 )
 
-# Left out, these mean something that `runs.py` fills in; tests compare.
+# Left out, these mean something that `expansion.py` fills in; tests compare.
 RESOLVED = {("Arm", "lora_alpha"): "2r", ("Arm", "lora_dropout"): 0.0, ("Arm", "use_rslora"): False,
             ("Arm", "target_modules"): "all-linear"}  # fmt: skip
 # A single value is taken for a list of one; a mapping may be written short. The schema does not show either.

@@ -17,9 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from rankscope.expansion import expand_runs
 from rankscope.plan import Estimate, Layout, Plan, validation_task
 from rankscope.records import EvaluateRecord, Failure, Subject, TrainRecord, ValidationPoint
-from rankscope.runs import BaseSettings, RunSettings, TaskSettings, TrainingData, expand_runs
+from rankscope.runs import BaseSettings, RunSettings, TaskSettings, TrainingData
 from rankscope.spec import Study
 from rankscope.store import Store, write_parquet, write_record, write_text
 from rankscope.study_file import dump_study

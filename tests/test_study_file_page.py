@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from rankscope.runs import expand_arms
+from rankscope.expansion import expand_arms
 from rankscope.spec import Arm, OptimizationFields, Section, Study
 from rankscope.study_file import load_study
 

@@ -8,9 +8,10 @@ from typing import Any, Literal
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
 from rankscope.data.targets import left_out
+from rankscope.expansion import arms_of, derived_points, expand_arms, rates_beyond
 from rankscope.methods.resolve import ALL_LINEAR
 from rankscope.plan import MIN_HALVED, Grid
-from rankscope.runs import BaseSettings, arms_of, derived_points, expand_arms, rates_beyond
+from rankscope.runs import BaseSettings
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 

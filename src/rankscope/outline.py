@@ -17,10 +17,11 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.design import design_warnings, relations, search, smallest_differences
 from rankscope.errors import UserError, within
+from rankscope.expansion import expand_arms, expand_runs
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import UNREAD, Layout, Plan
 from rankscope.records import Analysis
-from rankscope.runs import BaseSettings, TaskSettings, TrainingData, expand_arms, expand_runs, opening_of
+from rankscope.runs import BaseSettings, TaskSettings, TrainingData, opening_of
 from rankscope.spec import ModelSource, Study
 
 _PROBE_TOKENS = 256

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rankscope.errors import UserError
-from rankscope.runs import expand_arms
+from rankscope.expansion import expand_arms
 from rankscope.spec import Study
 from rankscope.study_file import place_of
 

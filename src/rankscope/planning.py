@@ -36,19 +36,11 @@ from rankscope.design import (
     smallest_differences,
 )
 from rankscope.errors import UserError, within
+from rankscope.expansion import derived_points, expand_arms, expand_runs
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.records import Analysis
-from rankscope.runs import (
-    BaseSettings,
-    RunSettings,
-    TrainingData,
-    derived_points,
-    expand_arms,
-    expand_runs,
-    opening_of,
-    settings_hash,
-)
+from rankscope.runs import BaseSettings, RunSettings, TrainingData, opening_of, settings_hash
 from rankscope.spec import Study
 from rankscope.store import Store, write_parquet
 

@@ -12,9 +12,9 @@ from rankscope.cost.fit import Fitted
 from rankscope.data.summaries import data_lines
 from rankscope.decide.standing import BASE
 from rankscope.display import duration
+from rankscope.expansion import expand_arms
 from rankscope.plan import UNREAD, Plan
 from rankscope.records import ArmResult, DecideRecord, ForecastRecord, Interval, Verdict
-from rankscope.runs import expand_arms
 from rankscope.spec import OptimizationFields, Study
 
 _BILLION = 1e9

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from rankscope.runs import derived_points, expand_arms
+from rankscope.expansion import derived_points, expand_arms
 from rankscope.spec import Study
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from rankscope.errors import UserError
+from rankscope.expansion import expand_arms, resolve_optimization
 from rankscope.keys import ELSEWHERE, all_keys, described, show
-from rankscope.runs import expand_arms, resolve_optimization
 from rankscope.spec import Arm, Optimization, OptimizationFields
 from rankscope.study_file import changed_settings, dump_study, load_study
 

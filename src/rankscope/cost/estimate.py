@@ -22,9 +22,10 @@ from rankscope.cost.pieces import (
     shape_seconds,
     train_piece,
 )
+from rankscope.expansion import derived_points, expand_arms
 from rankscope.plan import VALIDATION, Estimate, Layout, halved_search, piece_key, validation_task
 from rankscope.records import Analysis
-from rankscope.runs import OF_WEIGHTS, DerivedPoint, RunSettings, derived_points, expand_arms
+from rankscope.runs import OF_WEIGHTS, DerivedPoint, RunSettings
 from rankscope.spec import Study
 
 # Seconds of a processor: Python with torch and its like once a worker, the data once, verdicts, the report and its

@@ -11,8 +11,9 @@ from rankscope.cost.devices import Device
 from rankscope.cost.estimate import Outline, estimate
 from rankscope.cost.loads import Loads
 from rankscope.errors import UserError
+from rankscope.expansion import arms_of, expand_arms
 from rankscope.plan import Estimate
-from rankscope.runs import RunSettings, arms_of, expand_arms
+from rankscope.runs import RunSettings
 from rankscope.spec import Arm, Derive, Study
 
 _UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}

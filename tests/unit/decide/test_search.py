@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from rankscope.decide.search import Progress, Trial, advance, choose_rate
+from rankscope.expansion import rates_beyond
 from rankscope.plan import Grid, halved_search, round_steps
-from rankscope.runs import rates_beyond
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 # By rate, the score after 15, 70 and 100 steps.
