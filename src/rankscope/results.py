@@ -21,7 +21,7 @@ def load_results(directory: str | Path) -> dict[str, pl.DataFrame]:
         UserError: The directory holds no study that was started.
     """
     # Drawing libraries come with the report; whoever only imports the package need not wait for them.
-    from rankscope.report.stage import read_contents
+    from rankscope.report.reading import read_contents
     from rankscope.report.tables import make_tables
     from rankscope.store import Store
 

@@ -11,7 +11,7 @@ import polars as pl
 from rankscope.execute.failures import failure_of, record_failure
 from rankscope.leases import occupy
 from rankscope.plan import Pack
-from rankscope.report.stage import read_contents
+from rankscope.report.reading import read_contents
 from rankscope.status import study_status
 from rankscope.store import write_record, write_text
 from rankscope.terminal import status_lines

@@ -25,7 +25,7 @@ from rankscope.export.records import verdict_table as verdicts_as_rows
 from rankscope.records import DeriveRecord, EvaluateRecord, Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
 from rankscope.report.figures import group_names, make_figures
-from rankscope.report.stage import read_contents
+from rankscope.report.reading import read_contents
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import DECIDE_FILE, make_tables
 from rankscope.runs import RunSettings

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from rankscope.cli import DONE, SOME_FAILED, USER_ERROR, main
 from rankscope.errors import UserError
 from rankscope.export.stage import PARTS, Request, run
-from rankscope.report.stage import read_contents
+from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
 from rankscope.store import RECORD, Store, write_record
 from synthetic import ARMS, Synthetic, write_study

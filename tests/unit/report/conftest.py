@@ -9,6 +9,7 @@ import pytest
 
 from rankscope.report import stage
 from rankscope.report.contents import Contents
+from rankscope.report.reading import read_contents
 from report_study import finished_study, poison
 from synthetic import Synthetic
 
@@ -28,4 +29,4 @@ class Reported:
 def reported(tmp_path_factory) -> Reported:
     study = finished_study(tmp_path_factory.mktemp("reported") / "study")
     poison(study.store, "small", "general")
-    return Reported(study, stage.read_contents(study.store), stage.run(study.store))
+    return Reported(study, read_contents(study.store), stage.run(study.store))

@@ -10,7 +10,7 @@ from rankscope.records import AnalyseRecord, DeriveRecord, Subject
 from rankscope.report.derived import derived_models, sentences
 from rankscope.report.explained import explaining_runs, explanations
 from rankscope.report.figures import make_figures
-from rankscope.report.stage import read_contents
+from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
 from rankscope.runs import DerivedPoint
 from rankscope.store import write_parquet, write_record, write_text

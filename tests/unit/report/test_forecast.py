@@ -9,6 +9,7 @@ from rankscope.decide.rates import update_rates
 from rankscope.records import ForecastRecord
 from rankscope.report import stage
 from rankscope.report.forecast import forecast_table
+from rankscope.report.reading import read_contents
 from rankscope.store import write_record
 from synthetic import write_study
 
@@ -25,7 +26,7 @@ def record() -> ForecastRecord:
 def test_before_the_study_nothing_is_measured(tmp_path: Path) -> None:
     made = write_study(tmp_path)
     write_record(made.store.forecast("small", "new"), record())
-    table = forecast_table(stage.read_contents(made.store))
+    table = forecast_table(read_contents(made.store))
     assert table["forecast"].to_list() == ["4, 8, 16", "those below 8", "6 (of the first gradient)"]
     assert set(table["measured"]) == {"not measured"}
 
@@ -35,7 +36,7 @@ def test_after_the_study_the_forecast_stands_beside_what_came(tmp_path: Path) ->
     write_record(made.store.forecast("small", "new"), record())
     update_rates(made.store, made.plan)
     decide.run(made.store, made.study, made.plan)
-    table = forecast_table(stage.read_contents(made.store))
+    table = forecast_table(read_contents(made.store))
     # Rank 4 learns 15 points, ranks 16 and 64 learn 45: the truth of the synthetic study.
     assert table["measured"][0] == "within the margin of the best of those tried: 16, 64"
     assert table["measured"][1] == "worse than the margin: 4"
@@ -46,5 +47,5 @@ def test_after_the_study_the_forecast_stands_beside_what_came(tmp_path: Path) ->
 
 def test_a_study_without_a_forecast_says_nothing_of_it(tmp_path: Path) -> None:
     made = write_study(tmp_path)
-    contents = stage.read_contents(made.store)
+    contents = read_contents(made.store)
     assert forecast_table(contents).is_empty()

@@ -21,6 +21,7 @@ from rankscope.report import stage
 from rankscope.report.figures import make_figures
 from rankscope.report.losses import flips
 from rankscope.report.page import _provenance, render_page, safe_json, verdict_views, with_code
+from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
 from rankscope.report.verdicts import verdict_view
 from rankscope.store import Store
@@ -30,7 +31,7 @@ from synthetic import write_study
 
 def html_of(store):
     """The page alone, without the SVG files, which take longest."""
-    contents = stage.read_contents(store)
+    contents = read_contents(store)
     tables = make_tables(contents)
     return render_page(contents, tables, make_figures(tables, contents))
 

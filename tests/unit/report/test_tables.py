@@ -192,7 +192,7 @@ def test_every_table_names_its_sources_and_they_exist(reported, tables):
 
 
 def test_losses_that_are_not_finite_stay_so(reported, tmp_path):
-    from rankscope.report.stage import _ndjson
+    from rankscope.report.reading import _ndjson
 
     path = tmp_path / "steps.jsonl"
     path.write_text('{"step":1,"loss_nats_per_token":2.5}\n{"step":2,"loss_nats_per_token":"NaN"}\n')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.report.stage import _ndjson
+from rankscope.report.reading import _ndjson
 from rankscope.train.loop import StepLog
 from rankscope.train.stage import _line
 
