@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,28 +14,25 @@ import polars as pl
 import vl_convert
 
 from rankscope.data.hub import PACKAGED, local_model, model_folder
-from rankscope.errors import DamagedFile, UserError
+from rankscope.errors import UserError
 from rankscope.export.card import CardFacts, model_card
 from rankscope.export.latex import MAIN, main_document, train_test_table, verdict_table
 from rankscope.export.model import Chosen, base_id, choice_of, named, recommended, verdict_of
 from rankscope.export.parts import PARTS, Part
 from rankscope.export.peft_results import RunResult, result_document
+from rankscope.export.reading import STEPS, iter_records, scan, tables_beside, weight_files
 from rankscope.export.records import Found, csv_columns, number_table, record_table, with_subject
 from rankscope.export.records import verdict_table as verdicts_as_rows
-from rankscope.records import DeriveRecord, EvaluateRecord, Record, Subject, TrainRecord
+from rankscope.records import EvaluateRecord, Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
 from rankscope.report.figures import group_names, make_figures
 from rankscope.report.reading import read_contents
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import DECIDE_FILE, make_tables
 from rankscope.runs import RunSettings
-from rankscope.store import RECORD, Store, check_files, checksum, write_text
-from rankscope.work import all_work, folder_of, read_record
+from rankscope.store import Store, write_text
 
 CARD = "README.md"
-_STEPS = "steps.jsonl"
-_WEIGHTS = ("adapter", "model")
-_NOT_FINITE = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class _Exporter:
     def found(self) -> list[Found]:
         """Every record there is, read once."""
         if self._found is None:
-            self._found = list(_iter_records(self.store, self.contents))
+            self._found = list(iter_records(self.store, self.contents))
         return self._found
 
     @property
@@ -120,7 +117,7 @@ class _Exporter:
 
     def _has_weights(self, one: Chosen) -> bool:
         try:
-            _weights(self.store, one)
+            weight_files(self.store, one)
         except UserError as error:
             if self.request.model is not None or self.request.parts is not None:
                 raise
@@ -145,9 +142,9 @@ class _Exporter:
             _write_table(folder / name, table.lazy())
         beside = defaultdict(list)
         for one in self.found:
-            for path in _tables_beside(self.store, one):
+            for path in tables_beside(self.store, one):
                 source = path.relative_to(self.store.root).as_posix()
-                beside[path.stem].append(with_subject(_scan(path), one, source))
+                beside[path.stem].append(with_subject(scan(path), one, source))
         for name, frames in beside.items():
             _write_table(folder / name, pl.concat(frames, how="diagonal_relaxed"))
         return f"{len(self.found)} records in {len(small) + len(beside)} tables, as CSV and Parquet"
@@ -202,8 +199,8 @@ class _Exporter:
         )
 
     def _steps(self, run: RunSettings) -> pl.DataFrame:
-        path = self.store.train(run.run_id) / _STEPS
-        return _scan(path).collect() if path.is_file() and path.stat().st_size else pl.DataFrame()
+        path = self.store.train(run.run_id) / STEPS
+        return scan(path).collect() if path.is_file() and path.stat().st_size else pl.DataFrame()
 
     def _weights_bytes(self, train: TrainRecord) -> int | None:
         folder = self.store.train(train.run.run_id)
@@ -226,7 +223,7 @@ class _Exporter:
             if target.exists():
                 shutil.rmtree(target)
             target.mkdir(parents=True)
-            for path in _weights(self.store, one):
+            for path in weight_files(self.store, one):
                 shutil.copyfile(path, target / path.name)
             has_tokenizer = one.run.arm.capabilities.saves == "model" and _copy_tokenizer(one.run, target)
             write_text(target / CARD, model_card(self._facts(one, has_tokenizer)))
@@ -252,89 +249,8 @@ class _Exporter:
         )  # fmt: skip
 
 
-def _iter_records(store: Store, contents: Contents) -> Iterator[Found]:
-    """Every record of the study, its files checked; those of work that has not begun are not there."""
-    plan = contents.plan
-    for work in all_work(plan):
-        stage, base, run_id, name = work
-        record = read_record(store, work)
-        # A run that trains to several rounds of a search has one record, which comes with its last.
-        if record is None or (stage == "train" and name):
-            continue
-        folder = folder_of(store, work)
-        if record.status not in {"interrupted", "paused"}:  # whose files still grow
-            check_files(folder, record)
-        source = (folder / RECORD).relative_to(store.root).as_posix()
-        yield Found(record, plan.subject(base, run_id), name, source)
-    for forecast in contents.forecasts:
-        source = (store.forecast(forecast.base, forecast.training_set) / RECORD).relative_to(store.root).as_posix()
-        yield Found(forecast, Subject(base=forecast.base, training_set=forecast.training_set), "", source)
-
-
 def _scores(records: Iterable[Record]) -> dict[str, EvaluateRecord]:
     return {one.task: one for one in records if isinstance(one, EvaluateRecord) and one.status == "complete"}
-
-
-def _tables_beside(store: Store, one: Found) -> Iterator[Path]:
-    """The tables that lie beside a record, in its folder or in one folder below (a derived model's tasks)."""
-    folder = (store.root / one.source).parent
-    if isinstance(one.record, TrainRecord):
-        if (folder / _STEPS).is_file() and (folder / _STEPS).stat().st_size:
-            yield folder / _STEPS
-        return
-    yield from (folder / name for name in sorted(one.record.files) if name.endswith(".parquet"))
-
-
-def _scan(path: Path) -> pl.LazyFrame:
-    if path.suffix == ".parquet":
-        frame = pl.scan_parquet(path)
-        # Of a derived model a folder names the task.
-        return frame.with_columns(pl.lit(path.parent.name).alias("task")) if _is_derived(path) else frame
-    frame = pl.read_ndjson(path, infer_schema_length=None)
-    texts = [name for name, dtype in frame.schema.items() if dtype == pl.String]  # what is not finite is written so
-    return frame.with_columns(pl.col(texts).replace(_NOT_FINITE).cast(pl.Float64)).lazy()
-
-
-def _is_derived(path: Path) -> bool:
-    return (path.parent.parent / RECORD).is_file()
-
-
-def _weights(store: Store, one: Chosen) -> list[Path]:
-    """The files of a model's weights, checked.
-
-    Raises:
-        UserError: They were deleted, or never kept.
-        DamagedFile: They are not what was written.
-    """
-    if one.point is not None:
-        folder = store.derived(one.run.run_id, one.point.name)
-        record: Record | None = store.read_derive(folder)
-        if record is None or record.status != "complete":
-            raise UserError("is not there yet", where=folder, mend="run the study to its end")
-    else:
-        folder, record = store.train(one.run.run_id), one.train
-    names = [name for name in record.files if name.split("/")[0] in _WEIGHTS]
-    if not names:
-        raise UserError(_gone(record), where=folder, mend=_mend(store, one))
-    for name in names:
-        if not (folder / name).is_file() or checksum(folder / name) != record.files[name]:
-            raise DamagedFile(f"{folder / name} is missing, or differs from what was written (checksum)")
-    return [folder / name for name in sorted(names)]
-
-
-def _gone(record: Record) -> str:
-    if isinstance(record, DeriveRecord) and record.rank is None:
-        return "the weights of a derived whole model are not kept, only its scores"
-    return "the weights were deleted (`keep` in the study file), only the records are left"
-
-
-def _mend(store: Store, one: Chosen) -> str:
-    if one.point is not None:
-        return f"export the run itself (--model {one.run.run_id})"
-    return (
-        f"set `keep: chosen` in the study file, remove the folder {store.train(one.run.run_id)} and run the study "
-        "again: it trains this run alone, to the same weights"
-    )
 
 
 def _copy_tokenizer(run: RunSettings, target: Path) -> bool:
