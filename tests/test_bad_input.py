@@ -103,6 +103,8 @@ def test_rates_chosen_by_loss_for_a_task_of_right_answers(study: Path, capsys: p
         main(["plan", str(study), "--set", f"train.ours.validation={{source: {study.parent / 'test.jsonl'}}}"]) == DONE
     )
     assert "rates are chosen by the loss" not in capsys.readouterr().out
+    assert main(["plan", str(study), "--set", "train.ours.validation.scoring=loss"]) == DONE  # as the study wants it
+    assert "rates are chosen by the loss" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def _truncation_warnings(study: Study) -> list[str]:
 def choice_warnings(
     study: Study, tasks: Mapping[str, tuple[Scoring, int]], validation: Mapping[str, tuple[Scoring, int]]
 ) -> list[str]:
-    """Training sets whose rates are chosen by their loss, although their tasks ask for right answers.
+    """Training sets whose rates are chosen by their loss without the study's word, while tasks ask for right answers.
 
     Args:
         study: The study.
@@ -145,7 +145,7 @@ def choice_warnings(
         judged = [
             task for task, spec in study.evaluate.items() if name in spec.in_domain_for and tasks[task][0] != "loss"
         ]
-        if scoring == "loss" and judged:
+        if scoring == "loss" and judged and study.train[name].validation.scoring is None:
             kind = tasks[judged[0]][0].replace("_", " ").replace("generate", "generated answers")
             text = f"rates are chosen by the loss on {number} validation rows, while {judged[0]} is judged by {kind}"
             mend = "`validation: {source: FILE}` with questions of that kind chooses by what is judged"
