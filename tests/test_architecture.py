@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.cli import _parser
+from rankscope.arguments import make_parser
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "rankscope"
 MODULES = sorted(path for path in SOURCE.rglob("*.py"))
@@ -52,7 +52,7 @@ def test_sub_packages_hold_a_docstring_and_nothing_else() -> None:
 
 
 def test_the_options_of_every_verb_are_frozen() -> None:
-    (verbs,) = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    (verbs,) = [a for a in make_parser()._actions if isinstance(a, argparse._SubParsersAction)]
     found = {
         name: {a.option_strings[-1] if a.option_strings else a.metavar for a in sub._actions} - {"--help"}
         for name, sub in verbs.choices.items()

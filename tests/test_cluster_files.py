@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
-from rankscope.cli import _parser
+from rankscope.arguments import make_parser
 
 FILES = Path(__file__).resolve().parent.parent / "examples" / "cluster"
 
@@ -48,7 +48,7 @@ def run(script: str, stand_ins: Path, **environment: str) -> list[str]:
 def test_a_slurm_array_shares_a_study(stand_ins: Path) -> None:
     first, second = run("slurm_array.sbatch", stand_ins, SLURM_CPUS_PER_TASK="8")
     assert first.startswith("srun --ntasks=1 rankscope run")
-    options = _parser().parse_args(shlex.split(second)[1:])
+    options = make_parser().parse_args(shlex.split(second)[1:])
     assert options.share and options.out == Path("/shared/out")
     assert options.set == ["execute.num_workers=1", "execute.threads_per_worker=8"]
 
@@ -60,7 +60,7 @@ def test_a_slurm_allocation_becomes_a_ray_cluster(stand_ins: Path) -> None:
     assert sum("--address n1:6379" in call for call in starts) == 2
     head = next(place for place, call in enumerate(calls) if "--head" in call)
     assert all(place > head for place, call in enumerate(calls) if call.startswith("ray start --address"))
-    options = _parser().parse_args(shlex.split(next(call for call in calls if call.startswith("rankscope")))[1:])
+    options = make_parser().parse_args(shlex.split(next(call for call in calls if call.startswith("rankscope")))[1:])
     assert options.set == ["execute.backend=ray", "execute.address=n1:6379"]
 
 
@@ -81,7 +81,7 @@ def test_ray_up_takes_the_cluster_file() -> None:
 def test_the_kubernetes_manifest_runs_a_command_that_exists() -> None:
     job = YAML(typ="safe").load(FILES / "kuberay.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    options = _parser().parse_args(job["spec"]["entrypoint"].split()[1:])
+    options = make_parser().parse_args(job["spec"]["entrypoint"].split()[1:])
     assert options.set == ["execute.backend=ray"]
     cluster = job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]

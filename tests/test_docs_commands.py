@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from rankscope.cli import DONE, UNDECIDED, _parser, main
+from rankscope.arguments import make_parser
+from rankscope.cli import DONE, UNDECIDED, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = list(dict.fromkeys([ROOT / "docs/tutorial.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]))
@@ -129,7 +130,7 @@ def stand_ins(arguments: list[str]) -> list[str]:
 
 
 def test_every_option_that_a_page_names_is_there() -> None:
-    verbs = next(action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
+    verbs = next(action for action in make_parser()._actions if hasattr(action, "choices") and action.choices)
     seen = 0
     for page in PAGES:
         for inline in re.findall(r"`(rankscope [^`]+)`", page.read_text(encoding="utf-8")):
