@@ -192,7 +192,7 @@ def _plain(node: Any) -> Any:
 
 def _user_error(path: Path, document: CommentedMap, error: ValidationError, overrides: Sequence[str]) -> UserError:
     """The mistakes of a pydantic error by line, each with its key and its line, or the override that it came from."""
-    found = sorted(mistakes(error), key=lambda each: _line(document, each.location) or 0)
+    found = sorted(mistakes(error), key=lambda each: _lines(document, each.location)[-1:])
     lines = [(_place(path, document, each.location, overrides), each.key or "the study", each.text) for each in found]
     (where, key, text), *rest = dict.fromkeys(lines)
     more = [f"\n{place}: {key}: {text}" for place, key, text in rest[: _MOST_MISTAKES - 1]]
@@ -203,28 +203,27 @@ def _user_error(path: Path, document: CommentedMap, error: ValidationError, over
 
 def _place(path: Path, document: CommentedMap, location: Sequence[int | str], overrides: Sequence[str]) -> str:
     """Where a mistake stands: in a line of the file, or in the last override of its key or of one above or below it."""
-    parts = [str(part) for part in location]
+    parts, lines = [str(part) for part in location], _lines(document, location)
     for override in reversed(overrides):
         key = override.partition("=")[0].split(".")
-        shorter = min(len(key), len(parts))
+        # What the file has nothing of, an override has made: `train.our.max_examples=5` lacks a source.
+        shorter = min(len(key), len(parts), len(lines) + 1)
         if shorter and key[:shorter] == parts[:shorter]:
             return f"--set {override}"
-    return line_of(path, _line(document, location))
+    return line_of(path, lines[-1] if lines else 1)
 
 
-def _line(node: Any, location: Sequence[int | str]) -> int | None:
-    """The 1-based line of a location, or of the deepest part of it that the document has."""
-    line = 1
+def _lines(node: Any, location: Sequence[int | str]) -> list[int]:
+    """The 1-based lines of a location's parts, as far as the file itself has them."""
+    lines: list[int] = []
     for part in location:
-        if isinstance(node, CommentedMap) and part in node:
-            # lc.data is missing for keys that --set added.
-            position = (node.lc.data or {}).get(part)
-            line = position[0] + 1 if position else line
-            node = node[part]
-        elif isinstance(node, CommentedSeq) and str(part).isdigit() and int(part) < len(node):
-            position = (node.lc.data or {}).get(int(part))
-            line = position[0] + 1 if position else line
-            node = node[int(part)]
-        else:
+        is_list = isinstance(node, CommentedSeq) and str(part).isdigit() and int(part) < len(node)
+        key = int(part) if is_list else part
+        if not (is_list or (isinstance(node, CommentedMap) and key in node)):
             break
-    return line
+        position = (node.lc.data or {}).get(key)  # missing for what --set added
+        if position is None:
+            break
+        lines.append(position[0] + 1)
+        node = node[key]
+    return lines

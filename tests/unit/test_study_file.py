@@ -202,6 +202,15 @@ def test_an_override_that_leads_into_a_list_needs_the_number_of_an_entry(tmp_pat
     assert 'arms.1 is {"method": "lora", "rank": [8, 16]' in mend
 
 
+def test_what_an_override_begins_and_leaves_incomplete_is_its_own_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert refusal(path, "train.our.max_examples=5").startswith(
+        "--set train.our.max_examples=5: train.our.source: is miss"
+    )
+    broken = write(tmp_path, GOOD.replace("source: data/ours.jsonl", "split: train"))
+    assert refusal(broken, "train.ours.max_examples=5").startswith(f"{path}:4: train.ours.source: is missing")
+
+
 def test_all_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
     text = GOOD.replace("seeds:", "seedz:").replace("    rank:", "    lora_r:").replace("batch_size:", "batchsize:")
     path = write(tmp_path, text.replace("method: full", "method: full, layrs: [0], use_dorra: true"))
