@@ -12,9 +12,8 @@ from rankscope.report.across import Study, setting_in_words
 from rankscope.report.figure import Figure, Panel
 from rankscope.report.marks import INK, WIDTH, Style, data, picked, specification, tooltips
 from rankscope.report.palette import Look, several_looks
-from rankscope.report.standings import SHORT, TITLES
+from rankscope.report.standings import SHORT, TITLES, with_rates, worded
 from rankscope.report.tables import pooled
-from rankscope.report.wording import amount_of, evidence, rate, scaled
 
 
 def standings(studies: Sequence[Study]) -> pl.DataFrame:
@@ -89,17 +88,8 @@ def _rows(study: Study) -> Iterable[dict[str, Any]]:
 
 
 def _dots(part: pl.DataFrame, settings: Sequence[str], style: Style) -> alt.LayerChart:
-    rows = part.rows(named=True)
-    shown = part.with_columns(
-        *(
-            pl.col(name).map_elements(lambda x: scaled(x, part["measure"][0]), pl.Float64)
-            for name in ("value", "low", "high")
-        ),
-        pl.Series("shown", [amount_of(row["value"], row["low"], row["high"], row["measure"]) for row in rows]),
-        pl.Series("rate", [rate(row["learning_rate"]) for row in rows], dtype=pl.String),
-        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"],
-                                        row["seeds_part"]) for row in rows]),
-    ).select("arm", "setting", "value", "low", "high", "shown", "rate", "evidence")  # fmt: skip
+    drawn = with_rates(worded(part, part["measure"][0]))
+    shown = drawn.select("arm", "setting", "value", "low", "high", "shown", "rate", "evidence")
     plot, names = alt.Chart(data(shown)), list(style.looks)
     looks = style.looks.values()
     y = alt.Y("setting:N", sort=list(settings), title=None, axis=alt.Axis(labelLimit=260, grid=True))

@@ -24,8 +24,7 @@ from rankscope.report.marks import (
     specification,
     tooltips,
 )
-from rankscope.report.standings import TITLES
-from rankscope.report.wording import amount_of, evidence, scaled
+from rankscope.report.standings import TITLES, worded
 
 # By kind: what was done, what its axis says, and whether that is logarithmic.
 _KINDS = {
@@ -120,14 +119,8 @@ def _warnings(explanations: pl.DataFrame) -> dict[str, list[str]]:
 
 
 def _curve(part: pl.DataFrame, kind: str, measure: str, style: Style) -> alt.LayerChart:
-    rows = part.rows(named=True)
-    rows_shown = part.with_columns(
-        *(pl.col(name).map_elements(lambda x: scaled(x, measure), pl.Float64) for name in ("value", "low", "high")),
-        pl.col("amount").alias("x"),
-        pl.Series("shown", [amount_of(row["value"], row["low"], row["high"], measure) for row in rows]),
-        pl.Series("evidence", [evidence(row["confidence"], row["num_items"], row["num_seeds"], row["source"],
-                                        row["seeds_part"]) for row in rows]),
-    ).select("group", "arm", "x", "value", "low", "high", "shown", "evidence")  # fmt: skip
+    drawn = worded(part, measure).with_columns(pl.col("amount").alias("x"))
+    rows_shown = drawn.select("group", "arm", "x", "value", "low", "high", "shown", "evidence")
     plot = alt.Chart(data(rows_shown)).transform_filter(GROUP_FILTER)
     _, title, is_log = _KINDS[kind]
     x = log_axis(rows_shown["x"].to_list(), title, base=2) if is_log else alt.X("x:Q", title=title)

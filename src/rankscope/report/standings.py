@@ -35,8 +35,8 @@ def budget_of(settings: Decide | None, measure: str) -> float | None:
     )
 
 
-def shown(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
-    """The frame with what a tooltip says of each number, and values on the scale of the plots."""
+def worded(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """The frame with values on the scale of the plots, and with what a tooltip says of each number."""
     rows = frame.rows(named=True)
     texts = [amount_of(row["value"], row["low"], row["high"], measure) for row in rows]
     names = ("confidence", "num_items", "num_seeds", "source", "seeds_part")
@@ -45,5 +45,15 @@ def shown(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
         *(pl.col(name).map_elements(lambda x: scaled(x, measure), pl.Float64) for name in ("value", "low", "high")),
         pl.Series("shown", texts, dtype=pl.String),
         pl.Series("evidence", rests, dtype=pl.String),
-        pl.Series("rate", [rate(row["learning_rate"]) for row in rows], dtype=pl.String),
-    ).select("group", "arm", "rank", "value", "low", "high", "shown", "evidence", "rate")
+    )
+
+
+def with_rates(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with its learning rates in words."""
+    return frame.with_columns(pl.Series("rate", [rate(value) for value in frame["learning_rate"]], dtype=pl.String))
+
+
+def shown(frame: pl.DataFrame, measure: str) -> pl.DataFrame:
+    """An arm's numbers as they are drawn."""
+    drawn = with_rates(worded(frame, measure))
+    return drawn.select("group", "arm", "rank", "value", "low", "high", "shown", "evidence", "rate")
