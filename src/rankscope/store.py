@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -214,15 +215,24 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name for a file, which takes its place once it is written; where that fails, nothing of it stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file under a temporary name and rename it, so that a reader never sees half of it."""
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    temporary.replace(path)
     _sync_folder(path.parent)
 
 
@@ -265,7 +275,5 @@ def _sync_folder(folder: Path) -> None:
 
 def write_parquet(path: Path, frame: pl.DataFrame) -> None:
     """Write a table under a temporary name and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    frame.write_parquet(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        frame.write_parquet(temporary)

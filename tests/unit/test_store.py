@@ -28,7 +28,7 @@ from rankscope.records import (
 )
 from rankscope.runs import ArmSettings, BaseSettings, RunSettings, TrainingData
 from rankscope.spec import Optimization
-from rankscope.store import Store, check_files, read_model, write_parquet, write_record, write_text
+from rankscope.store import Store, check_files, read_model, replacing, write_parquet, write_record, write_text
 
 COMMON = {"status": "complete", "settings_hash": "h", "provenance": {"code": None}, "started_at": "t", "seconds": 1.5}
 RUN = RunSettings(
@@ -147,6 +147,17 @@ def test_two_runs_that_differ_have_different_names() -> None:
     assert len(names) == 6
     assert RUN.model_copy().run_id == RUN.run_id
     assert RUN.run_id.startswith("b-t-lora-r2-lr0.0001-seed0-")
+
+
+def test_a_file_whose_writing_fails_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "numbers.txt"
+    with replacing(path) as temporary:
+        temporary.write_text("old")
+        assert not path.exists()
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise OSError("the disk is full")
+    assert [child.name for child in path.parent.iterdir()] == ["numbers.txt"] and path.read_text() == "old"
 
 
 def test_a_renamed_file_outlives_a_loss_of_power(tmp_path, monkeypatch):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from rankscope.models.updates import Update
 from rankscope.models.weights import Tuned, read_tuned
 from rankscope.provenance import provenance
 from rankscope.spec import Data
-from rankscope.store import write_text
+from rankscope.store import replacing, write_text
 
 PAGE, DOCUMENT, TRUNCATED = "index.html", "audit.json", "truncated"
 _SETTINGS = (
@@ -275,10 +274,8 @@ def _watched(updates: list[Update], watcher: Watcher, what: str) -> Iterator[Upd
 
 
 def _write_adapter(cut: Cut, folder: Path) -> Truncation:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{SAFETENSORS_WEIGHTS_NAME}.{os.getpid()}.tmp"
-    save_file(cut.tensors, temporary, metadata={"format": "pt"})
-    temporary.replace(folder / SAFETENSORS_WEIGHTS_NAME)
+    with replacing(folder / SAFETENSORS_WEIGHTS_NAME) as temporary:
+        save_file(cut.tensors, temporary, metadata={"format": "pt"})
     write_text(folder / CONFIG_NAME, json.dumps(cut.settings(), indent=2, sort_keys=True) + "\n")
     return cut.result(str(folder))
 

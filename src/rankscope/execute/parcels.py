@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rankscope.plan import Pack
-from rankscope.store import CHECKPOINT, RECORD, Store
+from rankscope.store import CHECKPOINT, RECORD, Store, replacing
 
 Parcel = dict[str, bytes]
 # A file's size and time, by which it is known to have changed.
@@ -36,10 +36,8 @@ def write_parcel(root: Path, parcel: Parcel) -> None:
         path = root / name
         if not path.resolve().is_relative_to(root.resolve()):
             raise ValueError(f"{name} leads out of {root}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.parcel.tmp")
-        temporary.write_bytes(parcel[name])
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(parcel[name])
 
 
 def marks(root: Path) -> Marks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +29,7 @@ from rankscope.report.reading import read_contents
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import DECIDE_FILE, make_tables
 from rankscope.runs import RunSettings
-from rankscope.store import Store, write_text
+from rankscope.store import Store, replacing, write_text
 
 CARD = "README.md"
 
@@ -268,17 +267,13 @@ def _copy_tokenizer(run: RunSettings, target: Path) -> bool:
 
 def _write_table(path: Path, frame: pl.LazyFrame) -> None:
     """A table as Parquet and CSV, streamed: the neurons of a large study fit into no memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    frame.sink_parquet(temporary)
-    temporary.replace(path.with_suffix(".parquet"))
+    with replacing(path.with_suffix(".parquet")) as temporary:
+        frame.sink_parquet(temporary)
     written = pl.scan_parquet(path.with_suffix(".parquet"))
-    written.select(csv_columns(written.collect_schema())).sink_csv(temporary)
-    temporary.replace(path.with_suffix(".csv"))
+    with replacing(path.with_suffix(".csv")) as temporary:
+        written.select(csv_columns(written.collect_schema())).sink_csv(temporary)
 
 
 def _write_bytes(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from rankscope.store import replacing
 
 # Of the files, and a folder's name. Another format, or another meaning of the same tensors, gets another number.
 FORMAT_VERSION = 1
@@ -90,13 +91,9 @@ def content_hash(W0: Float[Tensor, "d_out d_in"]) -> str:
 def _write(path: Path, found: Decomposition) -> None:
     tensors = {"U": found.U.float(), "S": found.S, "Vh": found.Vh.float()}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     metadata = {"format_version": str(FORMAT_VERSION), "sha256": _checksum(tensors)}
-    try:
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Decomposition | None:

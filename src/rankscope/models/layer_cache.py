@@ -7,7 +7,6 @@ is made again. Checksums in `done`, written last, say whether it is whole.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rankscope.store import checksum, read_checked, write_checked
+from rankscope.store import checksum, read_checked, replacing, write_checked
 
 _DONE = "done"
 
@@ -88,7 +87,5 @@ def _name(batch: int, layer: int) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write tensors under a temporary name and rename the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(tensors, temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary)
