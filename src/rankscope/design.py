@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
 from rankscope.data.targets import left_out
 from rankscope.expansion import arms_of, derived_points, expand_arms, rates_beyond
 from rankscope.methods.resolve import ALL_LINEAR
-from rankscope.plan import MIN_HALVED, Grid
+from rankscope.plan import MIN_HALVED, Grid, Layout
+from rankscope.records import Analysis
 from rankscope.runs import BaseSettings
 from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
@@ -153,8 +154,25 @@ def choice_warnings(
     return warnings
 
 
-def search(study: Study) -> dict[str, Any]:
-    """How learning rates are searched, as a plan holds it: the seeds, by arm the rates and those that may be added."""
+def plan_fields(study: Study, layout: Layout) -> dict[str, Any]:
+    """What a plan repeats of its study, whatever data and models hold; the study's precision is settled."""
+    return {
+        "study": study.study,
+        "arms": tuple(settings.label for settings, _ in expand_arms(study)),
+        "relations": {name: relations(study, name) for name in study.train},
+        **_search(study),
+        "layout": layout,
+        "dtype": study.optimization.dtype,
+        "max_tokens_per_batch": study.execute.max_tokens_per_batch,
+        "gradient_checkpointing": study.execute.gradient_checkpointing,
+        "checkpoint_seconds": study.execute.checkpoint_seconds,
+        "scores_all_candidates": study.search.evaluate == "all",
+        "analyses": tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
+    }
+
+
+def _search(study: Study) -> dict[str, Any]:
+    """How learning rates are searched: the seeds, by arm the rates and those that may be added."""
     found = {}
     for settings, arm in expand_arms(study):
         below, above = rates_beyond(arm.learning_rate) if study.search.extend else ((), ())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import get_args
 
 from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_of
 from rankscope.cost.estimate import Outline, estimate, find_device
@@ -15,12 +14,11 @@ from rankscope.data.hub import base_folder, local_model
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
-from rankscope.design import design_warnings, relations, search, smallest_differences
+from rankscope.design import design_warnings, plan_fields, smallest_differences
 from rankscope.errors import UserError, within
-from rankscope.expansion import expand_arms, expand_runs
+from rankscope.expansion import expand_runs
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import UNREAD, Layout, Plan
-from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, TaskSettings, TrainingData, opening_of
 from rankscope.spec import ModelSource, Study
 
@@ -75,9 +73,8 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     first = next(iter(loads.values())).tasks
     smallest = smallest_differences(study, {name: (load.scoring, load.num_items) for name, load in first.items()})
     plan = Plan(
-        study=study.study,
+        **plan_fields(study, layout),
         bases=settings,
-        arms=tuple(arm.label for arm, _ in expand_arms(study)),
         tasks={
             name: {key: _settings(key, load, rows) for key, (load, rows) in base.tasks.items()}
             for name, base in bases.items()
@@ -86,16 +83,8 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
             name: {key: _settings("validation", load, rows) for key, (_, load, rows) in base.training.items()}
             for name, base in bases.items()
         },
-        relations={name: relations(study, name) for name in study.train},
         runs=runs,
-        **search(study),
-        layout=layout,
-        dtype=study.optimization.dtype,
-        max_tokens_per_batch=study.execute.max_tokens_per_batch,
-        gradient_checkpointing=study.execute.gradient_checkpointing,
-        checkpoint_seconds=study.execute.checkpoint_seconds,
         probes_fingerprint=dict.fromkeys(bases, UNREAD),
-        analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
         estimate=estimate(outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for name, base in bases.items() for summary in _summaries(study, name, base)),
         warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *_notes(bases)])),

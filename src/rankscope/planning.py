@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
-from typing import get_args
 
 import polars as pl
 
@@ -31,15 +30,13 @@ from rankscope.design import (
     choice_warnings,
     design_warnings,
     expert_warnings,
-    relations,
-    search,
+    plan_fields,
     smallest_differences,
 )
 from rankscope.errors import UserError, within
 from rankscope.expansion import derived_points, expand_arms, expand_runs
 from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
-from rankscope.records import Analysis
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, opening_of, settings_hash
 from rankscope.spec import Study
 from rankscope.store import Store, write_parquet
@@ -109,23 +106,13 @@ def make_plan(
     data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
-        study=study.study,
+        **plan_fields(study, layout),
         bases=bases,
-        arms=tuple(settings.label for settings, _ in expand_arms(study)),
         tasks={name: {key: task.settings for key, task in base.tasks.items()} for name, base in prepared.items()},
         validation={n: {k: d.validation_settings for k, d in base.training.items()} for n, base in prepared.items()},
-        relations={name: relations(study, name) for name in study.train},
         runs=runs,
-        **search(study),
-        layout=layout,
-        dtype=study.optimization.dtype,
-        max_tokens_per_batch=study.execute.max_tokens_per_batch,
-        gradient_checkpointing=study.execute.gradient_checkpointing,
-        checkpoint_seconds=study.execute.checkpoint_seconds,
         probes_fingerprint={name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()},
         derived={arm.label: derived_points(study, arm, all_arms) for arm in all_arms},
-        scores_all_candidates=study.search.evaluate == "all",
-        analyses=tuple(name for name in get_args(Analysis) if getattr(study.analyse, name)),
         estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,

@@ -35,7 +35,7 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
             its code is not what the study allows.
     """
     path = folder / "config.json"
-    config = _configuration(path)
+    config = read_json(path)
     if config.get("quantization_config") is not None:
         mend = "name the folder or id of the same model in 16 or 32 bits"
         raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
@@ -66,7 +66,7 @@ def code_warnings(name: str, folder: Path, *, trust: bool) -> list[str]:
         folder: Its folder.
         trust: The study's word.
     """
-    code = _code(_configuration(folder / "config.json"))
+    code = _code(read_json(folder / "config.json"))
     if not code:
         return []
     files = ", ".join(_files(code))
@@ -110,7 +110,12 @@ def _assigned(file: str, name: str) -> ast.expr | None:
     return None
 
 
-def _configuration(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a model's folder, such as its configuration.
+
+    Raises:
+        UserError: It holds no JSON object.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import cached_property
@@ -11,6 +10,7 @@ from typing import Any
 
 import tokenizers
 
+from rankscope.data.architectures import read_json
 from rankscope.data.chat import render_chat
 from rankscope.errors import UserError
 
@@ -285,12 +285,4 @@ def _chat_template(folder: Path, configured: Any) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"not valid JSON ({error})", where=path, mend="download the model again") from None
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", where=path, mend="download the model again")
-    return value
+    return read_json(path) if path.is_file() else {}
