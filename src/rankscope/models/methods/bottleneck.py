@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.data.targets import sublayer_outputs
 from rankscope.errors import DamagedFile, UserError
 from rankscope.models.group import ALONE
-from rankscope.models.methods.pack import ADAPTER, num_parameters
+from rankscope.models.methods.pack import ADAPTER, num_parameters, put_back
 from rankscope.models.quantized import is_quantized
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
@@ -173,9 +173,7 @@ class BottleneckPack:
 
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Put saved tensors back."""
-        with torch.no_grad():
-            for name, parameter in self.state(index).items():
-                parameter.copy_(state[name])
+        put_back(self.state(index), state)
 
     def generator(self, index: int) -> torch.Generator:
         """Nothing is drawn."""

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rankscope.data.targets import layer_number
 from rankscope.errors import DamagedFile
 from rankscope.models.group import ALONE
-from rankscope.models.methods.pack import MODEL, num_parameters
+from rankscope.models.methods.pack import MODEL, num_parameters, put_back
 from rankscope.runs import RunSettings
 
 
@@ -65,9 +65,7 @@ class FullPack:
 
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Put saved parameters back."""
-        with torch.no_grad():
-            for name, parameter in self.state(index).items():
-                parameter.copy_(state[name])
+        put_back(self.state(index), state)
 
     def generator(self, index: int) -> torch.Generator:
         """Full fine-tuning draws nothing: the base's own dropout is off for every arm."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rankscope.models.group import ALONE
 from rankscope.models.methods.folders import PEFT_PREFIX, Adapter, ModuleFactors, save_adapter
 from rankscope.models.methods.initial import converted, converted_config
-from rankscope.models.methods.pack import num_parameters
+from rankscope.models.methods.pack import num_parameters, put_back
 from rankscope.models.packed import PackedLoraLinear, Routing, install, remove
 from rankscope.runs import RunSettings
 
@@ -82,9 +82,7 @@ class LoraPack:
 
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Put saved `A` and `B` back."""
-        with torch.no_grad():
-            for name, parameter in self.state(index).items():
-                parameter.copy_(state[name])
+        put_back(self.state(index), state)
 
     def generator(self, index: int) -> torch.Generator:
         """What the run's dropout draws from, on the model's device."""

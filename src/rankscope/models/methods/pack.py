@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -64,6 +64,13 @@ class TrainablePack(Protocol):
 
     def close(self) -> None:
         """Give the model back as it was given, unless `alters_base`."""
+
+
+def put_back(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Give parameters the values that were saved under their names."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
 
 
 def num_parameters(model: PreTrainedModel) -> int:

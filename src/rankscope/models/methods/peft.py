@@ -23,7 +23,7 @@ from rankscope.models.methods.adalora import RankBudget
 from rankscope.models.methods.folders import save_adapter
 from rankscope.models.methods.initial import configured, lora_config, naming_the_arm
 from rankscope.models.methods.lora import lora_groups
-from rankscope.models.methods.pack import ADAPTER, Calibration, num_parameters
+from rankscope.models.methods.pack import ADAPTER, Calibration, num_parameters, put_back
 from rankscope.models.methods.prompt import PromptModel
 from rankscope.models.seeding import OwnRandomness, seeded
 from rankscope.runs import RunSettings
@@ -102,9 +102,7 @@ class PeftPack:
 
     def load_state(self, index: int, state: dict[str, Tensor]) -> None:
         """Put saved tensors back."""
-        with torch.no_grad():
-            for name, parameter in self._trained().items():
-                parameter.copy_(state[name])
+        put_back(self._trained(), state)
         if self._budget:
             self._budget.load_state(state)
 
