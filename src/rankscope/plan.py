@@ -118,6 +118,7 @@ class Estimate(Frozen):
         disk_bytes_by_use: `weights` that stay, `unchosen` ones that go, `checkpoints`, `caches`, `records`.
         device: What the times are of.
         device_memory_bytes: What one device has; None for a processor.
+        host_memory_bytes: The most that one worker on GPUs, with all its processes, takes of its machine's own memory.
         is_estimate: Token counts are estimates too: a tokenizer or data is not on this machine.
     """
 
@@ -133,6 +134,7 @@ class Estimate(Frozen):
     disk_bytes_by_use: dict[str, int] = Field(default_factory=dict)
     device: str = "cpu"
     device_memory_bytes: int | None = None
+    host_memory_bytes: int | None = None
     is_estimate: bool = False
 
     def in_layout(self, before: Layout, after: Layout) -> Estimate:

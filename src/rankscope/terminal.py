@@ -278,6 +278,10 @@ def _memory_lines(plan: Plan) -> list[str]:
     parted = f", models divided among {plan.layout.shard}" if plan.layout.shard > 1 else ""
     parts = ", ".join(f"{name} {amount(size)}" for name, size in cost.memory_bytes_by_arm.items())
     lines = [f"memory: at most {amount(cost.memory_bytes)}{has} in one {holder}{parted} ({parts})"]
+    if cost.host_memory_bytes is not None:
+        number, one = plan.layout.num_workers, cost.host_memory_bytes
+        together = f", {amount(number * one)} where all {number} are on one machine" if number > 1 else ""
+        lines.append(f"memory of the GPUs' machine: at most {amount(one)} for one worker{together}")
     large = [name for name, size in cost.memory_bytes_by_arm.items() if size > (cost.device_memory_bytes or size)]
     if large:
         lines.append(f"warning: does not fit into one {cost.device}: {', '.join(large)}")

@@ -10,9 +10,12 @@ import pytest
 from paper import PAPER, paper
 from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.cost.fit import parse_budget
+from rankscope.cost.memory import PROCESS_BYTES_CPU
+from rankscope.cost.model_shapes import known_models
 from rankscope.errors import UserError
 from rankscope.forecast import Wish, forecast
 from rankscope.study_file import dump_study, load_study
+from rankscope.terminal import amount
 
 
 def written(folder: Path, **changes: object) -> Path:
@@ -147,3 +150,19 @@ def test_a_model_in_parts_needs_as_many_devices_and_less_of_each() -> None:
     sizes = [plan.estimate.memory_bytes_by_arm for plan in (one, four)]
     assert sizes[1]["full"] < 80 * 2**30 < sizes[0]["full"]
     assert sizes[1]["lora-r8"] == sizes[0]["lora-r8"]
+
+
+def test_what_is_kept_off_the_gpus_is_forecast_of_their_machine(tmp_path: Path, capsys) -> None:
+    """Per parameter and in float32: 16 bytes that `cpu_offload` keeps there, 20 of a checkpoint that is made whole."""
+    size = known_models()["meta-llama/llama-3.1-8b-instruct"].parameters
+    execute = {"shard": 4, "cpu_offload": True}
+    offloaded = forecast(paper(execute=execute), Wish("8xa100-80gb")).plan.estimate
+    assert offloaded.host_memory_bytes == pytest.approx((16 + 20) * size + 4 * PROCESS_BYTES_CPU, rel=1e-3)
+    kept = forecast(paper(execute={"shard": 4}), Wish("8xa100-80gb")).plan.estimate
+    assert kept.host_memory_bytes == pytest.approx(20 * size + 4 * PROCESS_BYTES_CPU, rel=1e-3)
+    on_processor = forecast(paper(execute={"device": "cpu"}), Wish()).plan.estimate
+    assert on_processor.host_memory_bytes is None, "its memory is the machine's"
+    assert main(["plan", str(written(tmp_path, execute=execute)), "--device", "8xa100-80gb"]) == DONE
+    one, both = (amount(number * offloaded.host_memory_bytes) for number in (1, 2))
+    said = f"memory of the GPUs' machine: at most {one} for one worker, {both} where all 2 are on one machine"
+    assert said in capsys.readouterr().out

@@ -11,7 +11,7 @@ from typing import get_args
 from rankscope.cost.devices import Device, gpu_name, named_device, this_processor
 from rankscope.cost.disk import disk_bytes
 from rankscope.cost.loads import Loads
-from rankscope.cost.memory import scoring_bytes, training_bytes
+from rankscope.cost.memory import host_bytes, scoring_bytes, training_bytes
 from rankscope.cost.model_shapes import ModelShape
 from rankscope.cost.pieces import (
     Piece,
@@ -110,6 +110,7 @@ def estimate(outline: Outline, device: Device, factors: Mapping[str, float] | No
         disk_bytes_by_use=disk,
         device=device.name,
         device_memory_bytes=device.memory_bytes,
+        host_memory_bytes=_host_memory(outline) if device.memory_bytes is not None else None,
         is_estimate=outline.is_estimate,
     )
 
@@ -254,9 +255,7 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
     """The most memory of one process, by arm while it trains (over bases and training sets), and while scoring."""
     on_gpu, max_tokens = device.memory_bytes is not None, outline.study.execute.max_tokens_per_batch
     by_arm: dict[str, int] = {}
-    # Runs that differ in rate or seed need the same.
-    kinds = {(run.base.name, run.training_set.name, run.arm.label): run for run in outline.runs}
-    for run in kinds.values():
+    for run in _kinds(outline):
         load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
         needed = training_bytes(run, load, shape, outline.study.execute, on_gpu=on_gpu)
         by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
@@ -268,3 +267,14 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
         for base, loads in outline.loads.items()
     )
     return by_arm, scoring
+
+
+def _host_memory(outline: Outline) -> int:
+    """The most memory of its machine that one worker on GPUs takes, over the kinds of runs."""
+    execute = outline.study.execute
+    return max(host_bytes(run, outline.shapes[run.base.name], execute) for run in _kinds(outline))
+
+
+def _kinds(outline: Outline) -> list[RunSettings]:
+    """One run of each kind that needs memory of its own: rate and seed change nothing."""
+    return list({(run.base.name, run.training_set.name, run.arm.label): run for run in outline.runs}.values())

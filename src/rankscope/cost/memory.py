@@ -35,22 +35,45 @@ def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, exec
     On a processor what a step has freed stays with the process, in blocks of other sizes than the validation rows want,
     so that both are there; a GPU's allocator gives them the same memory.
     """
-    part = adapted(run.arm, shape)
     step = _step_bytes(run, load, shape, execute, on_gpu=on_gpu)
     checked = _validation_bytes(run, load, shape, execute)
     working = max(step, checked) if on_gpu else step + checked
-    width = _width(run.optimization)
-    # A gradient and two states; in 8 bits each block of 256 has its largest in float32.
+    held = _held_bytes(run, shape)
+    if adapted(run.arm, shape).is_full and execute.is_sharded:
+        parts = 0.0 if on_gpu and execute.cpu_offload else held / execute.shard
+        held = _gathered_bytes(shape, _width(run.optimization)) + parts
+    held += 0 if on_gpu else _checkpoint_bytes(run, shape, execute)
+    return int(held + working) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
+
+
+def host_bytes(run: RunSettings, shape: ModelShape, execute: Execute) -> int:
+    """What training one run on GPUs takes of the host's memory, in all processes of a worker together.
+
+    A base is read there before it goes to its device, and a checkpoint is written from there; what full fine-tuning
+    keeps with `cpu_offload` lies there all the time.
+    """
+    is_in_parts = adapted(run.arm, shape).is_full and execute.is_sharded
+    held = _held_bytes(run, shape) if is_in_parts and execute.cpu_offload else 0.0
+    taken = max(shape.base_bytes(_width(run.optimization)), held + _checkpoint_bytes(run, shape, execute))
+    return int(taken) + execute.shard * PROCESS_BYTES_CPU
+
+
+def _held_bytes(run: RunSettings, shape: ModelShape) -> float:
+    """Weights, and of those that are trained a gradient and AdamW's two values."""
+    part, width = adapted(run.arm, shape), _width(run.optimization)
+    # In 8 bits each block of 256 has its largest in float32.
     state = 1 + 4 / 256 if run.optimization.optim == "adamw_8bit" else width
-    trained = part.num_trainable * (1 + 2 * state / width)
-    held = shape.base_bytes(width) + width * ((0 if part.is_full else part.num_trainable) + trained)
-    # A checkpoint takes a copy of the larger of weights and optimizer state on the host.
+    own = 0 if part.is_full else width
+    return shape.base_bytes(width) + part.num_trainable * (own + width + 2 * state)
+
+
+def _checkpoint_bytes(run: RunSettings, shape: ModelShape, execute: Execute) -> float:
+    """What a checkpoint makes on the host: a copy of the larger of weights and AdamW's values, or all of them whole."""
+    part = adapted(run.arm, shape)
     copies = 2 * part.num_trainable
     if part.is_full and execute.is_sharded:
-        held = _gathered_bytes(shape, width) + (0.0 if on_gpu and execute.cpu_offload else held / execute.shard)
         copies = max(_WHOLE_IN_CHECKPOINT * part.num_trainable, shape.num_parameters)
-    held += 0 if on_gpu else width * copies
-    return int(held + working) + (CONTEXT_BYTES_GPU if on_gpu else PROCESS_BYTES_CPU)
+    return _width(run.optimization) * copies
 
 
 def _gathered_bytes(shape: ModelShape, width: int) -> float:

@@ -14,7 +14,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from architectures import CONFIGS
 from rankscope.cost.devices import Device
 from rankscope.cost.loads import TrainingLoad
-from rankscope.cost.memory import CONTEXT_BYTES_GPU, PROCESS_BYTES_CPU, TRAINED_LOGITS, training_bytes
+from rankscope.cost.memory import (
+    CONTEXT_BYTES_GPU,
+    PROCESS_BYTES_CPU,
+    TRAINED_LOGITS,
+    host_bytes,
+    training_bytes,
+)
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.cost.passes import Work, backward, forward, halving
 from rankscope.cost.pieces import adapted, train_piece
@@ -171,6 +177,24 @@ def test_a_model_in_parts_holds_its_part_and_what_is_whole_at_a_time(shard: int,
     assert parts == pytest.approx(expected, abs=2)
     lora = [training_bytes(RUNS[2], load, SHAPE, it, on_gpu=True) for it in (Execute(), execute)]
     assert lora[0] == lora[1], "an adapter is trained in one process"
+
+
+@pytest.mark.parametrize(
+    ("execute", "optim", "a_parameter"),
+    [
+        ({}, "adamw", 4 * 2),  # AdamW's two values, copied for a checkpoint
+        ({"shard": 2}, "adamw", 4 * (1 + 2 + 2)),  # whole, and the copy of the larger file
+        ({"cpu_offload": True}, "adamw", 4 * (1 + 1 + 2) + 4 * (1 + 2 + 2)),  # with weights, gradients, AdamW's values
+        ({"shard": 4, "cpu_offload": True}, "adamw", 4 * (1 + 1 + 2) + 4 * (1 + 2 + 2)),
+        ({"cpu_offload": True}, "adamw_8bit", 4 * (1 + 1) + 2 * (1 + 4 / 256) + 4 * (1 + 2 + 2)),
+    ],
+)
+def test_what_gpus_leave_to_their_machine(execute: dict, optim: str, a_parameter: float) -> None:
+    run = RUNS[0].model_copy(update={"optimization": RUNS[0].optimization.model_copy(update={"optim": optim})})
+    said, size = Execute(**execute), OUTSIDE + LAYERS
+    processes = said.shard * PROCESS_BYTES_CPU
+    assert host_bytes(run, SHAPE, said) == pytest.approx(processes + a_parameter * size, abs=2)
+    assert host_bytes(RUNS[1], SHAPE, said) == processes + 4 * size, "a base with a small adapter: as it is read"
 
 
 def test_on_processors_the_first_process_has_a_whole_checkpoint_beside_its_part() -> None:
