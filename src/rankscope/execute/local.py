@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
 from rankscope.execute.failures import disk_full, failure_of, has_little_space, record_failure
+from rankscope.execute.surroundings import errors_to, surroundings
 from rankscope.execute.worker import worker_main
 from rankscope.plan import Layout, Pack, Place, Plan
 from rankscope.store import Store
@@ -208,7 +208,7 @@ class LocalExecutor:
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
         with surroundings(self._plan.layout, slot, rank):
             if self._shares_imports:
-                with _errors_to(self._store.root / "logs" / "imports.log"):  # libraries talk while they are imported
+                with errors_to(self._store.root / "logs" / "imports.log"):  # libraries talk while they are imported
                     forkserver.ensure_running()
             process.start()
         theirs.close()
@@ -263,58 +263,6 @@ def _meaning(code: int | None) -> str:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         return f"{name}; see logs/ and the run's log.txt"
     return "see logs/ and the run's log.txt"
-
-
-@contextmanager
-def surroundings(layout: Layout, slot: int, rank: int = 0) -> Iterator[None]:
-    """What a process reads once, when it starts: its number of threads, and which GPU is its own."""
-    wanted = worker_environment(layout, slot, rank)
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def worker_environment(layout: Layout, slot: int, rank: int = 0) -> dict[str, str]:
-    """The environment variables of a worker's process.
-
-    Args:
-        layout: Device and threads.
-        slot: The worker's number, from 0; of the GPUs that may be used, those in its place are its own.
-        rank: Of the worker's processes, with a GPU each.
-    """
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    environment = dict.fromkeys(names, str(layout.threads_per_worker))
-    environment["TOKENIZERS_PARALLELISM"] = os.environ.get("TOKENIZERS_PARALLELISM", "false")
-    if layout.device == "cuda" and layout.num_workers * layout.shard > 1:
-        visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-        number = slot * layout.shard + rank
-        environment["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)] if visible else str(number)
-    if layout.is_sharded:
-        # Processes that hold a model in parts speak over ports, which nobody outside of this machine is to reach.
-        loopback = "lo0" if sys.platform == "darwin" else "lo"
-        environment |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), loopback)
-    return environment
-
-
-@contextmanager
-def _errors_to(log_file: Path) -> Iterator[None]:
-    """What processes that are started inside write to standard error, for as long as they live, goes to a log."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    own = os.dup(2)
-    with log_file.open("ab") as stream:
-        os.dup2(stream.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(own, 2)
-        os.close(own)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from threading import BrokenBarrierError
 import polars as pl
 
 from rankscope.data.examples import TokenisedExample, examples_from_frame
-from rankscope.execute.local import surroundings
+from rankscope.execute.surroundings import surroundings
 from rankscope.plan import Layout, Plan, Trial
 from rankscope.runs import RunSettings
 from rankscope.schedule import companions

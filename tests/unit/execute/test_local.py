@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rankscope.execute import local
 from rankscope.execute.events import Event, Failed, Finished, Progress
-from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports, worker_environment
+from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports
+from rankscope.execute.surroundings import errors_to, worker_environment
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.planning import make_plan
 from rankscope.start import write_start
@@ -195,7 +195,7 @@ def test_what_a_process_says_while_it_imports_libraries_goes_to_a_log(
 ) -> None:
     log = tmp_path / "logs" / "imports.log"
     say = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1])"]
-    with local._errors_to(log):
+    with errors_to(log):
         subprocess.run([*say, "could be faster"], check=True)
     subprocess.run([*say, "shown"], check=True)
     assert log.read_text(encoding="utf-8") == "could be faster"
