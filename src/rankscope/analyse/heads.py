@@ -1,15 +1,59 @@
-"""Attention measures of every head, summed up batch by batch into one table."""
+"""Attention measures of every head, of a base and of a tuned model beside it, summed up batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import polars as pl
+from transformers import PreTrainedModel
 
-from rankscope.internals.attention import RowSums
+from rankscope.analyse.streams import Keep, Kept
+from rankscope.internals.attention import RowSums, attention_divergence, pattern_measures
+from rankscope.internals.patterns import Batch, LayerPattern, packed_pattern, show_patterns, unpacked_pattern
 
 
-class HeadTable:
+def base_heads(model: PreTrainedModel, batches: Iterable[Batch], keep: Keep) -> pl.DataFrame:
+    """One row a head of the base; its patterns, packed, are handed to `keep`.
+
+    Raises:
+        NotAvailable: The architecture's modules do not show their pattern.
+    """
+    table = _HeadTable()
+    for index, batch in enumerate(batches):
+
+        def take(layer: LayerPattern, index: int = index) -> None:
+            table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
+            keep(index, layer.layer, packed_pattern(layer))
+
+        show_patterns(model, batch, take)
+    return table.frame()
+
+
+def tuned_heads(model: PreTrainedModel, batches: Iterable[Batch], kept: Kept) -> pl.DataFrame:
+    """One row a head of the tuned model, with how far it has moved from the base's pattern of the same batch.
+
+    Raises:
+        NotAvailable: The architecture's modules do not show their pattern.
+    """
+    table = _HeadTable()
+    for index, batch in enumerate(batches):
+
+        def compare(layer: LayerPattern, index: int = index) -> None:
+            before = unpacked_pattern(kept(index, layer.layer).to(layer.pattern.device), layer.visible)
+            divergence = attention_divergence(before, layer.pattern, layer.visible)
+            measures = pattern_measures(layer.pattern, layer.visible)
+            table.add(layer.layer, {**measures, "attention_divergence": divergence})
+
+        show_patterns(model, batch, compare)
+    return table.frame()
+
+
+def beside_base(tuned: pl.DataFrame, base: pl.DataFrame) -> pl.DataFrame:
+    """The heads of a tuned model with the base's measures in columns that end in `_base`."""
+    return tuned.join(base, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
+
+
+class _HeadTable:
     """Sums of each measure by layer, which batches add to; at the end one row a head."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from rankscope.analyse.heads import HeadTable, head_means
+from rankscope.analyse.heads import base_heads, beside_base, head_means, tuned_heads
 from rankscope.analyse.matrices import spectra
 from rankscope.analyse.neurons import (
     Activity,
@@ -32,15 +32,7 @@ from rankscope.analyse.streams import keep_streams, stream_frame, stream_summary
 from rankscope.analyse.subspaces import subspaces
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import NotAvailable
-from rankscope.internals.attention import attention_divergence, pattern_measures
-from rankscope.internals.patterns import (
-    Batch,
-    LayerPattern,
-    batches,
-    packed_pattern,
-    show_patterns,
-    unpacked_pattern,
-)
+from rankscope.internals.patterns import Batch, batches
 from rankscope.models.decompositions import Decompositions
 from rankscope.models.fused import Part, iter_parts
 from rankscope.models.layer_cache import LayerCache, write_tensors
@@ -191,16 +183,8 @@ class _Stage:
         """The base's heads on the probe texts; its patterns are kept for the runs' divergence."""
         cache = self._cache(base, "attention")
         model = self.models.base(self.plan.bases[base])
-        table = HeadTable()
         with cache.anew() as write:
-            for index, batch in enumerate(self._probes(base)):
-
-                def keep(layer: LayerPattern, index: int = index) -> None:
-                    table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-                    write(index, layer.layer, packed_pattern(layer))
-
-                show_patterns(model, batch, keep)
-        heads = table.frame()
+            heads = base_heads(model, self._probes(base), write)
         write_parquet(folder / HEADS, heads)
         return _Found(head_means(heads), (HEADS,))
 
@@ -214,22 +198,9 @@ class _Stage:
         if not cache.is_whole():
             # Before the tuned model is asked for: it may be made of the base.
             self._base_attention(base, base_folder)
-        table = HeadTable()
         with self.models.tuned(settings) as model:
-            for index, batch in enumerate(self._probes(base)):
-
-                def compare(layer: LayerPattern, index: int = index) -> None:
-                    packed = cache.read(index, layer.layer).to(layer.pattern.device)
-                    before = unpacked_pattern(packed, layer.visible)
-                    divergence = attention_divergence(before, layer.pattern, layer.visible)
-                    measures = pattern_measures(layer.pattern, layer.visible)
-                    table.add(layer.layer, {**measures, "attention_divergence": divergence})
-
-                show_patterns(model, batch, compare)
-        heads = table.frame()
-        before = pl.read_parquet(base_folder / HEADS)
-        both = heads.join(before, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
-        write_parquet(folder / HEADS, both)
+            heads = tuned_heads(model, self._probes(base), cache.read)
+        write_parquet(folder / HEADS, beside_base(heads, pl.read_parquet(base_folder / HEADS)))
         return _Found(head_means(heads), (HEADS,))
 
     # Representations -------------------------------------------------------------------------------------------------

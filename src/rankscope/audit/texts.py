@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import polars as pl
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rankscope.analyse.heads import HeadTable, head_means
+from rankscope.analyse.heads import base_heads, beside_base, head_means, tuned_heads
 from rankscope.analyse.neurons import Activity, activity_of, change_frame, most_changed, thresholds_of
 from rankscope.analyse.probes import TaskBatch, task_batches
 from rankscope.analyse.streams import keep_streams, stream_frame
@@ -21,9 +22,7 @@ from rankscope.data.sources import Rows
 from rankscope.data.tasks import prompt_style
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import NotAvailable, UserError
-from rankscope.internals.attention import attention_divergence, pattern_measures
 from rankscope.internals.neuron_means import neuron_means_by_layer
-from rankscope.internals.patterns import LayerPattern, packed_pattern, show_patterns, unpacked_pattern
 from rankscope.scoring.losses import TokenLoss, completion_losses
 
 # Patterns grow with the square of the length; they and the residual streams are kept on disk for the comparison.
@@ -117,45 +116,26 @@ def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch) -> Base
     Raises:
         NotAvailable: The architecture's layers are not known, or do not show where their heads look.
     """
-    table, probes = HeadTable(), texts.probes()
-    for index, probe in enumerate(probes):
-
-        def take(layer: LayerPattern, index: int = index) -> None:
-            table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-            scratch.keep("pattern", index, layer.layer, packed_pattern(layer))
-
-        show_patterns(model, probe.batch, take)
-    layers = keep_streams(model, probes, lambda *place_and_tensor: scratch.keep("before", *place_and_tensor))
+    probes = texts.probes()
+    heads = base_heads(model, [probe.batch for probe in probes], partial(scratch.keep, "pattern"))
+    layers = keep_streams(model, probes, partial(scratch.keep, "before"))
     thresholds, activity, notes = {}, None, ()
     try:
         thresholds = thresholds_of(model, probes)
         activity = activity_of(model, probes, thresholds)
     except NotAvailable as why:
         notes = (str(why),)
-    return BaseLook(_losses(model, texts), table.frame(), layers, thresholds, activity, notes)
+    return BaseLook(_losses(model, texts), heads, layers, thresholds, activity, notes)
 
 
 def look_at_tuned(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch) -> OnTexts:
     """The tuned model beside the base: losses, heads, residual streams and neurons."""
-    heads = _compared_heads(model, texts, base, scratch)
+    batches = [probe.batch for probe in texts.probes()]
+    heads = beside_base(tuned_heads(model, batches, partial(scratch.kept, "pattern")), base.heads)
     layers, neurons = _inside(model, texts, base, scratch)
     scored = pl.DataFrame(list(_rows(base.losses, _losses(model, texts))))
     notes = (*texts.notes(), *base.notes)
     return OnTexts(scored, heads, layers, neurons, {**_summary(scored, heads), **_layer_means(layers)}, notes)
-
-
-def _compared_heads(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch) -> pl.DataFrame:
-    table = HeadTable()
-    for index, probe in enumerate(texts.probes()):
-
-        def compare(layer: LayerPattern, index: int = index) -> None:
-            before = unpacked_pattern(scratch.kept("pattern", index, layer.layer), layer.visible)
-            divergence = attention_divergence(before, layer.pattern, layer.visible)
-            measures = pattern_measures(layer.pattern, layer.visible)
-            table.add(layer.layer, {**measures, "attention_divergence": divergence})
-
-        show_patterns(model, probe.batch, compare)
-    return table.frame().join(base.heads, on=["layer", "head"], how="left", suffix="_base", maintain_order="left")
 
 
 def _inside(
@@ -163,13 +143,9 @@ def _inside(
 ) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """One row a layer for streams and neurons, and the neurons that changed most with the texts that excite them."""
     probes = texts.probes()
-    keep_streams(model, probes, lambda *place_and_tensor: scratch.keep("after", *place_and_tensor))
-    streams = stream_frame(
-        base.layers,
-        probes,
-        lambda batch, layer: scratch.kept("before", batch, layer),
-        lambda batch, layer: scratch.kept("after", batch, layer),
-    ).drop("task")
+    keep_streams(model, probes, partial(scratch.keep, "after"))
+    before, now = (partial(scratch.kept, kind) for kind in ("before", "after"))
+    streams = stream_frame(base.layers, probes, before, now).drop("task")
     if base.activity is None:
         return streams, None
     after = activity_of(model, probes, base.thresholds)
