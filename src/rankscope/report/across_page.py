@@ -36,6 +36,7 @@ def render_across(studies: Sequence[Study], found: pl.DataFrame, counted: pl.Dat
         "sections": [section for section in sections if section[1]],
         "outcomes": OUTCOMES,
         "glances": {},
+        "against": {},  # each study's own page has them
         "figures": figures,
         "specs": panel_specs(figures, ["all"]),
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from rankscope.report.verdicts import Cell
+from rankscope.report.cells import Cell
 from rankscope.report.wording import (
     EMPTY,
     amount_of,

@@ -19,6 +19,7 @@ from markupsafe import Markup, escape
 from rankscope.measures import MEASURES
 from rankscope.records import Verdict
 from rankscope.report import wording
+from rankscope.report.against_full import AgainstFull, against_full
 from rankscope.report.contents import Contents
 from rankscope.report.figure import Figure
 from rankscope.report.figures import group_names, make_glances
@@ -39,6 +40,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         "groups": groups,
         "state": _state(tables["runs"]),
         "verdicts": verdict_views(contents, tables["runs"]),
+        "against": _against(contents),
         "figures": figures,
         "specs": panel_specs(figures, groups),
         "glances": glances,
@@ -120,6 +122,16 @@ def verdict_views(contents: Contents, runs: pl.DataFrame) -> list[VerdictView]:
         )
         for verdict in contents.decision.verdicts
     ]
+
+
+def _against(contents: Contents) -> dict[str, AgainstFull]:
+    """By group, every arm against full fine-tuning, where the study has both."""
+    found = {
+        group: against_full(verdict, contents.settings, contents.plan.arms, DECIDE_FILE)
+        for verdict in (contents.decision.verdicts if contents.decision else ())
+        for group in [group_names(contents)[verdict.base, verdict.training_set]]
+    }
+    return {group: one for group, one in found.items() if one is not None}
 
 
 def _edges(contents: Contents, verdict: Verdict) -> dict[str, str]:

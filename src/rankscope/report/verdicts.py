@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from rankscope.measures import MEASURES
 from rankscope.records import ArmResult, Interval, Verdict
+from rankscope.report.cells import Cell, number_cell
 from rankscope.report.wording import (
     EMPTY,
     POOLED,
     amount,
     arm_in_words,
-    between,
     count,
     counted,
     digits_of,
-    evidence,
     rate,
-    scaled,
     short_count,
     signed,
     unit_of,
@@ -32,16 +31,6 @@ _COLUMNS = {
     "behind_best": "Behind best",
 }
 _ELIGIBLE = {"yes": "within", "no": "exceeds", "unknown": "cannot tell"}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A number in a table: the value, its interval in small type, and what it rests on when pointed at."""
-
-    value: str
-    small: str = ""
-    title: str = ""
-    state: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,16 +125,29 @@ def _sentence(verdict: Verdict) -> str:
 
 
 def _evidence(verdict: Verdict, source: str) -> str | None:
-    """What the sentence's numbers rest on, in small type under it; None where it has no number."""
-    found = verdict if verdict.arm else next((arm for arm in verdict.arms if arm.arm == verdict.safe_arm), None)
-    if found is None or found.arm == "base":
+    """What the card's numbers rest on, in small type under it; None where nothing was measured.
+
+    A recommendation speaks of one arm; what is said of a base that stays, or while it is undecided, of any of them.
+    """
+    tuned = [arm for arm in verdict.arms if arm.arm != "base"]
+    found = [verdict] if verdict.arm not in (None, "base") else tuned
+    parts = []
+    intervals = {key: [one for item in found if (one := dict(item)[key])] for key in _COLUMNS if key in MEASURES}
+    for key, measured in intervals.items():
+        if measured:
+            parts.append(f"{key}: {_range(measured, 'num_items', 'item')}, {_range(measured, 'num_seeds', 'seed')}")
+    if not parts:
         return None
-    parts = [
-        f"{key}: {counted(interval.num_items, 'item')}, {counted(interval.num_seeds, 'seed')}"
-        for key in ("gain", "gain_nats", "forgetting", "forgetting_nats")
-        if (interval := dict(found)[key]) is not None
-    ]
-    return f"{'; '.join(parts)}; {source}"
+    confidence = next(one.confidence for measured in intervals.values() for one in measured)
+    seeds_part = _seeds_part(verdict)
+    inside = f" ({seeds_part})" if seeds_part else ""
+    return f"{100 * confidence:g}% intervals{inside}; {'; '.join(parts)}; {source}"
+
+
+def _range(intervals: Sequence[Interval], name: str, noun: str) -> str:
+    """`300 items`, or `60 to 300 items` where the arms differ."""
+    counts = sorted({dict(one)[name] for one in intervals})
+    return counted(counts[0], noun) if len(counts) == 1 else f"{count(counts[0])} to {counted(counts[-1], noun)}"
 
 
 def _learned_and_forgot(found: Verdict) -> str:
@@ -221,10 +223,6 @@ def _seeds_part(verdict: Verdict) -> str | None:
 
 
 def _cell(interval: Interval | None, measure: str, source: str, seeds_part: str | None) -> Cell:
-    if interval is None:
-        return Cell(EMPTY, title="not measured")
-    if interval.num_items == 0:  # the base against itself
+    if interval is not None and interval.num_items == 0:  # the base against itself
         return Cell(signed(0.0, digits_of(measure)), title="the base itself, against which all others are measured")
-    rests = evidence(interval.confidence, interval.num_items, interval.num_seeds, source, seeds_part)
-    value = signed(scaled(interval.value, measure), digits_of(measure))
-    return Cell(value, between(interval.low, interval.high, measure), f"{measure}: {rests}")
+    return number_cell(interval, measure, source, seeds_part)

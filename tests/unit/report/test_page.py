@@ -211,8 +211,20 @@ def test_a_verdict_is_one_sentence():
     )
     assert view.runner_up == "full fine-tuning"
     rests = [f"{key}: 300 items, 3 seeds" for key in ("gain", "forgetting", "forgetting_nats")]
-    assert view.evidence == "; ".join([*rests, "decide/record.json"])
-    assert verdict_view(verdict(arm="base"), "t", (), "f").evidence is None, "the base has no number"
+    assert view.evidence == "; ".join(["95% intervals", *rests, "decide/record.json"])
+
+
+def test_numbers_of_every_verdict_say_what_they_rest_on():
+    """Of a base that stays too, whose sentence speaks of the arms; only where none was measured is nothing said."""
+    few = arm("full", 0.5, "no").model_copy(
+        update={"gain": interval(0.5).model_copy(update={"num_items": 60, "num_seeds": 2}), "forgetting": None}
+    )
+    rests = (
+        "95% intervals (seeds pooled over arms); gain: 60 to 300 items, 2 to 3 seeds; forgetting: 300 items, 3 seeds; f"
+    )
+    for values in ({"arm": "base", "learning_rate": None}, {"arm": None, "decision": "undecided"}):
+        assert verdict_view(verdict(arms=(arm("lora-r8", 0.3, "yes"), few), **values), "t", (), "f").evidence == rests
+        assert verdict_view(verdict(**values), "t", (), "f").evidence is None
 
 
 def test_the_recommended_arm_says_what_it_cost(reported):
@@ -246,7 +258,7 @@ def test_what_is_safe_while_undecided_is_said_first():
     given = verdict(decision="undecided", arm=None, arms=arms, safe_arm="lora-r8", because="Because.")
     view = verdict_view(given, "t", (), "decide/record.json")
     assert (view.headline, view.sentence) == ("Undecided. Safe meanwhile: LoRA of rank 8.", "Because.")
-    assert view.evidence == "gain: 300 items, 3 seeds; forgetting: 300 items, 3 seeds; decide/record.json"
+    assert view.evidence.endswith("; gain: 300 items, 3 seeds; forgetting: 300 items, 3 seeds; decide/record.json")
     assert view.runner_up is None, "who leads is said already"
     base = verdict_view(given.model_copy(update={"safe_arm": "base"}), "t", (), "decide/record.json")
     assert base.headline == "Undecided."
