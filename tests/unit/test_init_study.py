@@ -116,7 +116,7 @@ def test_a_forecast_that_cannot_be_made_does_not_hide_the_file(
 def test_where_a_tasks_data_are_not_here_the_time_is_that_of_known_sizes(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreachable(*_arguments: object) -> None:
+    def unreachable(*_arguments: object, **_named: object) -> None:
         raise UserError("cannot be had from the hub", where="wikitext", mend="check the network")
 
     monkeypatch.setattr(init_study, "SMALL_WORLD", ("  text: {source: wikitext2, role: retention}",))
