@@ -131,3 +131,10 @@ def _write(folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subj
         analysis=analysis,
     )  # fmt: skip
     write_record(folder, record, [name])
+
+
+def with_losses_of(tables: Mapping[str, pl.DataFrame], training_set: str) -> dict[str, pl.DataFrame]:
+    """A report's tables as if one training set had no right answers: what was learned of it is a loss."""
+    is_loss = (pl.col("training_set") == training_set) & (pl.col("measure") == "gain")
+    measure = pl.when(is_loss).then(pl.lit("gain_nats")).otherwise(pl.col("measure"))
+    return {**tables, "arms": tables["arms"].with_columns(measure.alias("measure"))}

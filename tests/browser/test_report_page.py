@@ -18,7 +18,11 @@ from transformers import AutoModelForCausalLM
 from planted import CONFIG, plant
 from rankscope.cli import main
 from rankscope.report import stage
-from report_study import EVIL, finished_study, poison
+from rankscope.report.figures import make_figures
+from rankscope.report.page import render_page
+from rankscope.report.reading import read_contents
+from rankscope.report.tables import make_tables
+from report_study import EVIL, finished_study, poison, with_losses_of
 from synthetic import ARMS
 
 pytestmark = pytest.mark.browser
@@ -165,6 +169,25 @@ def test_the_training_set_and_the_task_can_be_switched(browser, url):
         choice.dispatchEvent(new Event('change', {bubbles: true}));
     """)
     wait_for(lambda: {row["task"] for row in browser.execute_script(values, "#plot-one_task-1")} == {"general"})
+
+
+def test_a_plot_without_anything_of_the_picked_training_set_is_not_there(browser, study, tmp_path):
+    contents = read_contents(study.store)
+    tables = with_losses_of(make_tables(contents), "other")
+    page = tmp_path / "mixed.html"
+    page.write_text(render_page(contents, tables, make_figures(tables, contents)), encoding="utf-8")
+    open_page(browser, page.as_uri())
+    script = """
+        return [...document.querySelectorAll('#learned_forgotten figure:not([hidden])')].map((figure) =>
+          [figure.querySelector('figcaption span').textContent.split(' against')[0],
+           figure.querySelectorAll('.mark-symbol path').length]);
+    """
+    assert browser.execute_script(script) == [["Learned (accuracy)", 5]] * 2
+    browser.execute_script("document.querySelector('[data-group=other]').click()")
+    wait_for(lambda: browser.execute_script(script) == [["Learned (loss)", 5]] * 2)
+    assert browser.execute_script(
+        "return document.querySelectorAll('#learned_forgotten-3 svg, #plot-glance-2 svg').length"
+    )
 
 
 def test_flipped_items_can_be_searched(browser, url):

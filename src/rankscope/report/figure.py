@@ -29,6 +29,16 @@ class Panel:
     arm: str | None = None
     min_width: int = 0
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of which its tables have rows; empty where rows belong to none."""
+        rows = (row for table in self.spec["datasets"].values() for row in table)
+        return tuple(dict.fromkeys(row["group"] for row in rows if "group" in row))
+
+    def is_of(self, group: str) -> bool:
+        """Whether it has something to show of a group."""
+        return self.group in (None, group) and (not self.groups or group in self.groups)
+
 
 @dataclass(frozen=True)
 class Figure:

@@ -38,13 +38,12 @@ _BRIEF = {"gain": "Learned, points", "gain_nats": "Learned, nats per token", "fo
 
 def tradeoff_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide | None, style: Style) -> Figure | None:
     """Learned (up) against forgotten (right), one point an arm, intervals both ways, the base at the origin."""
-    up, rights = _axes(arms)
-    if not rights:
-        return None
+    axes = _axes(arms)
     panels = []
-    for right in rights:
-        made = _made(derived, arms, up, right)
-        frame = _paired(arms, (up, right), _HEIGHT, budget_of(settings, right), made)
+    for (up, right), groups in axes.items():
+        mine = arms.filter(pl.col("group").is_in(groups))
+        made = _made(derived.filter(pl.col("group").is_in(groups)), mine, up, right)
+        frame = _paired(mine, (up, right), _HEIGHT, budget_of(settings, right), made)
         if frame.is_empty():
             continue
         layers = [*_background(frame, right, settings), *_derived_layer(made, style)]
@@ -53,6 +52,8 @@ def tradeoff_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide 
         label = f"Scatter plot: {TITLES[up]} (up) against {TITLES[right]} (right), one point an arm."
         unit = f"up: {TITLES[up].split(': ')[1]}; right: {TITLES[right].split(': ')[1]}"
         panels.append(Panel(f"{SHORT[up]} against {SHORT[right].lower()}", label, specification(chart), unit=unit))
+    if not panels:
+        return None
     return Figure(
         key="learned_forgotten",
         title="Learned against forgotten",
@@ -66,24 +67,25 @@ def tradeoff_figure(arms: pl.DataFrame, derived: pl.DataFrame, settings: Decide 
         caution="Two arms whose lines overlap are not thereby equal; the verdict compares them item by item, "
         "which is sharper. The stepped line is made of estimates: a neighbour below it may be as good.",
         panels=panels,
-        measures=(up, *rights),
+        measures=tuple(dict.fromkeys([up for up, _ in axes] + [right for _, right in axes])),
         sources=("decide/record.json", *(("report/tables/derived.csv",) if derived.height else ())),
     )
 
 
 def glances(arms: pl.DataFrame, settings: Decide | None, style: Style) -> dict[str, Panel]:
     """By group, the first of these plots in small, to stand beside the verdict."""
-    up, rights = _axes(arms)
     found = {}
-    for group in dict.fromkeys(arms["group"]) if rights else ():
+    for group in dict.fromkeys(arms["group"]):
         mine = arms.filter(pl.col("group") == group)
-        frame = _paired(mine, (up, rights[0]), _SMALL_HEIGHT, budget_of(settings, rights[0]))
+        up, right = next(iter(_axes(mine)), (None, None))
+        if up is None:
+            continue
+        frame = _paired(mine, (up, right), _SMALL_HEIGHT, budget_of(settings, right))
         if frame.filter(pl.col("arm") != "base").is_empty():
             continue
-        layers = _background(frame, rights[0], settings)
-        layers += _arm_layers(frame, _BRIEF[up], _BRIEF[rights[0]], style)
+        layers = [*_background(frame, right, settings), *_arm_layers(frame, _BRIEF[up], _BRIEF[right], style)]
         chart = alt.layer(*layers).properties(width=WIDTH, height=_SMALL_HEIGHT)
-        label = f"Scatter plot, trained on {group}: {TITLES[up]} (up) against {TITLES[rights[0]]} (right)."
+        label = f"Scatter plot, trained on {group}: {TITLES[up]} (up) against {TITLES[right]} (right)."
         found[group] = Panel("Learned against forgotten", label, specification(chart), group=group)
     return found
 
@@ -101,11 +103,19 @@ def frontier(points: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(kept, schema=points.schema)
 
 
-def _axes(arms: pl.DataFrame) -> tuple[str, list[str]]:
-    """What goes up (accuracy where there is some), and what goes right, a plot each; none where there is no both."""
-    measures = present(arms)
-    up = "gain" if "gain" in measures else "gain_nats"
-    return up, [name for name in ("forgetting", "forgetting_nats") if name in measures and up in measures]
+def _axes(arms: pl.DataFrame) -> dict[tuple[str, str], list[str]]:
+    """What goes up and what goes right, a plot each, with the groups it is of.
+
+    A group has accuracy going up where it has some, and losses where its data have no right answer.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for group in dict.fromkeys(arms["group"]):
+        measures = present(arms.filter(pl.col("group") == group))
+        up = "gain" if "gain" in measures else "gain_nats"
+        for right in ("forgetting", "forgetting_nats"):
+            if {up, right} <= measures:
+                found.setdefault((up, right), []).append(group)
+    return found
 
 
 def _hollow(derived: pl.DataFrame) -> str:

@@ -58,8 +58,10 @@ def render_svgs(figures: Mapping[str, Figure], groups: list[str]) -> Iterator[tu
                 {**_for_paper(panel.spec, task), "title": _title(panel, task)}
                 for panel in figure.panels
                 for task in figure.tasks or (None,)
-                if panel.group in (None, group)
+                if panel.is_of(group)
             ]
+            if not panels:
+                continue
             spec = {
                 "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
                 "concat": panels,

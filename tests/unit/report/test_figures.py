@@ -18,8 +18,10 @@ from rankscope.report.marks import Style, data
 from rankscope.report.palette import looks
 from rankscope.report.rank_figures import rate_figure
 from rankscope.report.scatter_figure import frontier
+from rankscope.report.static import render_svgs
 from rankscope.report.tables import make_tables
 from rankscope.runs import ArmSettings
+from report_study import with_losses_of
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,23 @@ def test_the_scatter_draws_the_verdicts_numbers(reported, figures):
             )
     assert len(rows) == 10
     assert rows["new", "base"]["x"] == rows["new", "base"]["y"] == 0
+
+
+def test_a_training_set_without_right_answers_has_plots_of_its_losses(reported):
+    """Beside one with right answers it had empty frames, and its verdict no picture."""
+    tables = with_losses_of(make_tables(reported.contents), "other")
+    figure = make_figures(tables, reported.contents)["learned_forgotten"]
+    assert [(panel.title.split(" against")[0], panel.groups) for panel in figure.panels] == [
+        ("Learned (accuracy)", ("new",)), ("Learned (accuracy)", ("new",)),
+        ("Learned (loss)", ("other",)), ("Learned (loss)", ("other",)),
+    ]  # fmt: skip
+    assert {"gain", "gain_nats", "forgetting", "forgetting_nats"} == set(figure.measures)
+    glances = make_glances(tables, reported.contents)
+    assert {group: "loss removed" in panel.label for group, panel in glances.items()} == {"new": False, "other": True}
+    svgs = dict(render_svgs({figure.key: figure}, ["new", "other", "none"]))
+    assert list(svgs) == ["learned_forgotten--new", "learned_forgotten--other"], "no figure of nothing"
+    assert "Learned (loss)" in svgs["learned_forgotten--other"]
+    assert "Learned (accuracy)" not in svgs["learned_forgotten--other"]
 
 
 def test_the_budget_of_the_study_file_is_drawn(figures):

@@ -41,15 +41,24 @@ function showChoices() {
   all("[data-clear]").forEach((b) => { b.hidden = state.arms.size === 0; });
   all("[data-only-group]").forEach((part) => { part.hidden = part.dataset.onlyGroup !== state.group; });
   all("[data-arm]").forEach((row) => row.classList.toggle("faded", !isPicked(row.dataset.arm)));
-  all(".panels").forEach(showPanels);
+  showFigures();
   all(".table-of-plot:not([hidden])").forEach(fillTable);
   all("[data-flips]").forEach((list) => showFlips(list, FLIPS_AT_ONCE));
 }
 
+// A panel with nothing of the picked training set would be an empty frame.
+const isOfGroup = (panel) => !panel.dataset.groups || JSON.parse(panel.dataset.groups).includes(state.group);
+
+function showFigures() {
+  all("[data-groups]:not([data-panel-arm])").forEach((panel) => { panel.hidden = !isOfGroup(panel); });
+  all(".panels").forEach(showPanels);
+}
+
 // A panel about one arm is there where its arm is picked; with none picked the first few are, until all are asked for.
 function showPanels(panels) {
-  const own = all("[data-panel-arm]", panels);
+  const own = all("[data-panel-arm]", panels).filter(isOfGroup);
   const isAll = panels.dataset.all === "true";
+  all("[data-panel-arm]", panels).forEach((panel) => { panel.hidden = true; });
   own.forEach((panel, index) => {
     const isFirst = isAll || index < FIRST_MAPS;
     panel.hidden = state.arms.size > 0 ? !state.arms.has(panel.dataset.panelArm) : !isFirst;
@@ -221,7 +230,7 @@ function listen() {
 // Plots come one after another in reading order, so that the first can be read while the last is drawn.
 async function draw() {
   all("[data-min-width]").forEach((plot) => { plot.style.minWidth = `${plot.dataset.minWidth}px`; });
-  const hidden = all("[data-panel-arm][hidden]");
+  const hidden = all("figure[hidden]");
   hidden.forEach((panel) => { panel.hidden = false; });  // a plot that is not laid out has no width to be drawn in
   for (const block of all("script.spec")) {
     const key = block.id.slice("spec-".length);
@@ -230,7 +239,7 @@ async function draw() {
     views.set(key, drawn);
     await apply(drawn);
   }
-  hidden.forEach((panel) => { panel.hidden = true; });
+  showFigures();
   document.documentElement.dataset.drawn = String(views.size);
 }
 
