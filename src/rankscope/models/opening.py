@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from rankscope.errors import UserError
-from rankscope.models.quantized import bits_and_bytes
+from rankscope.models.quantized import bits_and_bytes, keep_unpacked
 from rankscope.runs import Opening
 
 AS_IT_IS = Opening()
@@ -52,6 +52,8 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
         names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} others" if len(missing) > 3 else "")
         what = f"the files lack weights that {type(model).__name__} has: {names}"
         raise UserError(what, where=folder, mend="is config.json of this model? Save the whole model again")
+    if bits is not None:
+        keep_unpacked(model)
     return model
 
 

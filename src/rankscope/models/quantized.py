@@ -22,12 +22,26 @@ def bits_and_bytes(config: QuantizationConfig) -> BitsAndBytesConfig:
     """The object by which transformers is told what a study says."""
     # In every layer and step: that inputs are rounded, which is what LLM.int8 means.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return BitsAndBytesConfig(**config.model_dump())
+    return BitsAndBytesConfig(**config.model_dump(mode="json"))  # lists, for it takes no tuple
 
 
 def is_quantized(module: nn.Module) -> bool:
     """Whether a module is a linear layer of bitsandbytes."""
     return type(module).__module__.startswith("bitsandbytes.")
+
+
+def keep_unpacked(model: nn.Module) -> None:
+    """Have 4-bit layers multiply in the precision that they were told, on every processor.
+
+    Where a processor has AVX512-BF16, bitsandbytes would repack a layer's weights at its first use without gradients:
+    its factors rounded to bfloat16, products in bfloat16, and an error for matrices narrower than a block.
+
+    Args:
+        model: As transformers has loaded it; changed.
+    """
+    for module in model.modules():
+        if is_quantized(module):
+            module.support_avx512bf16_for_cpu = False
 
 
 def quantized_modules(skeleton: nn.Module, config: QuantizationConfig) -> frozenset[str]:

@@ -116,6 +116,27 @@ def constant(run: RunSettings) -> RunSettings:
     return over(run.model_copy(update={"optimization": settings}))
 
 
+@pytest.mark.parametrize("kind", ["nf4", "double"])
+def test_no_processor_multiplies_in_less_than_was_said(
+    base: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Where a processor has AVX512-BF16, bitsandbytes repacks layers that are used without gradients, in bfloat16."""
+    ids = torch.arange(3, 20)[None]
+    found = []
+    for has_it in (False, True):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda answer=has_it: answer)
+        with torch.no_grad():
+            found.append(model_of(base, kind)(ids).logits)
+    assert torch.equal(*found)
+
+
+def test_modules_that_are_to_stay_as_they_are_do(base: Path) -> None:
+    config = QuantizationConfig(load_in_4bit=True, llm_int8_skip_modules=("lm_head", "up_proj"))
+    model = load_model(base, torch.float32, "cpu", Opening(quantization_config=config))
+    left = {name.rpartition(".")[2] for name, module in model.named_modules() if type(module) is torch.nn.Linear}
+    assert left == {"lm_head", "up_proj"}
+
+
 # Weights --------------------------------------------------------------------------------------------------------------
 
 
