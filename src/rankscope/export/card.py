@@ -128,12 +128,15 @@ def _imported(facts: CardFacts) -> str:
 
 
 def _options(facts: CardFacts) -> str:
-    """How the base is to be opened, where not as it is: as further arguments."""
-    opening = facts.train.run.base.opening
-    code = ", trust_remote_code=True" if opening.trust_remote_code else ""
+    """How the base is to be opened to be the one that was measured: as further arguments."""
+    run = facts.train.run
+    opening = run.base.opening
+    code = f", revision={json.dumps(run.base.commit)}" if facts.is_hub_base else ""
+    code += f", dtype={json.dumps(run.optimization.dtype)}"
+    code += ", trust_remote_code=True" if opening.trust_remote_code else ""
     if opening.quantization_config is None:
         return code
-    said = opening.quantization_config.model_dump(exclude_defaults=True)
+    said = opening.quantization_config.model_dump(mode="json", exclude_defaults=True)
     bits = ", ".join(f"{name}={json.dumps(value) if isinstance(value, str) else value}" for name, value in said.items())
     return f"{code}, quantization_config=BitsAndBytesConfig({bits})"
 
@@ -144,8 +147,8 @@ def _use(facts: CardFacts) -> str:
         body = (
             f"from pathlib import Path\n\nfrom transformers import {_imported(facts)}\n"
             "from rankscope.models.methods.bottleneck import load_bottlenecks\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({name}{_options(facts)})\n"
-            'model = load_bottlenecks(base, Path("."))  # the folder of this card\n'
+            f"model = AutoModelForCausalLM.from_pretrained({name}{_options(facts)})\n"
+            'load_bottlenecks(model, Path("."))  # the folder of this card\n'
         )
     elif facts.is_adapter:
         body = (

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from rankscope.export.card import CardFacts, model_card
 from rankscope.export.model import base_id
+from rankscope.models.loading import load_model
+from rankscope.models.methods.making import make_trainable
+from rankscope.models.methods.pack import ADAPTER
+from rankscope.quantization import QuantizationConfig
 from rankscope.records import TrainRecord
-from rankscope.runs import BaseSettings, DataOrigin
+from rankscope.runs import BaseSettings, DataOrigin, Opening
 from synthetic import ARMS, Synthetic, write_study
+from tiny import lora_run, method_run, tiny_llama
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +77,47 @@ def test_markup_in_a_name_stays_text(study: Synthetic) -> None:
     text = model_card(facts(study, base("org/small", "a" * 40), "a|b ``` <script>`\nx"))
     (row,) = [line for line in text.splitlines() if "<script>" in line]
     assert row.startswith("| trained on | `new` | ```` a\\|b ``` <script>` x ```` |")
+
+
+def test_the_base_is_loaded_at_the_commit_and_in_the_precision_that_were_measured(study: Synthetic) -> None:
+    text = model_card(facts(study, base("org/small", "a" * 40)))
+    assert f'from_pretrained("org/small", revision="{"a" * 40}", dtype="float32")' in text
+
+
+BITS = [
+    None,
+    {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    {"load_in_8bit": True, "llm_int8_skip_modules": ("lm_head", "up_proj")},
+]
+
+
+@pytest.mark.parametrize("bits", BITS, ids=["whole", "4 bits", "8 bits"])
+@pytest.mark.parametrize("method", ["lora", "bottleneck"])
+def test_the_lines_of_a_card_load_the_model_that_was_measured(
+    study: Synthetic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, bits: dict | None
+) -> None:
+    if bits:
+        pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed")
+    tiny_llama(torch.bfloat16).save_pretrained(tmp_path / "small")  # not the precision that it is opened in
+    opening = Opening(quantization_config=QuantizationConfig(**bits) if bits else None)
+    told = facts(study, base("small", None).model_copy(update={"opening": opening}))
+    run = lora_run(4, 1e-2, 0, 4) if method == "lora" else method_run(method, 1e-2, 0, 4)
+    run = told.train.run.model_copy(update={"arm": run.arm})
+    pack = make_trainable(load_model(tmp_path / "small", torch.float32, "cpu", opening), [run])
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad(), torch.random.fork_rng():
+        for tensor in pack.state(0).values():
+            tensor.normal_(std=0.2)
+        pack.route((0,), (1,), is_training=False)
+        measured = pack.model(ids).logits
+    pack.save(0, tmp_path)
+    (tmp_path / ADAPTER / "small").symlink_to(tmp_path / "small")
+    monkeypatch.chdir(tmp_path / ADAPTER)
+    text = model_card(replace(told, train=told.train.model_copy(update={"run": run})))
+    # With AVX512-BF16 bitsandbytes would multiply in bfloat16, and not at all matrices as narrow as these.
+    if bits:
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    named: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], named)
+    with torch.no_grad():
+        torch.testing.assert_close(named["model"](ids).logits, measured, rtol=0, atol=1e-5)
