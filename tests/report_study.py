@@ -113,6 +113,13 @@ def write_neurons(folder: Path, subject: Subject) -> None:
         for layer in range(NUM_LAYERS)
         for neuron in range(4)
     ]
+    changed = [
+        {"layer": 2, "neuron": neuron, "neuron_shift": shift, "model": model, "probe_id": probe, "position": 3,
+         "activation": activation}
+        for neuron, shift in ((0, -2.5), (1, 2.5))
+        for model, probe, activation in (("base", "text/text-00000", 0.5), ("tuned", "general/general-00001", -7.25))
+    ]  # fmt: skip
+    write_parquet(folder / "most_changed.parquet", pl.DataFrame(changed))
     _write(folder, "changes.parquet", rows, subject, "neurons")
 
 
@@ -130,7 +137,7 @@ def _write(folder: Path, name: str, rows: list[Mapping[str, Any]], subject: Subj
         status="complete", settings_hash="0" * 64, provenance={}, started_at=STARTED, seconds=1.0, subject=subject,
         analysis=analysis,
     )  # fmt: skip
-    write_record(folder, record, [name])
+    write_record(folder, record, [path.name for path in folder.glob("*.parquet")])
 
 
 def with_losses_of(tables: Mapping[str, pl.DataFrame], training_set: str) -> dict[str, pl.DataFrame]:

@@ -55,6 +55,7 @@ class Contents:
         heads: Per run (null: the base), layer and head: the attention measures.
         representations: Per run, layer and task: how like the base's the residual stream is.
         neurons: Per run and layer, over its neurons: the mean size of their shift, how many fell silent or woke.
+        most_changed: Per run, the neurons that moved farthest, each with the texts that excite it most.
         missing: What could not be read.
         forecasts: What was expected of each base and training set before anything was trained, where it was asked.
     """
@@ -75,6 +76,7 @@ class Contents:
     derived: pl.DataFrame = field(default_factory=pl.DataFrame)
     representations: pl.DataFrame = field(default_factory=pl.DataFrame)
     neurons: pl.DataFrame = field(default_factory=pl.DataFrame)
+    most_changed: pl.DataFrame = field(default_factory=pl.DataFrame)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
     forecasts: tuple[ForecastRecord, ...] = ()

@@ -20,6 +20,7 @@ from rankscope.measures import MEASURES
 from rankscope.records import Verdict
 from rankscope.report import wording
 from rankscope.report.against_full import AgainstFull, against_full
+from rankscope.report.changed_neurons import ChangedNeuron, neuron_rows
 from rankscope.report.contents import Contents
 from rankscope.report.figure import Figure
 from rankscope.report.figures import group_names, make_glances
@@ -46,6 +47,7 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         "glances": glances,
         "glance_specs": {group: panel_spec(panel.spec, group) for group, panel in glances.items()},
         "lost": _lost(contents, tables),
+        "changed_neurons": _changed_neurons(contents, tables["changed_neurons"]),
         "forecasts": tables["forecast"].to_dicts(),
         "settings_table": _settings_table(tables["settings"]),
         "provenance": _provenance(contents),
@@ -239,6 +241,16 @@ def _lost(contents: Contents, tables: Mapping[str, pl.DataFrame]) -> list[dict[s
             }
         )
     return lost
+
+
+def _changed_neurons(contents: Contents, table: pl.DataFrame) -> dict[str, Sequence[ChangedNeuron]]:
+    """By group, the neurons that changed most."""
+    found = {}
+    for (base, training_set), group in group_names(contents).items():
+        mine = table.filter((pl.col("base") == base) & (pl.col("training_set") == training_set))
+        if mine.height:
+            found[group] = neuron_rows(mine)
+    return found
 
 
 def _settings_table(settings: pl.DataFrame) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def read_contents(store: Store) -> Contents:
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
         representations=_read_analysis(reader, analysed, "representations", "representations.parquet"),
         neurons=_read_analysis(reader, analysed, "neurons", "changes.parquet", _neurons),
+        most_changed=_read_analysis(reader, analysed, "neurons", "most_changed.parquet"),
         derived=_read_derived(reader, plan, at_chosen),
         provenance=_read_provenance(reader),
         forecasts=_read_forecasts(reader, plan),

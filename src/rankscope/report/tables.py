@@ -8,6 +8,7 @@ import polars as pl
 
 from rankscope.plan import VALIDATION
 from rankscope.records import ArmResult, Interval
+from rankscope.report.changed_neurons import changed_neurons
 from rankscope.report.contents import Contents
 from rankscope.report.derived import derived_models
 from rankscope.report.explained import explaining_runs, explanations
@@ -44,6 +45,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "attention_by_layer": attention_by_layer(contents),
         "representations_by_layer": representations_by_layer(contents),
         "neurons_by_layer": neurons_by_layer(contents),
+        "changed_neurons": changed_neurons(contents),
         "derived": derived_models(contents),
         "explaining_runs": explaining_runs(contents),
         "explanations": explanations(contents),
