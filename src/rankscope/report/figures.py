@@ -10,7 +10,7 @@ from rankscope.report.causes_figures import derived_figure, explanation_figure
 from rankscope.report.contents import Contents
 from rankscope.report.derived import sentences
 from rankscope.report.figure import Figure, Panel
-from rankscope.report.inside_figures import module_figure, spectra_figure
+from rankscope.report.inside_figures import module_figure, spectra_figure, subspace_figure
 from rankscope.report.layer_figures import attention_figure, neuron_figure, representation_figure
 from rankscope.report.marks import Style
 from rankscope.report.palette import looks
@@ -35,6 +35,7 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
         differences_figure(grouped["comparisons"], style),
         module_figure(grouped["spectra_by_module"], style),
         spectra_figure(grouped["spectra_by_arm"], style),
+        subspace_figure(grouped["spectra_by_arm"], style),
         attention_figure(grouped["attention_by_layer"], style),
         representation_figure(grouped["representations_by_layer"], style),
         neuron_figure(grouped["neurons_by_layer"], style),

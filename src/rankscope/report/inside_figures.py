@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import altair as alt
 import polars as pl
 
@@ -28,6 +30,12 @@ _SPECTRA = {
     "stable_rank": ("Stable rank", "energy over that of the strongest direction"),
     "effective_rank": ("Effective rank", "directions, as evenly used ones would count"),
     "energy_rank_90": ("Directions with 90% of the energy", "number of directions"),
+}
+_SUBSPACES = {
+    "intruder_dimensions": ("Intruder dimensions", "of the ten largest of each matrix, summed over matrices"),
+    "singular_vector_best_cosine": ("Likeness to the base's directions", "best cosine, 1 is the same"),
+    "subspace_overlap_32": ("What is left of the base's top 32", "share of the subspace, 1 is all of it"),
+    "rho_16": ("Update inside the base's top 16", "share of the update's energy"),
 }
 
 
@@ -60,16 +68,9 @@ def module_figure(modules: pl.DataFrame, style: Style) -> Figure | None:
 
 def spectra_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
     """How large the update of each rank is, and over how many directions it spreads."""
-    ranked = spectra.filter(pl.col("rank").is_not_null())
-    measures = [key for key in _SPECTRA if key in set(ranked["measure"])]
-    if not measures:
+    panels, measures = _rank_panels(spectra, _SPECTRA, style)
+    if not panels:
         return None
-    panels = []
-    for measure in measures:
-        chart = _spectra_curve(spectra.filter(pl.col("measure") == measure), measure, style)
-        label = f"Line plot: {MEASURES[measure].meaning}, mean over matrices, against LoRA rank."
-        title, unit = _SPECTRA[measure]
-        panels.append(Panel(title, label, specification(chart), unit=unit))
     return Figure(
         key="spectra",
         title="What the update is made of",
@@ -83,6 +84,44 @@ def spectra_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
         measures=measures,
         sources=("runs/*/analyse/spectra/matrices.parquet",),
     )
+
+
+def subspace_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
+    """What each rank left of the base's singular directions, and how many new ones stand among the largest."""
+    panels, measures = _rank_panels(spectra, _SUBSPACES, style)
+    if not panels:
+        return None
+    return Figure(
+        key="subspaces",
+        title="What is left of the base's directions",
+        shows="The tuned matrices' largest singular directions (left vectors) against the base's. Intruders, large "
+        "directions that are like none of the base's, are summed over the adapted matrices, all else is their mean; "
+        "the bar is the range over seeds, the horizontal line full fine-tuning.",
+        reading="Many intruders, or a low likeness or overlap, say that training put new directions among the largest "
+        "instead of turning those that were there. A high share inside the base's top says that the update writes "
+        "where the base does most.",
+        caution="Intruders have been found to go with forgetting in some studies and not in others: whether they do "
+        "here is asked below, and what happens without them where derived models with scaled intruders were made.",
+        panels=panels,
+        measures=measures,
+        sources=("runs/*/analyse/subspaces/subspaces.parquet",),
+    )
+
+
+def _rank_panels(
+    spectra: pl.DataFrame, titles: Mapping[str, tuple[str, str]], style: Style
+) -> tuple[list[Panel], list[str]]:
+    """A plot against the rank of each measure that some rank has, and these measures."""
+    present = set(spectra.filter(pl.col("rank").is_not_null())["measure"])
+    measures = [key for key in titles if key in present]
+    panels = []
+    for measure in measures:
+        chart = _spectra_curve(spectra.filter(pl.col("measure") == measure), measure, style)
+        over = "sum" if measure.startswith("intruder") else "mean"
+        label = f"Line plot: {MEASURES[measure].meaning}, {over} over matrices, against LoRA rank."
+        title, unit = titles[measure]
+        panels.append(Panel(title, label, specification(chart), unit=unit))
+    return panels, measures
 
 
 def _module_map(frame: pl.DataFrame, measure: str, highest: float) -> alt.Chart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import statistics
+from dataclasses import replace
 from types import SimpleNamespace
 
 import altair as alt
@@ -154,6 +155,21 @@ def test_names_of_points_neither_cover_each_other_nor_the_points():
     for one, other in itertools.combinations([*boxes, *spots], 2):
         assert (one in spots and other in spots) or _shared(one, other) == 0
     assert found[0] == places(points[:1])[0]
+
+
+def test_the_bases_directions_are_drawn_with_intruders_summed(reported, figures):
+    assert "subspaces" not in figures, "this study did not look for them"
+    place = reported.contents.matrices.select("base", "run_id", "name", "layer", "module", "source")
+    looked = place.with_columns(intruder_dimensions=pl.col("layer"), rho_16=0.25 + 0.25 * pl.col("layer"))
+    contents = replace(reported.contents, subspaces=looked)
+    figure = make_figures(make_tables(contents), contents)["subspaces"]
+    assert figure.measures == ["intruder_dimensions", "rho_16"]
+    intruders, share = (rows_of(panel) for panel in figure.panels)
+    assert {row["arm"] for row in intruders} == {"lora-r4", "lora-r16", "lora-r64", "full"}
+    # Three modules in each of the layers 0, 1 and 2: nine intruders in all, and a share of a half on average.
+    assert {row["value"] for row in intruders} == {9.0}
+    assert {row["value"] for row in share} == {0.5}
+    assert "sum over matrices" in figure.panels[0].label and "mean over matrices" in figure.panels[1].label
 
 
 def test_layers_are_means_over_tasks_and_seeds(reported, figures):
