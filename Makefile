@@ -28,7 +28,7 @@ test-oldest:
 	$(PYTHON) -m venv $(OLDEST)
 	grep -vE '^(transformers|peft|tokenizers|huggingface_hub|trl)==' constraints.txt > $(OLDEST)/constraints.txt
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt \
-		--editable ".[dev]" transformers==5.0.0 peft==0.18.0
+		--editable ".[dev]" transformers==5.4.0 peft==0.21.0
 	$(OLDEST)/bin/python -m pytest -W default $(TESTS)
 
 check: $(DEV)

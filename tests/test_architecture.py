@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,12 @@ def test_the_stages_know_no_report() -> None:
     assert len(stages) > 6
     for path in stages:
         assert "rankscope.report" not in path.read_text(encoding="utf-8")
+
+
+def test_the_oldest_versions_that_are_tried_are_the_lowest_that_the_metadata_allows() -> None:
+    root = SOURCE.parent.parent
+    allowed = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    tried = dict(re.findall(r"(transformers|peft)==(\S+)", (root / "Makefile").read_text(encoding="utf-8")))
+    assert {name: f"{name}>={version.removesuffix('.0')}" for name, version in tried.items()} == {
+        line.partition(">")[0]: line for line in allowed if line.startswith(("transformers", "peft"))
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from pathlib import Path
 
@@ -39,7 +38,6 @@ evaluate:
 """
 # The oldest transformers converts Qwen2-MoE by the list from which PEFT knows what to take for experts.
 NEEDS_MODULES = pytest.mark.skipif(bool(taken_for_experts("qwen2_moe")), reason="PEFT takes its names for experts")
-DOES_PEFT_CONVERT = importlib.util.find_spec("peft.utils.transformers_weight_conversion") is not None
 
 
 def mixtral_model(name: str = "mixtral") -> PreTrainedModel:
@@ -105,7 +103,7 @@ def test_all_linear_leaves_out_only_what_peft_takes_for_experts(shared: dict[str
         }
         # What is left out is what PEFT would put experts in the place of.
         adapted, has_parameters = adapted_by_peft(mixtral_model(name), mlp)
-        assert not DOES_PEFT_CONVERT or (has_parameters and not adapted & taken)
+        assert has_parameters and not adapted & taken
 
 
 @NEEDS_MODULES

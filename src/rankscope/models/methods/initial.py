@@ -17,8 +17,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as PeftLoraLinear
 from peft.tuners.lora import LoraLayer, initialize_lora_eva_weights
-from peft.tuners.lora.config import CordaConfig, EvaConfig
+from peft.tuners.lora.config import CordaConfig, EvaConfig, LoraGAConfig
 from peft.tuners.lora.corda import preprocess_corda
+from peft.tuners.lora.loraga import preprocess_loraga
 from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -37,6 +38,7 @@ Config = TypeVar("Config")
 # What PEFT raises where it does not take an option or a base.
 _REFUSALS = (ValueError, TypeError, NotImplementedError, ImportError)
 _NEEDS = {"eva": "eva_config", "corda": "corda_config", "lora_ga": "lora_ga_config"}
+_KINDS = {"eva_config": EvaConfig, "corda_config": CordaConfig, "lora_ga_config": LoraGAConfig}
 
 
 def initial_adapter(model: PreTrainedModel, run: RunSettings, calibration: Calibration | None = None) -> Adapter:
@@ -79,23 +81,10 @@ def lora_config(model: PreTrainedModel, run: RunSettings) -> LoraConfig:
     if options.get("init_lora_weights") == "loftq":
         options["init_lora_weights"] = True  # PEFT's own loftq is for bases that are not quantised yet
     if needed := _NEEDS.get(options.get("init_lora_weights", "")):
-        with naming_the_arm(run):
-            kind = _kind_of(needed)
-        options[needed] = configured(kind, options.get(needed) or {}, run)
+        options[needed] = configured(_KINDS[needed], options.get(needed) or {}, run)
     has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
     settings = {"bias": "none", "task_type": "CAUSAL_LM", "fan_in_fan_out": has_conv1d, **options}
     return configured(LoraConfig, settings, run)
-
-
-def _kind_of(name: str) -> type:
-    """PEFT's class for the configuration of an initialisation."""
-    if name == "eva_config":
-        return EvaConfig
-    if name == "corda_config":
-        return CordaConfig
-    from peft.tuners.lora.config import LoraGAConfig  # not in older versions of PEFT
-
-    return LoraGAConfig
 
 
 def configured(kind: type[Config], options: dict[str, Any], run: RunSettings) -> Config:
@@ -174,8 +163,6 @@ def _preprocess(model: PreTrainedModel, config: LoraConfig, run: RunSettings, ca
     if config.init_lora_weights == "corda":
         preprocess_corda(model, config, run_model=lambda: _run(model, batches))
     else:
-        from peft.tuners.lora.loraga import preprocess_loraga  # not in older versions of PEFT
-
         preprocess_loraga(model, config, train_step=lambda: _step(model, batches))
 
 
