@@ -150,8 +150,9 @@ def test_an_arm_is_highlighted_everywhere_at_once(browser, url):
         assert all(value < 0.5 for arm, value in found.items() if arm != "lora-r16"), key
     assert button.get_attribute("aria-pressed") == "true"
     assert browser.execute_script("return document.querySelectorAll('tr[data-arm=full]:not(.faded)').length") == 0
-    browser.execute_script("arguments[0].click()", button)
+    button.send_keys(ENTER)  # by keyboard as by mouse
     wait_for(lambda: opacities(browser, "learned_forgotten-1")["full"] == 1)
+    assert button.get_attribute("aria-pressed") == "false"
 
 
 def test_the_training_set_and_the_task_can_be_switched(browser, url):

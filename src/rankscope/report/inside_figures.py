@@ -158,7 +158,9 @@ def _spectra_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.Layer
     plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
     ranked, unranked = plot.transform_filter("datum.x !== null"), plot.transform_filter("datum.x === null")
     x = log_axis([rank for rank in shown["x"] if rank is not None], "Rank", base=2)
-    y = alt.Y("value:Q", title=None)
+    # What is 1 for the base lies near 1, where the arms differ.
+    near_one = measure.startswith(("singular_vector", "subspace_overlap"))
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=not near_one))
     tint = colour(style)
     hints = [
         alt.Tooltip("arm:N", title="Arm"),

@@ -117,9 +117,7 @@ def constant(run: RunSettings) -> RunSettings:
 
 
 @pytest.mark.parametrize("kind", ["nf4", "double"])
-def test_no_processor_multiplies_in_less_than_was_said(
-    base: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
+def test_no_processor_multiplies_in_less_than_was_said(base: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """Where a processor has AVX512-BF16, bitsandbytes repacks layers that are used without gradients, in bfloat16."""
     ids = torch.arange(3, 20)[None]
     found = []

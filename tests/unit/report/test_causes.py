@@ -1,9 +1,12 @@
 """Derived models and explanations in the report, from records whose numbers a reader can work out."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
+from rankscope.correlations import partial_rank_correlation, rank_correlation
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.records import AnalyseRecord, DeriveRecord, Subject
@@ -152,3 +155,37 @@ def test_derived_models_stand_hollow_among_the_arms(contents):
     sets = figures["rank_curves"].panels[0].spec["datasets"].values()
     [cut] = [rows for rows in sets if rows and "what" in rows[0]]
     assert [(row["arm"], row["x"]) for row in cut] == [("lora-r8", 2), ("lora-r8", 8)]
+
+
+@pytest.mark.parametrize("given", [None, "update_norm"])
+def test_explanations_are_correlations_over_every_candidate_that_was_scored(reported, given):
+    """Also over rates that were not chosen, each with the mean of its seeds; at equal size of the update too."""
+    contents = reported.contents
+    runs = [run for run in contents.plan.runs if run.training_set.name == "new"]
+    draw = np.random.default_rng(0)
+    columns = {name: draw.normal(size=len(runs)) for name in ("lost", "update_norm", "cka")}
+    scored = [one for one in contents.scored if one.record.subject.run_id is None]
+    [base] = [one.record.values["accuracy"] for one in scored if one.record.task == "general"]
+    [score] = [one for one in scored if one.record.task == "general"]
+    [analysis, *_] = [one for one in contents.analysed if one.record.subject.run_id]
+    analysed = []
+    for place, run in enumerate(runs):
+        subject = Subject(base="small", training_set="new", arm=run.arm.label, learning_rate=run.learning_rate,
+                          seed=run.seed, run_id=run.run_id)  # fmt: skip
+        values = {"subject": subject, "values": {"accuracy": base - columns["lost"][place]}}
+        scored.append(replace(score, record=score.record.model_copy(update=values)))
+        summary = {name: float(columns[name][place]) for name in ("update_norm", "cka")}
+        record = analysis.record.model_copy(update={"subject": subject, "summary": summary})
+        analysed.append(replace(analysis, record=record))
+    table = explanations(replace(contents, scored=tuple(scored), analysed=tuple(analysed)))
+    candidates = dict.fromkeys((run.arm.label, run.learning_rate) for run in runs)
+    assert len(candidates) == 11 > len(contents.plan.arms), "rates that were not chosen are there"
+    of = [[i for i, run in enumerate(runs) if (run.arm.label, run.learning_rate) == one] for one in candidates]
+    lost, size, cka = (np.array([values[places].mean() for places in of]) for values in columns.values())
+    expected = rank_correlation(cka, lost) if given is None else partial_rank_correlation(cka, lost, size)
+    mine = (pl.col("target") == "forgetting") & (pl.col("predictor") == "cka")
+    row = table.row(by_predicate=mine & pl.col("given").eq_missing(pl.lit(given)), named=True)
+    assert row["value"] == pytest.approx(expected)
+    assert (row["num_candidates"], row["num_runs"]) == (11, len(runs))
+    assert -1 < row["low"] < row["value"] < row["high"] < 1
+    assert row["high"] - row["low"] > 0.8, "few candidates give a wide interval"
