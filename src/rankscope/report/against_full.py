@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rankscope.records import ArmPair, Interval, Verdict
 from rankscope.report.cells import Cell, number_cell
-from rankscope.report.wording import POOLED, arm_in_words, unit_of
+from rankscope.report.wording import POOLED, arm_in_words, digits_of, scaled, signed, unit_of
 from rankscope.spec import Decide
 
 _COLUMNS = {"gain": "Learned", "gain_nats": "Learned", "forgetting": "Forgotten", "forgetting_nats": "Forgotten"}
@@ -91,15 +91,24 @@ def _answer(
         if learned is not None:
             said.setdefault(_LEARNED[_compared(less.get((arm, learned)), limits[learned])], []).append(arm)
     parts = [f"{text}: {_named(said[text])}" for text in _LEARNED.values() if text in said]
-    sides = {arm: {_side(less.get((arm, key))) for key in keys if key.startswith("forgetting")} for arm in arms}
+    sides = {arm: {key: _side(less.get((arm, key))) for key in keys if key.startswith("forgetting")} for arm in arms}
     for side, word in ((-1, "Surely forgot less"), (1, "Surely forgot more")):
-        surely = [arm for arm, found in sides.items() if side in found and -side not in found]
-        parts += [f"{word}: {_named(surely)}"] if surely else []
+        surely = [
+            f"{arm_in_words(arm)} ({', '.join(_size(less[arm, key], key) for key in found if found[key] == side)})"
+            for arm, found in sides.items()
+            if side in found.values() and -side not in found.values()
+        ]
+        parts += [f"{word}: {', '.join(surely)}"] if surely else []
     return ". ".join(parts) + "." if parts else "Nothing differs surely."
 
 
 def _named(arms: Sequence[str]) -> str:
     return ", ".join(map(arm_in_words, arms))
+
+
+def _size(found: Interval, key: str) -> str:
+    """How much; what is sure may yet be little."""
+    return f"{signed(scaled(found.value, key), digits_of(key))} {unit_of(key)}"
 
 
 def _compared(found: Interval | None, margin: float) -> str:

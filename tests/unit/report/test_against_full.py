@@ -80,7 +80,10 @@ def test_forgetting_is_said_where_no_measure_of_it_speaks_against():
         pair("full", "lora-r16", "forgetting", -0.2, -0.1),
     )
     found = against_full(verdict(*forgot), Decide(), ARMS, "f")
-    assert found.answer == "Surely forgot less: LoRA of rank 4. Surely forgot more: LoRA of rank 16."
+    assert found.answer == (
+        "Surely forgot less: LoRA of rank 4 (\N{MINUS SIGN}15.0 points). "
+        "Surely forgot more: LoRA of rank 16 (+15.0 points)."
+    )
     assert [name for _, name, _ in found.columns] == ["Forgotten", "Forgotten"]
     assert [cell.value for cell in found.rows[2][1]] == ["+15.0", "\N{EN DASH}"]
 
