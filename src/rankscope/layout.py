@@ -14,6 +14,8 @@ from rankscope.spec import Study
 _SMALL_MODEL_PARAMETERS = 20_000_000
 _PACK_SIZES = (1, 2, 4, 8, 16)
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
+# What there is where torch may find a GPU that it calls cuda: NVIDIA's, Tegra's, AMD's, and Windows' under WSL.
+_GPU_FILES = ("nvidia0", "nvidiactl", "nvmap", "kfd", "dxg")
 # GPUs before Ampere (compute capability below 8.0); a worker asks torch again.
 _WITHOUT_BFLOAT16 = re.compile(r"\b([KMPVT]\d+\b|[KMPV]\d+-|GTX|TITAN|RTX 20[678]0|Quadro)", re.IGNORECASE)
 
@@ -114,6 +116,24 @@ def find_device() -> str:
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "mps"
     return "cpu"
+
+
+def check_device(device: str, folder: Path = Path("/dev")) -> None:
+    """Whether this machine has the device that a study names, as far as that can be told without torch.
+
+    Raises:
+        UserError: It has none.
+    """
+    system = platform.system()
+    what = None
+    if device == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+        what = "cuda is asked for, and CUDA_VISIBLE_DEVICES hides every GPU"
+    elif device == "cuda" and system == "Linux" and not any((folder / name).exists() for name in _GPU_FILES):
+        what = "cuda is asked for, and this machine shows no GPU"
+    elif device == ("cuda" if system == "Darwin" else "mps"):
+        what = f"{device} is asked for, and this machine is {'a' if system == 'Darwin' else 'no'} Mac"
+    if what is not None:
+        raise UserError(what, where="execute.device", mend="set it to auto or cpu, or run the study where there is one")
 
 
 def visible_gpus(folder: Path = _NVIDIA) -> list[str]:

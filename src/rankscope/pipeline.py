@@ -23,7 +23,7 @@ from rankscope.execute.local import LocalExecutor
 from rankscope.execute.ray import RayExecutor, cluster_layout
 from rankscope.execute.trials import TrialError, measured_layout
 from rankscope.housekeeping import delete_derived, delete_unchosen, delete_weights, remove_caches, remove_rubbish
-from rankscope.layout import layouts_to_try
+from rankscope.layout import check_device, layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan
@@ -85,6 +85,8 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
     check_installed(study.report_to)
+    if study.execute.backend == "local":
+        check_device(study.execute.device)
     store = Store(out)
     earlier, damage = read_earlier(store)
     check_directory(store, study, earlier)

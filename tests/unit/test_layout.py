@@ -8,9 +8,11 @@ import pytest
 
 from paper import paper
 from rankscope import layout
+from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.errors import UserError
-from rankscope.layout import choose_layout, visible_gpus, with_precision
+from rankscope.layout import check_device, choose_layout, visible_gpus, with_precision
 from rankscope.plan import Estimate, Layout, Trial
+from studies import write_study
 
 
 @pytest.fixture
@@ -136,3 +138,43 @@ def test_a_forecast_moves_with_the_layout_that_was_found_faster() -> None:
     # Its workers' pieces, shared among the workers, take what the whole does.
     assert sum((1000.0, 250.0)) / after.num_workers + 20.0 == pytest.approx(found.seconds)
     assert estimate.in_layout(before, before) == estimate, "nothing was tried"
+
+
+@pytest.mark.parametrize(
+    ("device", "system", "files", "said"),
+    [
+        ("cuda", "Linux", [], "this machine shows no GPU"),
+        ("cuda", "Linux", ["kfd"], None),  # AMD's, which torch calls cuda too
+        ("cuda", "Linux", ["nvidiactl"], None),
+        ("cuda", "Darwin", [], "this machine is a Mac"),
+        ("cuda", "Windows", [], None),  # only torch can tell
+        ("mps", "Linux", [], "this machine is no Mac"),
+        ("mps", "Darwin", [], None),
+        ("cpu", "Linux", [], None),
+        ("auto", "Linux", [], None),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, system: str, files: list[str], said: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("platform.system", lambda: system)
+    for name in files:
+        (tmp_path / name).touch()
+    if said is None:
+        check_device(device, tmp_path)
+        return
+    with pytest.raises(UserError, match=said) as caught:
+        check_device(device, tmp_path)
+    assert caught.value.where == "execute.device" and "set it to auto or cpu" in caught.value.mend
+
+
+def test_a_study_for_a_gpu_is_not_begun_without_one_and_planned_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    arguments = [str(write_study(tmp_path)), "--set", "execute.device=cuda"]
+    assert main(["run", *arguments, "--out", str(tmp_path / "out")]) == USER_ERROR
+    assert "execute.device: cuda is asked for, and CUDA_VISIBLE_DEVICES hides every GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(["plan", *arguments]) == DONE
