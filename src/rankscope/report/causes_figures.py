@@ -46,13 +46,12 @@ _FEW = 10
 
 def derived_figure(derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequence[str]]) -> Figure | None:
     """What gain and forgetting become when a trained update is shrunk, cut or mended, without training again."""
-    measures = set(derived["measure"])
-    pairs = [("gain", "forgetting"), ("gain_nats", "forgetting_nats")]
-    drawn = next((pair for pair in pairs if set(pair) & measures), ())
+    drawn = _drawn(derived)
     panels = []
     for kind, (title, axis, _) in _KINDS.items():
-        for measure in drawn:
-            part = derived.filter((pl.col("kind") == kind) & (pl.col("measure") == measure))
+        for measure, groups in drawn.items():
+            mine = (pl.col("kind") == kind) & (pl.col("measure") == measure) & pl.col("group").is_in(groups)
+            part = derived.filter(mine)
             if not part.is_empty():
                 what, unit = TITLES[measure].split(": ")
                 label = f"Line plot: {unit} against {axis.lower()}, one line an arm."
@@ -72,10 +71,26 @@ def derived_figure(derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequ
         "for little. If cutting ranks leaves both as they were, the rank was not used.",
         caution="A point that looks better than the run was found on test items. To claim it, score it on others.",
         panels=panels,
-        measures=drawn,
+        measures=tuple(drawn),
         sources=("runs/*/derive/*/*/record.json", "report/tables/derived.csv"),
         sentences=notes,
     )
+
+
+def _drawn(derived: pl.DataFrame) -> dict[str, list[str]]:
+    """What is drawn of learning and of forgetting, with the groups it is drawn of: accuracy where a group has it."""
+    present = {group: set(part["measure"]) for (group,), part in derived.group_by(["group"], maintain_order=True)}
+    found: dict[str, list[str]] = {}
+    for accuracy, loss in (("gain", "gain_nats"), ("forgetting", "forgetting_nats")):
+        for measure in (accuracy, loss):
+            groups = [
+                group
+                for group, measures in present.items()
+                if measure in measures and (measure == accuracy or accuracy not in measures)
+            ]
+            if groups:
+                found[measure] = groups
+    return found
 
 
 def explanation_figure(explanations: pl.DataFrame) -> Figure | None:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from rankscope.report.contents import Contents
-from rankscope.report.wording import OWN, plain
+from rankscope.report.wording import OWN, digits_of, plain, scaled, unit_of
 from rankscope.spreads import own_seed_variance, spread
 from rankscope.statistics import estimate, ratio_differences
 
@@ -62,30 +62,44 @@ def derived_models(contents: Contents) -> pl.DataFrame:
 
 
 def sentences(derived: pl.DataFrame) -> dict[tuple[str, str], list[str]]:
-    """By base and training set, what cutting ranks did, in words: `cut to rank 16: gain 12.1 to 11.8 points, ...`."""
+    """By base and training set, what cutting ranks and scaling intruders did, in words.
+
+    As in `lora-r64 cut to rank 16: gain 12.1 to 11.8 points, ...`; of scaled intruders also the rank that it adds.
+    """
     found: dict[tuple[str, str], list[str]] = {}
-    cuts = derived.filter((pl.col("kind") == "truncate") & pl.col("measure").is_in(["gain", "forgetting"]))
-    for (base, training_set, arm), part in cuts.group_by("base", "training_set", "arm", maintain_order=True):
-        whole = float(part["amount"].max())
+    told = derived.filter(pl.col("kind").is_in(["truncate", "intruders"]))
+    for (base, training_set, arm, kind), part in told.group_by(
+        "base", "training_set", "arm", "kind", maintain_order=True
+    ):
+        whole = float(part["amount"].max()) if kind == "truncate" else 1.0
         for (amount,), point in part.group_by("amount", maintain_order=True):
             if amount == whole:
                 continue
-            said = [_said(part, point, measure, whole) for measure in ("gain", "forgetting")]
+            said = [_said(part, point, measure, whole) for measure in _MEASURES]
+            if kind == "truncate":
+                what = f"cut to rank {amount:g}"
+            else:
+                what = f"with its intruders times {amount:g}"
+                said.append(f"rank added {point['added_rank'].mean() or 0.0:.3g}")
             text = "; ".join(words for words in said if words)
-            found.setdefault((base, training_set), []).append(f"{arm} cut to rank {amount:g}: {text}")
+            found.setdefault((base, training_set), []).append(f"{arm} {what}: {text}")
     return found
 
 
 def _said(part: pl.DataFrame, point: pl.DataFrame, measure: str, whole: float) -> str | None:
     own = part.filter((pl.col("measure") == measure) & (pl.col("amount") == whole))
-    cut = point.filter(pl.col("measure") == measure)
-    if own.is_empty() or cut.is_empty():
+    made = point.filter(pl.col("measure") == measure)
+    if own.is_empty() or made.is_empty():
         return None
-    row = cut.row(0, named=True)
-    ends = f"{plain(100 * own['value'][0], 1)} to {plain(100 * row['value'], 1)} points"
+    row = made.row(0, named=True)
+
+    def number(value: float) -> str:
+        return plain(scaled(value, measure), digits_of(measure))
+
+    text = f"{measure.removesuffix('_nats')} {number(own['value'][0])} to {number(row['value'])} {unit_of(measure)}"
     if row["change_low"] is None:
-        return f"{measure} {ends}"
-    return f"{measure} {ends}, a change of {plain(100 * row['change_low'], 1)} to {plain(100 * row['change_high'], 1)}"
+        return text
+    return f"{text}, a change of {number(row['change_low'])} to {number(row['change_high'])}"
 
 
 def _estimates(items: pl.DataFrame, sign: float, confidence: float, *, is_bounded: bool) -> dict[str, Any]:

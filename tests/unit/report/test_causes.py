@@ -10,9 +10,12 @@ from rankscope.correlations import partial_rank_correlation, rank_correlation
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.records import AnalyseRecord, DeriveRecord, Subject
+from rankscope.report.causes_figures import derived_figure
 from rankscope.report.derived import derived_models, sentences
 from rankscope.report.explained import explaining_runs, explanations
 from rankscope.report.figures import make_figures
+from rankscope.report.marks import Style
+from rankscope.report.palette import looks
 from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
 from rankscope.runs import DerivedPoint
@@ -106,6 +109,47 @@ def test_what_cutting_did_is_said_in_words(contents):
     said = sentences(derived_models(read))[("small", "new")]
     assert [line.split(":")[0] for line in said] == ["lora-r8 cut to rank 2", "lora-r4 cut to rank 2"]
     assert all("gain" in line and "forgetting" in line and "points" in line for line in said)
+
+
+def derived_rows(kind, amounts, measure, values, training_set="new", **more):
+    rows = [
+        {"base": "small", "training_set": training_set, "arm": "lora-r8", "kind": kind, "amount": float(amount),
+         "measure": measure, "value": value, "change_low": -0.02, "change_high": 0.01, **more}
+        for amount, value in zip(amounts, values, strict=True)
+    ]  # fmt: skip
+    return pl.DataFrame(rows, schema_overrides={"added_rank": pl.Float64})
+
+
+def test_losses_and_scaled_intruders_are_said_too():
+    """A training set without right answers has its losses said, and mending says what rank it costs."""
+    table = pl.concat(
+        [
+            derived_rows("truncate", (2, 8), "gain_nats", (0.1, 0.125), added_rank=0.0),
+            derived_rows("intruders", (0, 1), "forgetting", (0.05, 0.1), added_rank=1.5),
+        ]
+    )
+    assert sentences(table) == {
+        ("small", "new"): [
+            "lora-r8 cut to rank 2: gain 0.125 to 0.100 nats, a change of \N{MINUS SIGN}0.020 to 0.010",
+            "lora-r8 with its intruders times 0: forgetting 10.0 to 5.0 points, a change of \N{MINUS SIGN}2.0 to 1.0; "
+            "rank added 1.5",
+        ]
+    }
+
+
+def test_each_training_set_has_curves_of_its_own_measure(contents):
+    _, read = contents
+    tables = make_tables(read)
+    nats = tables["derived"].with_columns(
+        pl.lit("other").alias("training_set"), pl.col("measure").replace({"gain": "gain_nats"})
+    )
+    grouped = pl.concat([tables["derived"], nats]).with_columns(pl.col("training_set").alias("group"))
+    figure = derived_figure(grouped, Style(looks(read.plan)), {})
+    assert [(panel.unit.split(";")[0], panel.groups) for panel in figure.panels[:3]] == [
+        ("in-domain accuracy gained, points", ("new",)),
+        ("in-domain loss removed, nats per token", ("other",)),
+        ("retention accuracy lost, points", ("new", "other")),
+    ]
 
 
 def test_runs_are_explained_by_what_they_forgot(contents):
