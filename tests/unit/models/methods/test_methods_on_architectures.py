@@ -17,7 +17,7 @@ from rankscope.data.targets import resolve_targets, target_modules
 from rankscope.errors import UserError
 from rankscope.methods.checks import refusal
 from rankscope.methods.resolve import resolved_options
-from rankscope.methods.table import ONLY_LINEAR, method_names
+from rankscope.methods.table import BY_NAME, ONLY_LINEAR, method_names
 from rankscope.models.merged import CannotMerge
 from rankscope.models.methods.bottleneck import load_bottlenecks
 from rankscope.models.methods.making import load_tuned
@@ -155,3 +155,23 @@ def test_which_methods_take_no_conv1d_is_as_peft_has_it(method: str, bases: dict
     else:
         resolved = resolve_targets(arm, "base", tensor_shapes(bases["gpt2"]), "gpt2")
         trained(tiny_model("gpt2"), [run.model_copy(update={"arm": resolved})])
+
+
+OTHERS = sorted(set(method_names()) - set(BY_NAME))
+
+
+@pytest.mark.filterwarnings("ignore")  # of each method's own
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_other_method_of_peft_trains_and_is_read_back(
+    method: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_on(bases["llama"], method)
+    run = run.model_copy(update={"learning_rate": 1e-2})
+    pack, (state,) = trained(tiny_model("llama"), [run])
+    mine = logits(pack)
+    assert len(state.logs) == run.num_steps and all(math.isfinite(log.loss_nats_per_token) for log in state.logs)
+    assert (mine - tiny_model("llama")(IDS).logits).abs().max() > 1e-5
+    pack.save(0, tmp_path)
+    torch.testing.assert_close(logits(load_tuned(tiny_model("llama"), [run], [tmp_path])), mine, rtol=0, atol=1e-5)
+    theirs = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(theirs(input_ids=IDS).logits, mine, rtol=0, atol=1e-5)
