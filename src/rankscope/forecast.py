@@ -106,7 +106,13 @@ def _on(outline: Outline, study: Study, device: Device, number: int) -> Outline:
         runs=[
             run.model_copy(update={"optimization": run.optimization.model_copy(update=bf16)}) for run in outline.runs
         ],
-        layout=Layout(device=device.name, num_workers=number // shard, threads_per_worker=1, shard=shard),
+        layout=Layout(
+            device=device.name,
+            num_workers=number // shard,
+            threads_per_worker=1,
+            pack_size=outline.layout.pack_size,
+            shard=shard,
+        ),
     )
 
 

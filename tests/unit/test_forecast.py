@@ -152,6 +152,15 @@ def test_a_model_in_parts_needs_as_many_devices_and_less_of_each() -> None:
     assert sizes[1]["lora-r8"] == sizes[0]["lora-r8"]
 
 
+def test_runs_that_share_a_base_are_in_its_device_together() -> None:
+    sizes = [
+        forecast(paper(execute={"pack_size": number}), Wish("8xh100-80gb")).plan.estimate.memory_bytes_by_arm
+        for number in (1, 4)
+    ]
+    assert sizes[0]["lora-r8"] < sizes[1]["lora-r8"] < 4 * sizes[0]["lora-r8"]
+    assert sizes[0]["full"] == sizes[1]["full"], "it never shares"
+
+
 def test_what_is_kept_off_the_gpus_is_forecast_of_their_machine(tmp_path: Path, capsys) -> None:
     """Per parameter and in float32: 16 bytes that `cpu_offload` keeps there, 20 of a checkpoint that is made whole."""
     size = known_models()["meta-llama/llama-3.1-8b-instruct"].parameters

@@ -257,7 +257,9 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
     by_arm: dict[str, int] = {}
     for run in _kinds(outline):
         load, shape = outline.loads[run.base.name].training[run.training_set.name], outline.shapes[run.base.name]
-        needed = training_bytes(run, load, shape, outline.study.execute, on_gpu=on_gpu)
+        needed = training_bytes(
+            run, load, shape, outline.study.execute, on_gpu=on_gpu, together=_together(outline, run)
+        )
         by_arm[run.arm.label] = max(by_arm.get(run.arm.label, 0), needed)
     reads_full = any(run.arm.capabilities.saves == "model" for run in outline.runs)
     scoring = max(
@@ -267,6 +269,13 @@ def _memory(outline: Outline, device: Device) -> tuple[dict[str, int], int]:
         for base, loads in outline.loads.items()
     )
     return by_arm, scoring
+
+
+def _together(outline: Outline, run: RunSettings) -> int:
+    """The most runs that share this one's base and forward pass."""
+    of_data = (run.base.name, run.training_set.name)
+    number = sum(other.packs and (other.base.name, other.training_set.name) == of_data for other in outline.runs)
+    return min(outline.layout.pack_size, number) if run.packs else 1
 
 
 def _host_memory(outline: Outline) -> int:

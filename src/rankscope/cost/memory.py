@@ -29,16 +29,18 @@ _WHOLE_IN_CHECKPOINT = 1 + 2 + 2
 _LOGITS, TRAINED_LOGITS, _HEAD_GRADIENTS = 3, 2**24, 2
 
 
-def training_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool) -> int:
-    """Training one run: weights, gradients, AdamW's state, a micro-batch, and the validation rows.
+def training_bytes(
+    run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool, together: int = 1
+) -> int:
+    """Training one run or a pack of such: weights, gradients, AdamW's state, a micro-batch, and the validation rows.
 
     On a processor what a step has freed stays with the process, in blocks of other sizes than the validation rows want,
     so that both are there; a GPU's allocator gives them the same memory.
     """
-    step = _step_bytes(run, load, shape, execute, on_gpu=on_gpu)
+    step = _step_bytes(run, load, shape, execute, on_gpu=on_gpu, together=together)
     checked = _validation_bytes(run, load, shape, execute)
     working = max(step, checked) if on_gpu else step + checked
-    held = _held_bytes(run, shape)
+    held = _held_bytes(run, shape, together)
     if adapted(run.arm, shape).is_full and execute.is_sharded:
         parts = 0.0 if on_gpu and execute.cpu_offload else held / execute.shard
         held = _gathered_bytes(shape, _width(run.optimization)) + parts
@@ -58,13 +60,13 @@ def host_bytes(run: RunSettings, shape: ModelShape, execute: Execute) -> int:
     return int(taken) + execute.shard * PROCESS_BYTES_CPU
 
 
-def _held_bytes(run: RunSettings, shape: ModelShape) -> float:
+def _held_bytes(run: RunSettings, shape: ModelShape, together: int = 1) -> float:
     """Weights, and of those that are trained a gradient and AdamW's two values."""
     part, width = adapted(run.arm, shape), _width(run.optimization)
     # In 8 bits each block of 256 has its largest in float32.
     state = 1 + 4 / 256 if run.optimization.optim == "adamw_8bit" else width
     own = 0 if part.is_full else width
-    return shape.base_bytes(width) + part.num_trainable * (own + width + 2 * state)
+    return shape.base_bytes(width) + together * part.num_trainable * (own + width + 2 * state)
 
 
 def _checkpoint_bytes(run: RunSettings, shape: ModelShape, execute: Execute) -> float:
@@ -82,15 +84,16 @@ def _gathered_bytes(shape: ModelShape, width: int) -> float:
     return width * (2 * (shape.num_parameters - layers) + 3 * layers / shape.num_layers)
 
 
-def _step_bytes(run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool) -> float:
+def _step_bytes(
+    run: RunSettings, load: TrainingLoad, shape: ModelShape, execute: Execute, *, on_gpu: bool, together: int
+) -> float:
     """What a micro-batch adds while its gradients are made."""
     part, width = adapted(run.arm, shape), _width(run.optimization)
     shares = execute.shard if part.is_full else 1
-    number, positions = load.micro_batches(
-        run.optimization.batch_size, execute.max_tokens_per_batch * shares, is_joined=not on_gpu
-    )
+    size = together * run.optimization.batch_size
+    number, positions = load.micro_batches(size, execute.max_tokens_per_batch * shares, is_joined=not on_gpu)
     positions = min(execute.max_tokens_per_batch, positions / number / shares)
-    scored = run.optimization.batch_size * load.mean_tokens * load.scored_fraction / number / shares
+    scored = size * load.mean_tokens * load.scored_fraction / number / shares
     is_half = run.optimization.bf16 is True
     layer = _kept_bytes(shape, part, run.optimization, is_joined=not on_gpu)
     # Products in bfloat16 keep their own copy of every weight for the backward pass.

@@ -197,6 +197,14 @@ def test_what_gpus_leave_to_their_machine(execute: dict, optim: str, a_parameter
     assert host_bytes(RUNS[1], SHAPE, said) == processes + 4 * size, "a base with a small adapter: as it is read"
 
 
+def test_a_pack_holds_one_base_and_of_all_else_as_many_as_it_has_runs() -> None:
+    load, run = TrainingLoad(0, (LENGTH,) * 100, SCORED / LENGTH, 0, 0), RUNS[2]
+    once = CONTEXT_BYTES_GPU + 4 * SHAPE.num_parameters
+    one, four = (training_bytes(run, load, SHAPE, Execute(), on_gpu=True, together=n) - once for n in (1, 4))
+    assert one > 16 * adapted(run.arm, SHAPE).num_trainable
+    assert four == pytest.approx(4 * one, abs=4)
+
+
 def test_on_processors_the_first_process_has_a_whole_checkpoint_beside_its_part() -> None:
     load, size = TrainingLoad(0, (LENGTH,) * 100, 0.0, 0, 0), OUTSIDE + LAYERS
     found = {n: training_bytes(RUNS[0], load, SHAPE, Execute(shard=n), on_gpu=False) for n in (1, 2, 4)}
