@@ -22,6 +22,9 @@ from tiny import examples, full_run, lora_run
 EXAMPLES = examples(8)
 IDS = torch.arange(3, 20)[None]
 STEPS = 4
+# Gemma's many normalisations are made in float32, whatever the model's dtype: where two orders of a sum differ in the
+# last digit, a value may be rounded the other way there (6e-8), more often on some processors than on others.
+TOLERANCE = {"gemma2": 2e-7, "gemma3": 2e-7}
 TARGETS = {"mixtral": ["q_proj", "k_proj", "v_proj", "o_proj"]}  # its experts and their router are no linear layers
 # Both parameters of the experts, and the router; beside them a linear layer.
 EXPERTS = {
@@ -101,7 +104,7 @@ def test_a_pack_is_peft_alone(name: str) -> None:
     runs = [steady(lora_run(rank, 3e-3, rank, STEPS, target_modules=targets)) for rank in (2, 5)]
     _, losses = trained(tiny_model(name, torch.float64), runs)
     for run, mine in zip(runs, losses, strict=True):
-        assert mine == pytest.approx(reference(name, run), rel=1e-8)
+        assert mine == pytest.approx(reference(name, run), rel=TOLERANCE.get(name, 1e-8))
         assert mine[-1] != pytest.approx(mine[0], rel=1e-3)
 
 
