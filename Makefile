@@ -37,6 +37,7 @@ check: $(DEV)
 	$(BIN)/python docs/generate_measures.py --check
 	$(BIN)/python docs/generate_study_file.py --check
 	$(BIN)/python docs/generate_methods.py --check
+	$(BIN)/python docs/generate_findings.py --check
 	$(BIN)/python recipes/peft_options.py --check
 
 # This package and the tools people use today, on the same work, in turn; an hour or so. One part alone:

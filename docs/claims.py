@@ -93,6 +93,12 @@ def is_learned(sweep: Sweep) -> bool:
     return any(item.low > 0 for item in found)
 
 
+def is_bracketed(sweep: Sweep) -> bool:
+    """Whether ranks below and above the middle ones were trained: without both nothing shows a peak."""
+    ranks = sweep.ranks.values()
+    return min(ranks) < MIDDLE[0] and max(ranks) > MIDDLE[1]
+
+
 def competitive(sweep: Sweep) -> Status:
     """LoRA at some rank learns as much as full fine-tuning, within the margin."""
     if not is_learned(sweep):
@@ -117,7 +123,7 @@ def balanced(sweep: Sweep) -> Status:
     inner, outer = _inner_and_outer(sweep)
     if not inner or not outer or not is_learned(sweep):
         return "undecided"
-    if any(all(_surely_ahead(sweep, arm, other) for other in outer) for arm in inner):
+    if is_bracketed(sweep) and any(all(_surely_ahead(sweep, arm, other) for other in outer) for arm in inner):
         return "supported"
     return "contradicted" if any(all(_as_good(sweep, o, arm) for arm in inner) for o in outer) else "undecided"
 
@@ -143,7 +149,7 @@ def peaked(sweep: Sweep) -> Status:
         found = {arm: [sweep.difference(arm, other, sweep.score) for other in behind] for arm in ahead}
         return any(items and all(item is not None and item.low > 0 for item in items) for items in found.values())
 
-    if leads(inner, outer):
+    if is_bracketed(sweep) and leads(inner, outer):
         return "supported"
     return "contradicted" if leads(outer, inner) else "undecided"
 

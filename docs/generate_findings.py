@@ -29,6 +29,9 @@ FOLDER = HERE / "smollm2"
 PAGE = HERE / "findings.md"
 _WORDS = {"gain": "gain", "gain_nats": "gain", "forgetting": "forgotten", "forgetting_nats": "forgotten, text"}
 _KINDS = {"rewind": "update times", "truncate": "cut to rank", "intruders": "intruders times"}
+_BALANCED = "Ranks 32 to 64 balance capacity and stability"
+_SHAPE = "Recall is flat over ranks, reasoning peaks at 32 to 64"
+_OF_THE_MIDDLE = (_BALANCED, _SHAPE)
 _PREDICTORS = {
     "rank": "rank", "learning_rate": "learning rate", "update_norm": "size of the update",
     "intruder_dimensions": "intruder dimensions", "rho_16": "overlap with the base's 16 largest directions",
@@ -91,7 +94,7 @@ def page(found: Findings | None = None) -> str:
 
 def _introduction(found: Findings) -> str:
     ranks = sorted({rank for sweep in found.sweeps.values() for rank in sweep.ranks.values()})
-    runs = found.tables["runs"]
+    runs = found.tables["runs"].filter(pl.col("train_seconds").is_not_null())
     text = f"""The paper that rankscope implements ([arXiv 2512.15634](https://arxiv.org/abs/2512.15634)) compares full
         fine-tuning with LoRA of ranks 8 to 128 on two models of 7 and 8 billion parameters, with one seed and no
         intervals. Here its question is put to SmolLM2-135M-Instruct, a model that two processor cores can train: full
@@ -206,8 +209,8 @@ def _balanced(found: Findings) -> Section:
         best = max(sweep.ranks, key=lambda arm, sweep=sweep: _middle(sweep.of_arm(arm, sweep.score)))
         least = min(sweep.ranks, key=lambda arm, sweep=sweep: _middle(sweep.of_arm(arm, _watched(sweep))))
         estimates = f"by the estimates {best} learned most and {least} forgot least"
-        parts.append(f"On {name} {estimates}. {_to_decide(statuses[name], found, name)}".rstrip())
-    return "Ranks 32 to 64 balance capacity and stability", statuses, "\n\n".join(parts)
+        parts.append(f"On {name} {estimates}. {_to_decide(statuses[name], found, name, _BALANCED)}".rstrip())
+    return _BALANCED, statuses, "\n\n".join(parts)
 
 
 def _watched(sweep: Sweep) -> str:
@@ -227,9 +230,9 @@ def _shape(found: Findings) -> Section:
             continue
         (first, second), widest = max(known.items(), key=lambda item: abs(item[1].value))
         far = f"the ranks that lie furthest apart are {first} and {second}: {_shown(widest, sweep.score)}"
-        few = "" if kind == "recall" or len(names) > 2 else " Two ranks alone cannot show a peak."
-        parts.append(f"{name} ({kind}): {far}.{few} {_to_decide(statuses[name], found, name)}".rstrip())
-    return "Recall is flat over ranks, reasoning peaks at 32 to 64", statuses, "\n\n".join(parts)
+        title = _SHAPE if kind == "reasoning" else ""
+        parts.append(f"{name} ({kind}): {far}. {_to_decide(statuses[name], found, name, title)}".rstrip())
+    return _SHAPE, statuses, "\n\n".join(parts)
 
 
 def _kind(found: Findings, training_set: str) -> str:
@@ -421,11 +424,13 @@ def _loop(found: Findings) -> str:
     return "\n\n" + _wrapped(text)
 
 
-def _to_decide(status: Status, found: Findings, training_set: str) -> str:
+def _to_decide(status: Status, found: Findings, training_set: str, title: str = "") -> str:
     if status != "undecided":
         return ""
     if not claims.is_learned(found.sweeps[training_set]):
         return "Undecided: no arm surely learned anything here, so that arms are alike says nothing of them."
+    if title in _OF_THE_MIDDLE and not claims.is_bracketed(found.sweeps[training_set]):
+        return "Undecided: ranks below 32 and above 64 were not both trained here, so nothing can show a peak between."
     widths = [item.high - item.low for item in _differences(found.sweeps[training_set])]
     if not widths:
         return "There is nothing to compare."

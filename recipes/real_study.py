@@ -110,6 +110,8 @@ def publish(results: Path, folder: Path, places: Mapping[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
     for path in sorted((results / "report" / "tables").glob("*.csv")):
+        if path.stem == "changed_neurons":  # megabytes, and the page has those that matter
+            continue
         write(f"tables/{path.name}", path.read_text(encoding="utf-8"))
     # Of each matrix only what the page is made of: every measure of all of them would be megabytes.
     modules = pl.read_csv(results / "report" / "tables" / "spectra_by_module.csv")

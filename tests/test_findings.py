@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import runpy
+import subprocess
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,15 @@ def test_a_difference_is_the_same_whichever_way_the_table_has_it() -> None:
     assert one.difference("full", "lora-r3", "gain") is None
 
 
+def test_a_peak_needs_ranks_on_both_sides() -> None:
+    """Rank 64 ahead of rank 8 alone is no peak at 64, and no balance."""
+    two = {"full": 0.3, "lora-r8": 0.1, "lora-r64": 0.5}
+    found = sweep(two, dict.fromkeys(two, 0.0), 0.05)
+    assert (CLAIMS["peaked"](found), CLAIMS["balanced"](found)) == ("undecided", "undecided")
+    worse = {**two, "lora-r8": 0.7}
+    assert CLAIMS["peaked"](sweep(worse, dict.fromkeys(two, 0.0), 0.05)) == "contradicted"
+
+
 def test_losses_have_the_margin_in_nats() -> None:
     apart = {**SAME, "full": 0.36}
     assert CLAIMS["competitive"](sweep(apart, NONE_LOST, 0.005, "gain_nats")) == "contradicted"
@@ -136,3 +148,30 @@ def test_out_of_domain_every_arm_counts() -> None:
     assert keeps(rows, ["lora-r8"], 0.1) == "supported", "categories and other arms do not count"
     assert keeps(rows, ["lora-r8", "full"], 0.1) == "contradicted"
     assert keeps(rows, ["lora-r8"], 0.01) == "undecided"
+
+
+def test_the_page_is_made_of_the_tables_beside_it() -> None:
+    page = ROOT / "docs" / "findings.md"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs" / "generate_findings.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # A number of the page, from the table by hand: what each arm gained where it was trained.
+    arms = pl.read_csv(ROOT / "docs" / "smollm2" / "tables" / "arms.csv", infer_schema_length=None)
+    gains = arms.filter((pl.col("measure") == "gain") & (pl.col("arm") != "base"))
+    assert gains.height > 0
+    for row in gains.iter_rows(named=True):
+        assert f"| {row['arm']} |" in page.read_text(encoding="utf-8")
+        assert f"{abs(100 * row['value']):.1f} points ({100 * row['low']:.1f}".replace(
+            "-", "\N{MINUS SIGN}"
+        ) in page.read_text(encoding="utf-8")
+
+
+def test_what_is_shipped_is_small_and_names_no_folder_of_the_machine_that_made_it() -> None:
+    files = [path for path in (ROOT / "docs" / "smollm2").rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 5_000_000
+    for path in files:
+        assert not re.search(r"/(root|home|tmp|work)/", path.read_text(encoding="utf-8")), path
