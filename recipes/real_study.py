@@ -101,7 +101,8 @@ def publish(results: Path, folder: Path, places: Mapping[str, str]) -> None:
         folder: Where they go.
         places: By folder of this machine, the name that it has for a reader.
     """
-    shutil.rmtree(folder / "tables", ignore_errors=True)
+    for part in ("tables", "defaults"):  # what was measured of other programs, loop.json, stays
+        shutil.rmtree(folder / part, ignore_errors=True)
     (folder / "tables").mkdir(parents=True)
 
     def write(name: str, text: str) -> None:
@@ -121,7 +122,12 @@ def publish(results: Path, folder: Path, places: Mapping[str, str]) -> None:
     verdicts = [verdict.model_dump(mode="json") for verdict in record.verdicts]
     write("verdicts.json", json.dumps(verdicts, indent=1) + "\n")
     write("study.yaml", STUDY.read_text(encoding="utf-8"))
-    write("report.html", (results / "report" / "index.html").read_text(encoding="utf-8"))
+    # The page links to what other programs start from, which lies beside the verdicts.
+    for name in (name for verdict in record.verdicts for name in verdict.defaults):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write(name, (results / "decide" / name).read_text(encoding="utf-8"))
+    page = (results / "report" / "index.html").read_text(encoding="utf-8")
+    write("report.html", page.replace('href="../decide/defaults/', 'href="defaults/'))
 
 
 def run(arguments: list[str] | None = None) -> int:
