@@ -33,6 +33,7 @@ test-oldest:
 
 check: $(DEV)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python docs/generate_measures.py --check
 	$(BIN)/python docs/generate_study_file.py --check

@@ -22,6 +22,7 @@ from rankscope.cli import DONE, INTERRUPTED, UNDECIDED, USER_ERROR, main
 from rankscope.data.hub import model_folder
 from rankscope.models.loading import load_model
 from rankscope.store import Store
+from rankscope.study_file import dump_study, load_study
 from studies import COMMAND, STUDY, assert_same_results, plan_of, run, write_study
 
 
@@ -89,6 +90,25 @@ def test_running_again_does_nothing(finished: tuple) -> None:
     again = run(study, out)
     assert again.returncode in {DONE, UNDECIDED}
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_a_study_that_was_carried_out_on_a_gpu_is_decided_again_without_one(
+    finished: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, whole, _ = finished
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    # As it would have been written there: results do not depend on the device.
+    text = dump_study(load_study(study, ["report_to=tensorboard", "execute.device=cuda"]))
+    (out / "study.yaml").write_text(text, encoding="utf-8")
+    plan = plan_of(out)
+    elsewhere = plan.model_copy(update={"layout": plan.layout.model_copy(update={"device": "cuda"})})
+    (out / "plan.json").write_text(elsewhere.model_dump_json(), encoding="utf-8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cuda = ("--set", "report_to=tensorboard", "--set", "execute.device=cuda")
+    assert run(study, out, *cuda).returncode in {DONE, UNDECIDED}
+    more = run(study, out, *cuda, "--set", "seeds=[0, 1, 2]")  # there is something to train
+    assert more.returncode == USER_ERROR and "hides every GPU" in more.stderr
 
 
 def test_status_of_a_finished_study(finished: tuple) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rankscope.errors import UserError
 from rankscope.plan import Layout
-from rankscope.spec import Study
+from rankscope.spec import Execute, Study
 
 _SMALL_MODEL_PARAMETERS = 20_000_000
 _PACK_SIZES = (1, 2, 4, 8, 16)
@@ -38,8 +38,7 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     if device == "mps" and study.optimization.dtype == "float64":
         raise UserError("mps has no float64", where="optimization.dtype", mend="set execute.device to cpu, or float32")
     gpus = visible_gpus() if device == "cuda" else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
-    workers = execute.num_workers
+    cores, workers = num_cores(), execute.num_workers
     if gpus and execute.shard > len(gpus):
         what = f"{execute.shard} devices are asked for, and there are {len(gpus)} GPUs ({', '.join(gpus)})"
         mend = f"set it to {len(gpus)} or less, with cpu_offload: true if the model does not fit then"
@@ -118,13 +117,18 @@ def find_device() -> str:
     return "cpu"
 
 
-def check_device(device: str, folder: Path = Path("/dev")) -> None:
-    """Whether this machine has the device that a study names, as far as that can be told without torch.
+def num_cores() -> int:
+    """The processor's cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # Linux only
+
+
+def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
+    """Whether this machine has what a study names, as far as that can be told without torch.
 
     Raises:
-        UserError: It has none.
+        UserError: It does not have the device, or not so many cores as a model is divided among.
     """
-    system = platform.system()
+    device, system = execute.device, platform.system()
     what = None
     if device == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         what = "cuda is asked for, and CUDA_VISIBLE_DEVICES hides every GPU"
@@ -134,6 +138,10 @@ def check_device(device: str, folder: Path = Path("/dev")) -> None:
         what = f"{device} is asked for, and this machine is {'a' if system == 'Darwin' else 'no'} Mac"
     if what is not None:
         raise UserError(what, where="execute.device", mend="set it to auto or cpu, or run the study where there is one")
+    is_processor = device == "cpu" or (device == "auto" and find_device() == "cpu")
+    if is_processor and execute.shard > num_cores():
+        what = f"{execute.shard} processes are to hold a model in parts, and this machine has cores for {num_cores()}"
+        raise UserError(what, where="execute.shard", mend=f"set it to {num_cores()} or less, or run the study on GPUs")
 
 
 def visible_gpus(folder: Path = _NVIDIA) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from rankscope.board import Board, read_board, status_of
+from rankscope.cost.estimate import in_layout
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.errors import MachineError, UserError
@@ -23,7 +24,7 @@ from rankscope.execute.local import LocalExecutor
 from rankscope.execute.ray import RayExecutor, cluster_layout
 from rankscope.execute.trials import TrialError, measured_layout
 from rankscope.housekeeping import delete_derived, delete_unchosen, delete_weights, remove_caches, remove_rubbish
-from rankscope.layout import check_device, layouts_to_try
+from rankscope.layout import check_machine, layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan
@@ -32,7 +33,7 @@ from rankscope.report import stage as report
 from rankscope.schedule import possible_work, ready_packs
 from rankscope.spec import Study
 from rankscope.start import changed_since, check_directory, read_earlier, write_start
-from rankscope.store import Store, remove_leftovers, write_text
+from rankscope.store import RECORD, Store, remove_leftovers, write_text
 from rankscope.track.process import Tracking, tracking
 from rankscope.track.trackers import check_installed
 from rankscope.work import Work, expected_hash, read_record, work_of
@@ -85,10 +86,12 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
     check_installed(study.report_to)
-    if study.execute.backend == "local":
-        check_device(study.execute.device)
     store = Store(out)
     earlier, damage = read_earlier(store)
+    # Of a study that was carried out elsewhere, verdicts and report can be made on any machine.
+    is_decided = earlier.study == study and (store.decide / RECORD).is_file()
+    if study.execute.backend == "local" and not is_decided:
+        check_machine(study.execute)
     check_directory(store, study, earlier)
     # With other processes or threads than before the numbers may differ in their last digits, so the old layout stays.
     is_replayed = earlier.plan is not None and earlier.study is not None and earlier.study.execute == study.execute
@@ -283,7 +286,7 @@ def _with_measured_layout(study: Study, plan: Plan, inputs: Inputs, display: Dis
     except TrialError as error:  # what is wrong with a run is recorded when it is run
         display.message(f"measuring failed ({error}); the machine is divided as it would be without it")
         return plan
-    return plan.model_copy(update={"layout": layout, "estimate": plan.estimate.in_layout(plan.layout, layout)})
+    return plan.model_copy(update={"layout": layout, "estimate": in_layout(plan.estimate, inputs.outline, layout)})
 
 
 def _lease(pack: Pack) -> str:

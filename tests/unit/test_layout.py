@@ -10,8 +10,9 @@ from paper import paper
 from rankscope import layout
 from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.errors import UserError
-from rankscope.layout import check_device, choose_layout, visible_gpus, with_precision
+from rankscope.layout import check_machine, choose_layout, visible_gpus, with_precision
 from rankscope.plan import Estimate, Layout, Trial
+from rankscope.spec import Execute
 from studies import write_study
 
 
@@ -161,12 +162,25 @@ def test_a_device_that_is_not_there_is_refused(
     monkeypatch.setattr("platform.system", lambda: system)
     for name in files:
         (tmp_path / name).touch()
+    execute = Execute(device=device)
     if said is None:
-        check_device(device, tmp_path)
+        check_machine(execute, tmp_path)
         return
     with pytest.raises(UserError, match=said) as caught:
-        check_device(device, tmp_path)
+        check_machine(execute, tmp_path)
     assert caught.value.where == "execute.device" and "set it to auto or cpu" in caught.value.mend
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_a_model_is_not_divided_among_more_processes_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    check_machine(Execute(device=device, shard=layout.num_cores()))
+    with pytest.raises(UserError, match="this machine has cores for") as caught:
+        check_machine(Execute(device=device, shard=layout.num_cores() + 1))
+    assert caught.value.where == "execute.shard" and f"set it to {layout.num_cores()} or less" in caught.value.mend
 
 
 def test_a_study_for_a_gpu_is_not_begun_without_one_and_planned_all_the_same(

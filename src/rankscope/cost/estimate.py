@@ -32,6 +32,7 @@ from rankscope.spec import Study
 # figures (docs/log.md).
 START_SECONDS, PLAN_SECONDS, DECIDE_SECONDS = 9.0, 2.5, 1.0
 REPORT_SECONDS, REPORT_SECONDS_PER_ARM = 4.0, 0.5
+_SIZES = ("memory_bytes", "memory_bytes_by_arm", "host_memory_bytes", "disk_bytes", "disk_bytes_by_use")
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,12 @@ def _makespan(pieces: Mapping[str, Piece], keys: Mapping[str, int], num_workers:
     longest = max((pieces[key].seconds for key in keys), default=0.0)
     even = total / num_workers
     return even if num_workers == 1 else max(longest, even + longest * (num_workers - 1) / (2 * num_workers))
+
+
+def in_layout(found: Estimate, outline: Outline, layout: Layout) -> Estimate:
+    """A study's cost in another layout than its outline's: time by what both did when they were tried, sizes anew."""
+    anew = estimate(replace(outline, layout=layout), find_device(layout, outline.study.optimization.dtype))
+    return found.in_layout(outline.layout, layout).model_copy(update={name: getattr(anew, name) for name in _SIZES})
 
 
 def _fixed_seconds(outline: Outline, device: Device) -> dict[str, float]:

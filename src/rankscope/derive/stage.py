@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,6 +53,9 @@ class Models(Protocol):
 class Watcher(Protocol):
     """Who may ask the stage to stop."""
 
+    def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
+        """So many of a pack's tasks have been scored, each once a derived model."""
+
     def wants_stop(self) -> bool:
         """The stage is to return; what has no record is done next time."""
 
@@ -61,11 +64,16 @@ def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) 
     """Make and score the derived models of a pack that have no complete record yet."""
     stage = _Stage(plan, store, models, Decompositions(user_cache()))
     for run_id in pack.run_ids:
-        for name in pack.names:
+        num_tasks = len(plan.derive_tasks(run_id))
+        for number, name in enumerate(pack.names):
             if watcher.wants_stop():
                 return
+
+            def tell(done: int, run_id: str = run_id, number: int = number, num_tasks: int = num_tasks) -> None:
+                watcher.progress(run_id, number * num_tasks + done, len(pack.names) * num_tasks, None)
+
             if not stage.is_done(run_id, name):
-                stage.derive(plan.run(run_id), plan.derived_point(run_id, name))
+                stage.derive(plan.run(run_id), plan.derived_point(run_id, name), tell)
 
 
 @dataclass
@@ -82,8 +90,8 @@ class _Stage:
         expected = self.plan.derive_hash(run_id, name)
         return record is not None and record.status == "complete" and record.settings_hash == expected
 
-    def derive(self, settings: RunSettings, point: DerivedPoint) -> None:
-        """Make one model, score it, and write its items, then its record."""
+    def derive(self, settings: RunSettings, point: DerivedPoint, tell: Callable[[int], None]) -> None:
+        """Make one model, score it, and write its items, then its record; `tell` hears of each task that is scored."""
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
         folder = self.store.derived(settings.run_id, point.name)
         changed, scores, files, notes = Changed(), {}, [], ()
@@ -92,6 +100,7 @@ class _Stage:
                 for task in self.plan.derive_tasks(settings.run_id):
                     scores[task] = self._score(model, settings, task, folder)
                     files.append(f"{task}/{ITEMS}")
+                    tell(len(files))
         except NotAvailable as why:
             scores, files, notes = {}, [], (NOT_AVAILABLE + str(why),)
         record = DeriveRecord(

@@ -23,6 +23,7 @@ from rankscope.study_file import load_study
 
 Value = TypeVar("Value", bound=BaseModel)
 
+_STAGES = ("train", "evaluate", "analyse", "derive", "decide")
 _STEPS = ("step", "loss_nats_per_token", "learning_rate", "grad_norm", "num_tokens", "seconds")
 _PROMPTS = ("item_id", "category", "prompt", "options", "target")
 _ANSWERS = ("item_id", "is_correct", "prediction")
@@ -120,7 +121,7 @@ class _Reader:
 
     def note(self, path: Path, why: str) -> None:
         name = self.name(path)
-        stage = next((part for part in ("train", "evaluate", "analyse", "decide") if part in name.split("/")), "study")
+        stage = next((part for part in _STAGES if part in name.split("/")), "study")
         self.missing.append(Missing(subject=name, stage=stage, why=why.replace(f"{self.store.root}/", ""), source=name))
 
 

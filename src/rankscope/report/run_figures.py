@@ -64,7 +64,7 @@ def loss_figure(losses: pl.DataFrame, validations: pl.DataFrame, style: Style) -
         key="losses",
         title="Loss while training",
         shows="One line a run at its chosen rate, averaged over neighbouring steps where it is long, and the runs "
-        "that diverged (dashed), as far as they stay among the others.",
+        "that diverged (dashed), as far as they stay among the others. The mark at a line's end is its arm's.",
         reading="Lower is less surprised. A validation loss that rises while the training loss falls is over-fitting.",
         caution="A lower training loss is no better model: the verdict never looks at it.",
         panels=panels,
@@ -99,18 +99,17 @@ def _dots(frame: pl.DataFrame, name: str, is_log: bool, style: Style) -> alt.Cha
     )
 
 
-def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
+def _losses(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
     # A line of one point cannot be seen, and few points should be.
     has_points = int(frame.group_by("run_id").len()["len"].max() or 0) <= _FEW_POINTS
-    return (
-        alt.Chart(data(frame))
+    is_last = pl.col("step") == pl.col("step").max().over("run_id")
+    plot = (
+        alt.Chart(data(frame.with_columns(is_last.alias("is_last"))))
         .transform_filter(GROUP_FILTER)
-        .mark_line(strokeWidth=1.5, point={"size": 25} if has_points else False)
         .encode(
             x=alt.X("step:Q", title="Optimizer step"),
             y=alt.Y("loss:Q", title=None, scale=alt.Scale(zero=False)),
             detail="run_id:N",
-            strokeDash=alt.condition("datum.is_chosen", alt.value([1, 0]), alt.value([4, 3])),
             color=colour(style),
             opacity=picked(0.06, 0.75),
             tooltip=[
@@ -121,8 +120,11 @@ def _losses(frame: pl.DataFrame, style: Style) -> alt.Chart:
                 alt.Tooltip("run_id:N", title="Run"),
             ],
         )
-        .properties(width=WIDTH, height=260)
     )
+    dash = alt.condition("datum.is_chosen", alt.value([1, 0]), alt.value([4, 3]))
+    lines = plot.mark_line(strokeWidth=1.5, point={"size": 25} if has_points else False).encode(strokeDash=dash)
+    ends = plot.transform_filter("datum.is_last").mark_point(filled=True, size=60).encode(shape=shape(style))
+    return (lines + ends).properties(width=WIDTH, height=260)
 
 
 def _readable(frame: pl.DataFrame) -> pl.DataFrame:

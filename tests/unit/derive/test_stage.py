@@ -37,6 +37,12 @@ class Scored:
 
 
 class Watcher:
+    def __init__(self):
+        self.told = []
+
+    def progress(self, run_id, done, total, loss):
+        self.told.append((run_id, done, total))
+
     def wants_stop(self):
         return False
 
@@ -66,7 +72,8 @@ def derive(tmp_path, monkeypatch):
 
     def call(arm, point):
         [run] = synthetic.runs(arm)
-        stage.run(Pack("derive", "small", (run.run_id,), (point.name,)), plan, synthetic.store, models, Watcher())
+        pack = Pack("derive", "small", (run.run_id,), (point.name,))
+        stage.run(pack, plan, synthetic.store, models, call.watcher)
         folder = synthetic.store.derived(run.run_id, point.name)
         record = synthetic.store.read_derive(folder)
         check_files(folder, record)
@@ -75,6 +82,7 @@ def derive(tmp_path, monkeypatch):
         return record, folder
 
     call.scored, call.synthetic, call.plan, call.base = scored, synthetic, plan, tmp_path / "base"
+    call.watcher, call.models = Watcher(), models
     return call
 
 
@@ -145,6 +153,14 @@ def test_the_base_is_whole_again_afterwards(derive):
         torch.testing.assert_close(derive.scored.logits[-1], expected, rtol=1e-5, atol=1e-6)
         [run] = derive.synthetic.runs("lora-r2")
         (derive.synthetic.store.derived(run.run_id, POINTS[1].name) / "record.json").unlink()
+
+
+def test_progress_counts_the_tasks_of_all_points_of_a_pack(derive):
+    [run] = derive.synthetic.runs("lora-r3")
+    names = tuple(point.name for point in POINTS[:2])
+    stage.run(Pack("derive", "small", (run.run_id,), names), derive.plan, derive.synthetic.store, derive.models,
+              derive.watcher)  # fmt: skip
+    assert derive.watcher.told == [(run.run_id, done, 6) for done in range(1, 7)], "two points on three tasks each"
 
 
 def test_finished_points_are_not_made_again(derive):
