@@ -22,7 +22,7 @@ from rankscope.report import wording
 from rankscope.report.against_full import AgainstFull, against_full
 from rankscope.report.changed_neurons import ChangedNeuron, neuron_rows
 from rankscope.report.contents import Contents
-from rankscope.report.figure import Figure
+from rankscope.report.figure import Figure, Panel
 from rankscope.report.figures import group_names, make_glances
 from rankscope.report.losses import category_rows, flips, task_rows
 from rankscope.report.palette import GAIN_COLOUR, Look, looks
@@ -195,9 +195,14 @@ def panel_specs(figures: Mapping[str, Figure], groups: Sequence[str]) -> dict[st
     """By figure, the specifications of its panels as the page's script takes them."""
     firsts = {key: next(iter(figure.tasks), None) for key, figure in figures.items()}
     return {
-        key: [panel_spec(panel.spec, groups[0], firsts[key]) for panel in figure.panels]
+        key: [panel_spec(panel.spec, _first_group(panel, groups), firsts[key]) for panel in figure.panels]
         for key, figure in figures.items()
     }
+
+
+def _first_group(panel: Panel, groups: Sequence[str]) -> str:
+    """The first group of which a panel has rows."""
+    return next((group for group in groups if panel.is_of(group)), groups[0])
 
 
 def panel_spec(spec: Mapping[str, Any], group: str, task: str | None = None) -> dict[str, Any]:

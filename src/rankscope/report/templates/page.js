@@ -31,7 +31,9 @@ function element(tag, className = "", text = "") {
 const isPicked = (arm) => state.arms.size === 0 || state.arms.has(arm);
 
 // A panel of one training set keeps to it.
-function apply({ view, group }) {
+function apply({ view, group, groups }) {
+  // A plot that is not shown would have no rows, of which Vega warns.
+  if (groups && !groups.includes(state.group)) return Promise.resolve();
   return view.signal("group", group ?? state.group).signal("task", state.task).signal("arms", [...state.arms]).runAsync();
 }
 
@@ -47,7 +49,8 @@ function showChoices() {
 }
 
 // A panel with nothing of the picked training set would be an empty frame.
-const isOfGroup = (panel) => !panel.dataset.groups || JSON.parse(panel.dataset.groups).includes(state.group);
+const groupsOf = (panel) => (panel.dataset.groups ? JSON.parse(panel.dataset.groups) : null);
+const isOfGroup = (panel) => !groupsOf(panel) || groupsOf(panel).includes(state.group);
 
 function showFigures() {
   all("[data-groups]:not([data-panel-arm])").forEach((panel) => { panel.hidden = !isOfGroup(panel); });
@@ -235,7 +238,8 @@ async function draw() {
   for (const block of all("script.spec")) {
     const key = block.id.slice("spec-".length);
     const { view } = await vegaEmbed(byId(`plot-${key}`), JSON.parse(block.textContent), options);
-    const drawn = { view, group: block.closest("figure").dataset.panelGroup };
+    const panel = block.closest("figure");
+    const drawn = { view, group: panel.dataset.panelGroup, groups: groupsOf(panel) };
     views.set(key, drawn);
     await apply(drawn);
   }
