@@ -1,9 +1,10 @@
 """What `plan` forecast for a study, beside what the study then took: time, processor time, memory and disk, in one run.
 
-    python benchmarks/forecast.py --out build/forecast                          # the demo
-    python benchmarks/forecast.py studies/pocket_paper.yaml --set model=... --out build/forecast
+    python benchmarks/forecast.py                       the demo, and the pocket paper study where there is real data
+    python benchmarks/forecast.py STUDY --set model=... another one
 
-Time of day means something on an idle machine only; processor time, all processes added up, is steadier.
+The clock means something on an idle machine only; processor time, all processes added up, is steadier. A study that was
+measured goes into benchmarks/forecast.json and .md; those of others stay.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +21,9 @@ import time
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from work import HERE, SHARED
 
 from rankscope.cost.estimate import START_SECONDS
 from rankscope.plan import Plan
@@ -72,7 +77,8 @@ def measure(study: Path, overrides: list[str], out: Path) -> list[Line]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    environment = os.environ | {"RANKSCOPE_CACHE": str(out.with_suffix(".cache"))}  # nothing is decomposed yet
+    status = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment).returncode
     seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     ended.set()
     watcher.join()
@@ -94,22 +100,47 @@ def measure(study: Path, overrides: list[str], out: Path) -> list[Line]:
     return lines
 
 
+def usual_studies() -> dict[Path, list[str]]:
+    """The demo and, where real data are at hand, the pocket paper study on them; each with its overrides."""
+    found: dict[Path, list[str]] = {Path(str(files("rankscope.data.smallworld") / "study.yaml")): []}
+    if SHARED.is_dir():
+        sources = json.loads((HERE / "pocket_sources.json").read_text(encoding="utf-8"))
+        found[HERE.parent / "studies" / "pocket_paper.yaml"] = [f"{key}={SHARED / p}" for key, p in sources.items()]
+    return found
+
+
+def table(document: dict[str, dict[str, Any]]) -> str:
+    """Every study that was measured, for people."""
+    text = []
+    for name, found in document.items():
+        text += [f"**{name}**, other work at the start: {found['load']:.1f} of {found['num_cores']} cores", ""]
+        text += ["| | forecast | measured | error |", "|---|---|---|---|"]
+        for line in (Line(**fields) for fields in found["lines"]):
+            cells = (line.name, f"{line.forecast:,.1f} {line.unit}", f"{line.measured:,.1f} {line.unit}")
+            text.append(f"| {' | '.join(cells)} | {line.error:+.0%} |")
+        text.append("")
+    return "\n".join(text)
+
+
 def main() -> None:
-    """Measure one study and print a table."""
+    """Measure one study after another, and keep what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    demo = Path(str(files("rankscope.data.smallworld") / "study.yaml"))
-    parser.add_argument("study", type=Path, nargs="?", default=demo)
+    parser.add_argument("study", type=Path, nargs="?")
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--out", type=Path, default=Path("build/forecast"))
+    parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "forecast")
+    parser.add_argument("--results", type=Path, default=HERE / "forecast.json")
     options = parser.parse_args()
-    load = os.getloadavg()[0]
-    lines = measure(options.study, options.set, options.out / "study")
-    text = [f"other work on the machine at the start: {load:.1f} of {os.cpu_count()} cores", ""]
-    text += ["| | forecast | measured | error |", "|---|---|---|---|"]
-    text += [f"| {x.name} | {x.forecast:,.1f} {x.unit} | {x.measured:,.1f} {x.unit} | {x.error:+.0%} |" for x in lines]
-    print("\n".join(text))
-    document = [asdict(line) | {"error": line.error} for line in lines]
-    (options.out / "forecast.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    studies = usual_studies() if options.study is None else {options.study: options.set}
+    for study, overrides in studies.items():
+        name, load = load_study(study, overrides).study, os.getloadavg()[0]
+        shutil.rmtree(options.folder / name, ignore_errors=True)
+        shutil.rmtree(options.folder / f"{name}.cache", ignore_errors=True)
+        lines = [asdict(line) for line in measure(study, overrides, options.folder / name)]
+        document = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
+        document[name] = {"load": load, "num_cores": os.cpu_count(), "lines": lines}
+        options.results.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        options.results.with_suffix(".md").write_text(table(document), encoding="utf-8")
+        print(table({name: document[name]}), flush=True)
 
 
 if __name__ == "__main__":

@@ -22,17 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not DATA.is_dir(), reason=f"there is no folder of real data at {DATA}; set RANKSCOPE_SHARED"),
 ]
 
-SOURCES = {
-    "model": "models/stories3M",
-    "train.medmcqa.source": "paper/medmcqa/dev.jsonl",
-    "train.gsm8k.source": "paper/gsm8k/train.jsonl",
-    "evaluate.medmcqa.source": "paper/medmcqa/dev.jsonl",
-    "evaluate.gsm8k.source": "paper/gsm8k/test.jsonl",
-    "evaluate.mathqa.source": "paper/mathqa/test.json",
-    "evaluate.mmlu.source": "paper/mmlu/test",
-    "evaluate.casehold.source": "paper/casehold/case_hold.jsonl",
-    "evaluate.tinystories.source": "retention/tinystories/stories.jsonl",
-}
+SOURCES = json.loads((ROOT / "benchmarks" / "pocket_sources.json").read_text(encoding="utf-8"))
 # One rate an arm, one seed, fewer items: the same study in two minutes instead of twenty.
 SMALLER = {
     "arms.0.learning_rate": "[1e-4]",
