@@ -3,9 +3,9 @@
     python benchmarks/real_loop.py results/smollm2 --arm lora-r64
 
 Both stacks do the same in turn on this machine, nothing else beside them: train the arm at its chosen rate and score it
-on every task of the study. rankscope has both seeds at work, one on each core, as in the study, and its time is that of
-one; the loop has all cores for one run. Training is multiplied by tokens, scoring by scored models. The result goes to
-docs/smollm2/loop.json, and from there into docs/findings.md.
+on every task of the study. rankscope has two seeds and always two pieces of work, one on each core, as in the study, so
+that a run's time is half of what its pieces took; the loop has all cores for one run. Training is multiplied by tokens,
+scoring by scored models. The result goes to docs/smollm2/loop.json, and from there into docs/findings.md.
 """
 
 from __future__ import annotations

@@ -412,10 +412,11 @@ def _loop(found: Findings) -> str:
     training = f"{loop['peer_train_seconds'] / loop['train_seconds']:.1f}"
     scoring = f"{loop['peer_score_seconds'] / loop['score_seconds']:.1f}"
     text = f"""**Against a loop over TRL, PEFT and lm-eval.** One run of this study ({loop["run"]}) was trained with
-        TRL's SFTTrainer and PEFT and scored on all tasks with lm-eval's HFLM, on the same strings, alone on the same
-        machine: {duration(loop["peer_train_seconds"])} and {duration(loop["peer_score_seconds"])}. rankscope took
-        {duration(loop["train_seconds"])} and {duration(loop["score_seconds"])} for the same run, alone too:
-        {training} and {scoring} times as fast. Multiplied out over the {loop["num_trained_steps"]:,.0f} steps and
+        TRL's SFTTrainer and PEFT and scored on all tasks with lm-eval's HFLM, on the same strings, with both cores of
+        the same machine: {duration(loop["peer_train_seconds"])} and {duration(loop["peer_score_seconds"])}. rankscope,
+        which has two pieces of work going, one on each core, took {duration(loop["train_seconds"])} and
+        {duration(loop["score_seconds"])} a run: {training} and {scoring} times as fast. Multiplied out over the
+        {loop["num_trained_steps"]:,.0f} steps and
         {loop["num_scored_models"]:.0f} scored models of this study the loop would take
         {duration(loop["peer_study_seconds"])}; with every rate trained to its end, as a loop without halving does,
         {duration(loop["peer_study_without_halving_seconds"])}. The whole
