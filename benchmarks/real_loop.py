@@ -157,20 +157,24 @@ def _score_text(model: Any, prompts: Path, size: int) -> None:
 
 
 def multiplied(store: Store, plan: Plan, measured: dict[str, float]) -> dict[str, float]:
-    """What the whole study would take the loop, by trained tokens and scored models."""
+    """What all training and scoring of the study would take each, by trained tokens and scored models."""
     runs = load_results(store.root)["runs"]
     whole = runs.filter(pl.col("state") == "complete").group_by("training_set").agg(pl.col("num_tokens").max())
     tokens = dict(whole.iter_rows())
     in_full = sum(tokens[run.training_set.name] for run in plan.runs if run.seed in plan.search_seeds)
     later = runs.filter(~pl.col("seed").is_in(list(plan.search_seeds)))["num_tokens"].sum()
     num_models = 1 + runs.filter(pl.col("is_chosen")).height
-    per_token = measured["peer_train_seconds"] / measured["num_tokens"]
-    scoring = measured["peer_score_seconds"] * num_models
+    trained = float(runs["num_tokens"].sum()) / measured["num_tokens"]
+    in_full = (in_full + float(later)) / measured["num_tokens"]
+    ours, theirs = (
+        (measured[f"{whose}train_seconds"], num_models * measured[f"{whose}score_seconds"]) for whose in ("", "peer_")
+    )
     return {
         "num_trained_steps": float(runs["num_steps"].sum()),
         "num_scored_models": float(num_models),
-        "peer_study_seconds": per_token * float(runs["num_tokens"].sum()) + scoring,
-        "peer_study_without_halving_seconds": per_token * (in_full + float(later)) + scoring,
+        "multiplied_seconds": trained * ours[0] + ours[1],
+        "peer_multiplied_seconds": trained * theirs[0] + theirs[1],
+        "peer_multiplied_without_halving_seconds": in_full * theirs[0] + theirs[1],
         "study_seconds": _study_seconds(store),
     }
 

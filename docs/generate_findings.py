@@ -413,15 +413,15 @@ def _loop(found: Findings) -> str:
     scoring = f"{loop['peer_score_seconds'] / loop['score_seconds']:.1f}"
     text = f"""**Against a loop over TRL, PEFT and lm-eval.** One run of this study ({loop["run"]}) was trained with
         TRL's SFTTrainer and PEFT and scored on all tasks with lm-eval's HFLM, on the same strings, with both cores of
-        the same machine: {duration(loop["peer_train_seconds"])} and {duration(loop["peer_score_seconds"])}. rankscope,
-        which has two pieces of work going, one on each core, took {duration(loop["train_seconds"])} and
-        {duration(loop["score_seconds"])} a run: {training} and {scoring} times as fast. Multiplied out over the
-        {loop["num_trained_steps"]:,.0f} steps and
-        {loop["num_scored_models"]:.0f} scored models of this study the loop would take
-        {duration(loop["peer_study_seconds"])}; with every rate trained to its end, as a loop without halving does,
-        {duration(loop["peer_study_without_halving_seconds"])}. The whole
-        study, spectra, attention, representations, neurons, derived models and report included, took
-        {duration(loop["study_seconds"])} here."""
+        the same machine: {loop["peer_train_seconds"]:.0f} s and {loop["peer_score_seconds"]:.0f} s. rankscope,
+        which has two pieces of work going, one on each core, took {loop["train_seconds"]:.0f} s and
+        {loop["score_seconds"]:.0f} s a run: {training} and {scoring} times as fast. Multiplied out over the
+        {loop["num_trained_steps"]:,.0f} steps and {loop["num_scored_models"]:.0f} scored models of this study, the loop
+        would take {duration(loop["peer_multiplied_seconds"])}, and with every rate trained to its end, as without
+        halving, {duration(loop["peer_multiplied_without_halving_seconds"])}; rankscope
+        {duration(loop["multiplied_seconds"])}. Its whole study, with spectra, attention, representations, neurons,
+        derived models and report, which the loop does not have, took {duration(loop["study_seconds"])} by its records,
+        with whatever else the machine did meanwhile."""
     return "\n\n" + _wrapped(text)
 
 
