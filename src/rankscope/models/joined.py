@@ -2,7 +2,7 @@
 
 Everything in a transformer but attention looks at one position at a time, so a row may hold many texts if positions
 restart and attention keeps them apart. Here attention goes text by text, which costs what the texts cost and no more; a
-text may end in branches (the options of an item), which see the text and not each other.
+text may end in branches (the items behind worked examples, the options of an item), which see it and not each other.
 
 On a GPU every text would be a launch of its own, so rows are joined on a processor only; elsewhere they are padded.
 """
@@ -10,7 +10,6 @@ On a GPU every text would be a launch of its own, so rows are joined on a proces
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from rankscope.models.heads import is_plain
+from rankscope.models.text_trees import TextTree
 
 # Tried with tests/unit/models/test_joined.py; a model that is not here, or fails the check, gets padded rows.
 # Not here: Falcon and BLOOM, whose attention cannot be exchanged, and all that mix positions elsewhere (convolutions,
@@ -36,35 +36,6 @@ _CHECKED_LENGTHS = (7, 1, 12, 4)
 # A mask that does not hold changes logits by their own size. Some architectures route or normalise in float32 always.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _TOLERANCE_HALF = 0.1
-
-
-@dataclass(frozen=True)
-class JoinedText:
-    """A text in a row, with the branches that follow it.
-
-    Attributes:
-        length: Positions of the text that all its branches see.
-        branches: Positions of each branch.
-    """
-
-    length: int
-    branches: tuple[int, ...] = ()
-
-    @property
-    def total(self) -> int:
-        """Positions in the row."""
-        return self.length + sum(self.branches)
-
-    @property
-    def deepest(self) -> int:
-        """Positions from the text's beginning to the end of its longest branch."""
-        return self.length + max(self.branches, default=0)
-
-    @property
-    def positions(self) -> list[int]:
-        """The position of each token in its text; every branch goes on where the text ends."""
-        tails = (range(self.length, self.length + branch) for branch in self.branches)
-        return [*range(self.length), *itertools.chain(*tails)]
 
 
 @dataclass(frozen=True)
@@ -85,7 +56,7 @@ class _Part:
 class JoinedRow:
     """The texts of a row, and how their attention is divided into calls, found once for all layers."""
 
-    def __init__(self, texts: Sequence[JoinedText]) -> None:
+    def __init__(self, texts: Sequence[TextTree]) -> None:
         self.texts = tuple(texts)
         self._parts: dict[int | None, list[list[_Part]]] = {}
 
@@ -96,7 +67,7 @@ class JoinedRow:
 
     def position_ids(self, device: torch.device) -> Int[Tensor, "1 pos"]:
         """Positions that restart with every text."""
-        return torch.tensor([[position for text in self.texts for position in text.positions]], device=device)
+        return torch.tensor([[position for text in self.texts for position in text.positions()]], device=device)
 
     def parts(self, window: int | None, like: Tensor) -> list[list[_Part]]:
         """Each text's calls, for layers that see so many positions back (None: all)."""
@@ -162,7 +133,7 @@ def _joins_right(model: PreTrainedModel) -> bool:
     texts = [[(7 * number + 3 * index + 2) % config.vocab_size for index in range(length)] for number, length in
              enumerate(lengths)]  # fmt: skip
     apart = torch.cat([model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts])
-    row = JoinedRow([JoinedText(length) for length in lengths])
+    row = JoinedRow([TextTree(length) for length in lengths])
     with joined_attention(model):
         inputs = joined_inputs(row, [token for text in texts for token in text], model.device)
         together = model(use_cache=False, **inputs).logits[0]
@@ -207,30 +178,39 @@ def _taken(tensor: Tensor, stretches: tuple[slice, ...]) -> Tensor:
     return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
 
 
-def _parts(text: JoinedText, window: int | None, like: Tensor) -> list[_Part]:
-    """The calls for a text: one where it is short, else one for the text and one for each branch."""
-    whole = slice(0, text.total)
+def _parts(text: TextTree, window: int | None, like: Tensor) -> list[_Part]:
+    """The calls for a text: one where it is short, else one for the text and those of each branch."""
     is_windowed = window is not None and text.deepest > window
     if not text.branches and not is_windowed:
+        whole = slice(0, text.total)
         return [_Part(whole, (whole,), None)]
-    segments = torch.tensor([0] * text.length + [n for n, b in enumerate(text.branches, 1) for _ in range(b)])
-    positions = torch.tensor(text.positions)
-    seen = ((segments == 0) | (segments == segments[:, None])) & (positions <= positions[:, None])
+    positions, ends, index = torch.tensor(text.positions()), torch.tensor(text.ends()), torch.arange(text.total)
+    seen = (index <= index[:, None]) & (index[:, None] < ends)
     if is_windowed:
         seen &= positions > positions[:, None] - window
     mask = torch.zeros(seen.shape, dtype=like.dtype).masked_fill_(~seen, float("-inf")).to(like.device)
-    if text.total <= _ONE_CALL:
-        return [_Part(whole, (whole,), mask)]
-    shared = slice(0, text.length)
-    parts = [_Part(shared, (shared,), mask[shared, shared] if is_windowed else None)] if text.length else []
-    start = text.length
+    return list(_calls(text, 0, (), mask, is_windowed))
+
+
+def _calls(text: TextTree, start: int, before: tuple[slice, ...], mask: Tensor, is_windowed: bool) -> Iterator[_Part]:
+    """The calls of a tree's part that begins at `start` and sees the stretches `before` it."""
+    whole = slice(start, start + text.total)
+    if not text.branches or text.total <= _ONE_CALL:
+        yield _part(whole, before, mask, is_causal=not (text.branches or before or is_windowed))
+        return
+    own = slice(start, start + text.length)
+    if text.length:
+        yield _part(own, before, mask, is_causal=not (before or is_windowed))
+    start = own.stop
     for branch in text.branches:
-        own = slice(start, start + branch)
-        start += branch
-        if branch:
-            # Contiguous in memory: a kernel reads a mask with strides several times slower.
-            parts.append(_Part(own, (shared, own), torch.cat([mask[own, shared], mask[own, own]], dim=1)))
-    return parts
+        yield from _calls(branch, start, (*before, own), mask, is_windowed)
+        start += branch.total
+
+
+def _part(own: slice, before: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> _Part:
+    keys = (*before, own)
+    # Contiguous in memory: a kernel reads a mask with strides several times slower.
+    return _Part(own, keys, None if is_causal else torch.cat([mask[own, stretch] for stretch in keys], dim=1))
 
 
 AttentionInterface.register(_IMPLEMENTATION, _attention)

@@ -1,4 +1,4 @@
-"""Attention masks of option trees: one prompt, several branches behind it, none of which sees another.
+"""Attention masks of trees of texts: one prompt, several branches behind it, none of which sees another.
 
 Which architectures take such a mask is a list of what was tried, because a wrong mask is silent: where a model ignores
 it, branches see each other and every likelihood is a little off. The list alone is not trusted either: scoring
@@ -45,19 +45,17 @@ def attention_window(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None)  # only architectures with windows have the key
 
 
-def tree_mask(segments: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query_pos key_pos"]:
-    """The additive mask of option trees: a token sees the prompt (segment 0) and what precedes it in its own segment.
+def tree_mask(ends: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Float[Tensor, "batch 1 query_pos key_pos"]:
+    """The additive mask of trees: a token sees what precedes it in its own text, and the texts that this branches from.
 
     Additive, because a mask of booleans is right in sdpa and silently wrong in eager attention. Every token sees at
-    least itself and the prompt, padding (a segment of its own) included, so no row of the softmax is empty.
+    least itself, padding included, so no row of the softmax is empty.
 
     Args:
-        segments: 0 for the prompt, then a number for each branch.
+        ends: For each place in the row, up to where it may be seen; see `TextTree.ends`. Of padding, the next place.
         dtype: The model's.
     """
-    keys, queries = segments[:, None, :], segments[:, :, None]
-    length = segments.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
-    seen = ((keys == 0) | (keys == queries)) & causal
-    mask = torch.zeros(seen.shape, dtype=dtype, device=segments.device)
+    index = torch.arange(ends.shape[1], device=ends.device)
+    seen = (index <= index[:, None]) & (index[:, None] < ends[:, None, :])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=ends.device)
     return mask.masked_fill_(~seen, torch.finfo(dtype).min).unsqueeze(1)

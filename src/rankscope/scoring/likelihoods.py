@@ -1,9 +1,13 @@
-"""Log-likelihoods of the options of multiple-choice items: one row an item where that is safe, else one an option."""
+"""Log-likelihoods of the options of multiple-choice items: in trees where that is safe, else one row an option.
+
+A tree is a row in which the prompt stands once, all options behind it. Items whose prompts begin alike, as behind the
+same worked examples, are branches of what they share.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.models.masks import attention_window, option_tree_refusal
+from rankscope.models.text_trees import TextTree
+from rankscope.scoring.prefixes import common_length, shared_beginnings
 from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
 
 # Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
@@ -60,7 +66,7 @@ class OptionScores:
     Attributes:
         log_likelihoods: One tuple an item, in the order of its options; nats, summed over an option's tokens.
         num_truncated: Items of which at least one option saw a prompt cut from the left.
-        scored_by: `option_tree` where items were scored in one row each.
+        scored_by: `option_tree` where an item's options, or several items, were scored in one row.
     """
 
     log_likelihoods: tuple[tuple[float, ...], ...]
@@ -75,23 +81,29 @@ def checked_option_trees(
 
     Args:
         model: The model, or one of the same architecture and precision.
-        choices: The first items of the study; a few are compared.
+        choices: The first items of the study; a few are compared, each alone and all behind what they share.
         context: Positions that the model has.
         max_tokens: Padded positions in one forward pass.
 
     Returns:
-        The decision, or None where no item has branches, so that nothing is to be decided yet.
+        The decision, or None where nothing branches, so that nothing is to be decided yet.
     """
     if refusal := option_tree_refusal(model):
         return OptionTrees(refusal)
     depth = _tree_depth(model, context)
-    telling = [choice for choice in choices if choice.has_branches and _fits(choice, depth)][:_NUM_CHECKED]
-    if not telling:
+    fitting = [choice for choice in choices if _fits(choice, depth)]
+    telling = [choice for choice in fitting if choice.has_branches][:_NUM_CHECKED]
+    together = telling or fitting[:_NUM_CHECKED]
+    shared = common_length([choice.prompt_ids for choice in together]) if len(together) > 1 else 0
+    asked = [*telling, *(together if shared else ())]
+    if not asked:
         return None
-    trees = _sums(model, [_tree_row(choice, slot) for choice, slot in _with_slots(telling)], telling, max_tokens)
-    separate = [row for choice, slot in _with_slots(telling) for row in _separate_rows(choice, slot, context)]
-    differences = (trees - _sums(model, separate, telling, max_tokens)).abs()
-    numbers = torch.tensor([len(option) for choice in telling for option in choice.distinct])
+    members = list(_with_slots(asked))
+    rows = [_tree_row([member]) for member in members[: len(telling)]]
+    rows += [_tree_row(members[len(telling) :], shared)] if shared else []
+    separate = [row for choice, slot in members for row in _separate_rows(choice, slot, context)]
+    differences = (_sums(model, rows, asked, max_tokens) - _sums(model, separate, asked, max_tokens)).abs()
+    numbers = torch.tensor([len(option) for choice in asked for option in choice.distinct])
     per_token, least = _TOLERANCE_NATS.get(model.dtype, _TOLERANCE_HALF)
     # A comparison with NaN is false, so what is not finite is refused too.
     if bool((differences <= (numbers * per_token).clamp(min=least)).all()):
@@ -117,19 +129,27 @@ def option_log_likelihoods(
     """
     depth = _tree_depth(model, context)
     may = trees is not None and trees.refusal is None
+    members = list(_with_slots(choices))
+    in_trees = [member for member in members if may and _fits(member[0], depth)]
+    alone = [member for member in members if not (may and _fits(member[0], depth))]
     tree_rows, plain_rows, num_single = [], [], 0
-    for choice, slot in _with_slots(choices):
-        if choice.has_branches and may and _fits(choice, depth):
-            tree_rows.append(_tree_row(choice, slot))
-        elif not choice.has_branches and _fits(choice, context):
+    prompts, totals = [choice.prompt_ids for choice, _ in in_trees], [_total(choice) for choice, _ in in_trees]
+    for beginning in shared_beginnings(prompts, totals, max_tokens):
+        group = [in_trees[index] for index in beginning.members]
+        if beginning.length or group[0][0].has_branches:
+            tree_rows.append(_tree_row(group, beginning.length))
+        else:
+            alone += group
+    for choice, slot in alone:
+        if not choice.has_branches and _fits(choice, context):
             # One branch behind the prompt is an ordinary row: no mask, nothing to trust.
-            plain_rows.append(_tree_row(choice, slot, is_plain=True))
+            plain_rows.append(replace(_tree_row([(choice, slot)]), tree=None))
             num_single += 1
         else:
             plain_rows += _separate_rows(choice, slot, context)
     sums = _sums(model, tree_rows, choices, max_tokens) + _sums(model, plain_rows, choices, max_tokens)
     results = []
-    for choice, slot in _with_slots(choices):
+    for choice, slot in members:
         values = dict(zip(choice.distinct, sums[slot : slot + len(choice.distinct)].tolist(), strict=True))
         results.append(tuple(values[option] for option in choice.option_ids))
     refused = trees is not None and trees.refusal is not None
@@ -164,25 +184,36 @@ def _sums(
     return slot_log_likelihoods(model, rows, sum(len(choice.distinct) for choice in choices), max_tokens)
 
 
-def _tree_row(choice: Choice, slot: int, is_plain: bool = False) -> ScoredRow:
-    """[prompt][option 1][option 2]... without the options' last tokens, which are only predicted."""
-    prompt = choice.prompt_ids
-    input_ids, positions, segments = [*prompt], [*range(len(prompt))], [0] * len(prompt)
+def _total(choice: Choice) -> int:
+    """Positions of an item's tree: the options' last tokens are only predicted."""
+    return len(choice.prompt_ids) + sum(len(option) - 1 for option in choice.distinct)
+
+
+def _tree_row(members: Sequence[tuple[Choice, int]], shared: int = 0) -> ScoredRow:
+    """[what the prompts share][prompt 1][option][option]...[prompt 2]..., each option without its last token.
+
+    Args:
+        members: Items, each with the slot of its first option.
+        shared: Tokens that all prompts begin with, fewer than any of them has; 0 of one item.
+    """
+    input_ids = [*members[0][0].prompt_ids[:shared]]
     predict_at: list[int] = []
     targets: list[int] = []
     slots: list[int] = []
-    for number, option in enumerate(choice.distinct):
-        begin = len(input_ids)
-        read = len(option) - 1
-        input_ids += option[:-1]
-        positions += range(len(prompt), len(prompt) + read)
-        segments += [number + 1] * read
-        predict_at += [len(prompt) - 1, *range(begin, begin + read)]
-        targets += option
-        slots += [slot + number] * len(option)
-    if is_plain:
-        return ScoredRow(input_ids, predict_at, targets, slots)
-    return ScoredRow(input_ids, predict_at, targets, slots, positions, segments)
+    items: list[TextTree] = []
+    for choice, slot in members:
+        own, branches = choice.prompt_ids[shared:], []
+        input_ids += own
+        last = len(input_ids) - 1
+        for number, option in enumerate(choice.distinct):
+            begin, read = len(input_ids), len(option) - 1
+            input_ids += option[:-1]
+            predict_at += [last, *range(begin, begin + read)]
+            targets += option
+            slots += [slot + number] * len(option)
+            branches += [TextTree(read)] if read else []
+        items.append(TextTree(len(own), tuple(branches)))
+    return ScoredRow(input_ids, predict_at, targets, slots, TextTree(shared, tuple(items)) if shared else items[0])
 
 
 def _separate_rows(choice: Choice, slot: int, context: int) -> list[ScoredRow]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,9 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.models.heads import scored_log_likelihoods
-from rankscope.models.joined import JoinedRow, JoinedText, can_join, joined_attention, joined_inputs
+from rankscope.models.joined import JoinedRow, can_join, joined_attention, joined_inputs
 from rankscope.models.masks import tree_mask
 from rankscope.models.memory import free_memory, is_out_of_memory
+from rankscope.models.text_trees import TextTree
 
 # A processor is fastest while a layer's activations stay in its caches; above this, batches only cost time
 # (3M parameters, one thread, 150 short items in trees: 0.79 s at 1,024 positions, 0.85 at 2,048, 1.13 at 8,192).
@@ -39,16 +39,14 @@ class ScoredRow:
         predict_at: Indices into `input_ids`; the logits there predict the target. One index may serve several targets.
         targets: The token predicted at each of them.
         slots: Where each prediction is added up.
-        positions: The position of every token in its text, where it differs from the index (option trees).
-        segments: 0 for the prompt, then 1, 2, ... for the branches behind it (option trees).
+        tree: How the row branches; None where it is one text.
     """
 
     input_ids: Sequence[int]
     predict_at: Sequence[int]
     targets: Sequence[int]
     slots: Sequence[int]
-    positions: Sequence[int] | None = None
-    segments: Sequence[int] | None = None
+    tree: TextTree | None = None
 
 
 def context_length(model: PreTrainedModel, tokenizer_limit: int) -> int:
@@ -101,7 +99,7 @@ def slot_log_likelihoods(
 
     Args:
         model: A causal model in evaluation mode.
-        rows: All with positions and segments, or all without.
+        rows: All with a tree, or all without.
         num_slots: How many sums there are; a slot that no row names stays 0.
         max_tokens: Positions in one forward pass at most, padding included; a single longer row still goes through.
     """
@@ -197,27 +195,16 @@ def _token_log_likelihoods(
 
 def _joined(batch: Sequence[ScoredRow], device: torch.device) -> dict[str, Any]:
     """Rows one behind another, without padding."""
-    row = JoinedRow([_text(row) for row in batch])
+    row = JoinedRow([row.tree or TextTree(len(row.input_ids)) for row in batch])
     return joined_inputs(row, [token for each in batch for token in each.input_ids], device)
-
-
-def _text(row: ScoredRow) -> JoinedText:
-    if row.segments is None:
-        return JoinedText(len(row.input_ids))
-    sizes = Counter(row.segments)
-    length = sizes.pop(0)
-    return JoinedText(length, tuple(sizes[segment] for segment in sorted(sizes)))
 
 
 def _padded(batch: Sequence[ScoredRow], model: PreTrainedModel) -> dict[str, Any]:
     """Rows one below another, filled up on the right, where nothing that is scored can see it."""
     input_ids = padded([row.input_ids for row in batch], 0).to(model.device)
-    if batch[0].segments is None:
+    if all(row.tree is None for row in batch):
         return {"input_ids": input_ids}
-    segments = padded([row.segments for row in batch], input_ids.shape[1]).to(model.device)
-    positions = padded([row.positions for row in batch], 0).to(model.device)
-    return {
-        "input_ids": input_ids,
-        "position_ids": positions,
-        "attention_mask": tree_mask(segments, model.dtype),
-    }
+    trees, longest = [row.tree or TextTree(len(row.input_ids)) for row in batch], input_ids.shape[1]
+    ends = torch.tensor([[*tree.ends(), *range(tree.total + 1, longest + 1)] for tree in trees], device=model.device)
+    positions = padded([tree.positions() for tree in trees], 0).to(model.device)
+    return {"input_ids": input_ids, "position_ids": positions, "attention_mask": tree_mask(ends, model.dtype)}

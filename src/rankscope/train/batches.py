@@ -12,7 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
-from rankscope.models.joined import JoinedRow, JoinedText, joined_inputs
+from rankscope.models.joined import JoinedRow, joined_inputs
+from rankscope.models.text_trees import TextTree
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _micro_batch(rows: Rows, device: torch.device, is_joined: bool) -> MicroBatc
         targets += example.input_ids[first:]
         owners += [members.index(member)] * (len(example.input_ids) - first)
     if is_joined:
-        row = JoinedRow([JoinedText(length) for length in lengths])
+        row = JoinedRow([TextTree(length) for length in lengths])
         inputs = joined_inputs(row, [token for _, example in rows for token in example.input_ids], device)
     else:  # the padding's value is never seen
         padded = [[*example.input_ids, *[0] * (longest - len(example.input_ids))] for _, example in rows]

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rankscope.models import joined
-from rankscope.models.joined import JoinedRow, JoinedText, can_join, joined_attention, joined_inputs
+from rankscope.models.joined import JoinedRow, can_join, joined_attention, joined_inputs
+from rankscope.models.text_trees import TextTree, with_leaves
 
 _SHAPE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -30,7 +31,10 @@ ARCHITECTURES = {
         "qwen2", {**_SHAPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
 }  # fmt: skip
-TEXTS = [JoinedText(9, (3, 2, 4)), JoinedText(1), JoinedText(14), JoinedText(6, (1, 5)), JoinedText(0, (3, 4))]
+TEXTS = [
+    with_leaves(9, (3, 2, 4)), TextTree(1), TextTree(14), with_leaves(6, (1, 5)), with_leaves(0, (3, 4)),
+    TextTree(7, (with_leaves(2, (3, 1)), TextTree(4), with_leaves(1, (2,)))),  # items behind what they share
+]  # fmt: skip
 
 
 def tiny(name: str) -> PreTrainedModel:
@@ -48,18 +52,14 @@ def tokens(number: int, seed: int) -> list[int]:
     return torch.randint(2, 97, (number,), generator=generator).tolist()
 
 
-def apart(model: PreTrainedModel, text: JoinedText, ids: list[int]) -> torch.Tensor:
+def apart(model: PreTrainedModel, text: TextTree, ids: list[int], before: tuple[int, ...] = ()) -> torch.Tensor:
     """Logits of a text, then of each branch behind it, a forward pass each by the model itself."""
-
-    def logits(read: list[int]) -> torch.Tensor:
-        return model(torch.tensor([read]), use_cache=False).logits[0]
-
-    begin = ids[: text.length]
-    parts = [logits(begin)] if begin else []
+    begin = [*before, *ids[: text.length]]
+    parts = [model(torch.tensor([begin]), use_cache=False).logits[0, len(before) :]] if text.length else []
     start = text.length
     for branch in text.branches:
-        parts.append(logits(begin + ids[start : start + branch])[text.length :])
-        start += branch
+        parts.append(apart(model, branch, ids[start : start + branch.total], tuple(begin)))
+        start += branch.total
     return torch.cat(parts)
 
 
@@ -95,7 +95,7 @@ def test_gradients_are_those_of_texts_alone() -> None:
         return list(torch.autograd.grad(loss, list(model.parameters())))
 
     alone = gradients(sum(model(torch.tensor([own])).logits.square().sum() for own in ids))
-    row = JoinedRow([JoinedText(len(own)) for own in ids])
+    row = JoinedRow([TextTree(len(own)) for own in ids])
     with joined_attention(model):
         inputs = joined_inputs(row, list(itertools.chain(*ids)), model.device)
         together = gradients(model(use_cache=False, **inputs).logits.square().sum())
@@ -113,7 +113,7 @@ def test_what_was_not_tried_is_padded() -> None:
 def test_a_model_that_mixes_texts_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention as it would be if the row were one long text."""
     monkeypatch.setattr(JoinedRow, "lengths", property(lambda row: [sum(text.total for text in row.texts)]))
-    monkeypatch.setattr(JoinedRow, "texts", property(lambda _: (JoinedText(24),)), raising=False)
+    monkeypatch.setattr(JoinedRow, "texts", property(lambda _: (TextTree(24),)), raising=False)
     monkeypatch.setattr(JoinedRow, "__init__", lambda row, _: setattr(row, "_parts", {}))
     monkeypatch.setattr(JoinedRow, "position_ids", lambda _, device: torch.arange(24, device=device)[None])
     assert not can_join(tiny("llama"))

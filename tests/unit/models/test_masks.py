@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from rankscope.models.masks import _KNOWN, attention_window, option_tree_refusal, tree_mask
+from rankscope.models.text_trees import TextTree, with_leaves
 from rankscope.scoring import rows as rows_module
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 
@@ -95,17 +96,33 @@ def test_what_was_not_tried_is_refused():
 
 def test_the_mask_by_hand():
     # Prompt of two, a branch of two, a branch of one, one of padding.
-    segments = torch.tensor([[0, 0, 1, 1, 2, 3]])
-    seen = tree_mask(segments, torch.float32)[0, 0] == 0
+    tree = with_leaves(2, (2, 1))
+    ends = torch.tensor([[*tree.ends(), 6]])
+    seen = tree_mask(ends, torch.float32)[0, 0] == 0
     expected = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
         [1, 1, 0, 0, 1, 0],
-        [1, 1, 0, 0, 0, 1],
+        [0, 0, 0, 0, 0, 1],
     ]
     assert seen.int().tolist() == expected
-    mask = tree_mask(segments, torch.bfloat16)
+    mask = tree_mask(ends, torch.bfloat16)
     assert mask.dtype == torch.bfloat16
     assert torch.isfinite(mask).all()
+
+
+def test_items_behind_what_they_share_by_hand():
+    # One position that two items share: an item of one with options of one and none, and an item of two.
+    tree = TextTree(1, (with_leaves(1, (1,)), TextTree(2)))
+    assert tree.positions() == [0, 1, 2, 1, 2]
+    seen = tree_mask(torch.tensor([tree.ends()]), torch.float32)[0, 0] == 0
+    expected = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 0, 0, 1, 0],
+        [1, 0, 0, 1, 1],
+    ]
+    assert seen.int().tolist() == expected

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rankscope.models.joined import JoinedText
 from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.text_trees import TextTree
 from rankscope.scoring import likelihoods, rows
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
@@ -163,6 +163,46 @@ def test_joined_rows_count_no_padding():
     assert list(rows.joined_batches([], 20)) == []
 
 
+def few_shot_choices(vocab, number=12, beginning=70, seed=5):
+    """Items behind the same tokens, some of them with options of one token, and two that begin otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    shots = tuple(torch.randint(2, vocab, (beginning,), generator=generator).tolist())
+    items = random_choices(vocab, number, seed=seed)
+    letters = [Choice((*item.prompt_ids, 3), ((7,), (8,), (9,))) for item in random_choices(vocab, 4, seed=seed + 1)]
+    others = random_choices(vocab, 2, seed=seed + 2)
+    return [*(Choice((*shots, *item.prompt_ids), item.option_ids) for item in (*items, *letters)), *others]
+
+
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("max_tokens", [200, 4096])
+def test_items_behind_the_same_examples_are_scored_behind_them_once(make_llama, monkeypatch, is_joined, max_tokens):
+    model = make_llama()
+    monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
+    choices = few_shot_choices(model.config.vocab_size)
+    read = []
+    scored = rows.scored_log_likelihoods
+    monkeypatch.setattr(
+        rows,
+        "scored_log_likelihoods",
+        lambda m, *a, **inputs: read.append(inputs["input_ids"].numel()) or scored(m, *a, **inputs),
+    )
+    scores = option_log_likelihoods(model, choices, TREES, 128, max_tokens)
+    for choice, values in zip(choices, scores.log_likelihoods, strict=True):
+        assert values == pytest.approx(by_hand(model, choice, 128), abs=1e-10)
+    assert scores.scored_by == "option_tree"
+    whole = sum(len(choice.prompt_ids) for choice in choices)
+    assert is_joined is False or sum(read) < (0.6 if max_tokens == 4096 else 0.9) * whole
+
+
+def test_what_items_share_is_part_of_the_comparison(make_llama, monkeypatch):
+    """Items without branches of their own, as where letters are compared."""
+    model = make_llama(torch.float32)
+    choices = [choice for choice in few_shot_choices(model.config.vocab_size) if not choice.has_branches]
+    assert checked_option_trees(model, choices, 128, 4096) == TREES
+    monkeypatch.setattr(TextTree, "positions", lambda tree, first=0: [*range(tree.total)])  # of a row, not of texts
+    assert checked_option_trees(model, choices, 128, 4096).refusal is not None
+
+
 @pytest.mark.parametrize("trees", [TREES, ROWS])
 def test_prompts_are_cut_from_the_left_as_in_lm_eval(make_llama, trees):
     context = 24
@@ -201,16 +241,7 @@ def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch, is_j
     monkeypatch.setattr(rows, "can_join", lambda _: is_joined)
     assert checked_option_trees(model, choices, 128, 512) == TREES
     # A model that lets branches see each other: the mask is lost.
-    causal = rows.tree_mask
-
-    def leaky(segments, dtype):
-        return causal(torch.zeros_like(segments), dtype)
-
-    def leaking(row):
-        return JoinedText(len(row.input_ids))
-
-    monkeypatch.setattr(rows, "tree_mask", leaky)
-    monkeypatch.setattr(rows, "_text", leaking)
+    monkeypatch.setattr(TextTree, "ends", lambda tree, first=0: [10**6] * tree.total)
     refusal = checked_option_trees(model, choices, 128, 512).refusal
     assert refusal.startswith("option trees differed from separate rows by ")
     scores = option_log_likelihoods(model, choices, OptionTrees(refusal), 128, 512)
