@@ -133,7 +133,10 @@ def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFr
             )
             for key, data in base.training.items()
         },
-        tasks={key: counted_task(task.summary, task.settings) for key, task in base.tasks.items()},
+        tasks={
+            key: counted_task(task.summary, task.settings, [item.prompt for item in task.items])
+            for key, task in base.tasks.items()
+        },
         probe_lengths=tuple(base.probes["input_ids"].list.len().to_list()),
     )
 

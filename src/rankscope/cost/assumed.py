@@ -136,7 +136,8 @@ def assumed_task(spec: Task, tokens: Tokens) -> tuple[TaskLoad, Rows]:
         return load, rows
     example = load.num_prompt_tokens + rows.answer / tokens.characters
     more = spec.few_shot.number * example
-    return replace(load, num_prompt_tokens=load.num_prompt_tokens + more, longest=int(load.longest + 3 * more)), rows
+    prompt, longest = load.num_prompt_tokens + more, int(load.longest + 3 * more)
+    return replace(load, num_prompt_tokens=prompt, longest=longest, num_shared_tokens=more), rows
 
 
 def _task(rows: Rows, tokens: Tokens, number: int, scoring: Scoring | None, max_new_tokens: int) -> TaskLoad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import polars as pl
 
@@ -28,16 +29,34 @@ def counted_training(examples: pl.DataFrame) -> TrainingLoad:
     )
 
 
-def counted_task(summary: DataSummary, settings: TaskSettings) -> TaskLoad:
-    """A task from what was understood of its items."""
+def counted_task(summary: DataSummary, settings: TaskSettings, prompts: Sequence[str]) -> TaskLoad:
+    """A task from what was understood of its items, and their prompts."""
+    num_prompt_tokens = (summary.num_tokens - summary.num_scored_tokens) / max(1, summary.num_used)
     return TaskLoad(
         num_items=summary.num_used,
         scoring=settings.scoring,
-        num_prompt_tokens=(summary.num_tokens - summary.num_scored_tokens) / max(1, summary.num_used),
+        num_prompt_tokens=num_prompt_tokens,
         num_answer_tokens=summary.num_scored_tokens / max(1, summary.num_used),
         longest=summary.longest_tokens,
         max_new_tokens=settings.max_new_tokens,
+        num_shared_tokens=_shared_part(prompts) * num_prompt_tokens,
     )
+
+
+def _shared_part(prompts: Sequence[str]) -> float:
+    """How much of a mean prompt it begins with together with the next one, in the order of their characters."""
+    ordered = sorted(prompts)
+    shared = sum(_common_length(one, other) for one, other in pairwise(ordered))
+    return shared / max(1, sum(map(len, ordered)))
+
+
+def _common_length(one: str, other: str) -> int:
+    """How many characters two texts begin with together, by halving: prompts are long, and there are thousands."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
+    return low
 
 
 def counted_validation(examples: pl.DataFrame, options: Sequence[Sequence[str]], settings: TaskSettings) -> TaskLoad:

@@ -10,6 +10,8 @@ from rankscope.spec import Scoring
 
 # Rows of like length share a micro-batch, so little of it is padding.
 _SORTED_PADDING = 1.1
+# As in scoring/prefixes.py, which is not known here: what is worth sharing, and how long a row of items may be.
+_LEAST_SHARED, _ROW_TOKENS = 32, 1024
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class TaskLoad:
         num_answer_tokens: Of all options, or of the target.
         longest: Tokens of the longest item.
         max_new_tokens: For generation.
+        num_shared_tokens: Of a mean item's prompt, what it begins with together with its neighbours (worked examples).
     """
 
     num_items: int
@@ -75,11 +78,22 @@ class TaskLoad:
     num_answer_tokens: float
     longest: int
     max_new_tokens: int
+    num_shared_tokens: float = 0.0
 
     @property
     def num_tokens(self) -> float:
-        """Tokens that are read or generated for one model."""
+        """Tokens of all items, read or generated, for one model."""
         return self.num_items * (self.num_prompt_tokens + self.num_answer_tokens)
+
+    @property
+    def num_read_tokens(self) -> float:
+        """Those that the model sees: items whose options are compared stand in a row behind what they share."""
+        shared = self.num_shared_tokens
+        own = self.num_prompt_tokens + self.num_answer_tokens - shared
+        number = max(1.0, (_ROW_TOKENS - shared) / max(1.0, own))  # items in a row
+        if self.scoring != "multiple_choice" or shared < _LEAST_SHARED:
+            return self.num_tokens
+        return self.num_items * (own + shared / min(number, max(1, self.num_items)))
 
 
 @dataclass(frozen=True)

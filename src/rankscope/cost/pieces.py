@@ -134,9 +134,9 @@ def evaluate_piece(
     else:
         most = min(max_tokens, SCORED_TOKENS_CPU) if device.memory_bytes is None else max_tokens
         scored = load.num_items * load.num_answer_tokens
-        passes = max(load.num_tokens / most, scored * shape.vocab_size / SCORED_LOGITS, 1)
+        passes = max(load.num_read_tokens / most, scored * shape.vocab_size / SCORED_LOGITS, 1)
         length = load.num_prompt_tokens + load.num_answer_tokens
-        once = forward(shape, load.num_tokens, length, scored, part)
+        once = forward(shape, load.num_read_tokens, length, scored, part)
         work = Work(once.arithmetic, once.moved, once.operations * math.ceil(passes))
     return Piece(load.num_tokens, work.arithmetic, device.seconds(work) + fixed)
 

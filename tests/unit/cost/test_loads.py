@@ -6,9 +6,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from rankscope.cost.counted import counted_training, counted_validation
+from rankscope.cost.counted import counted_task, counted_training, counted_validation
 from rankscope.cost.loads import TrainingLoad, sample_of, typical_lengths
+from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
+from rankscope.scoring.prefixes import shared_beginnings
 
 
 def test_the_longest_of_a_few_is_what_drawing_them_gives() -> None:
@@ -50,3 +52,29 @@ def test_loads_are_counted_from_the_examples() -> None:
     )
     task = counted_validation(frame, [("a", "b", "c"), ("a", "b", "c")], settings)
     assert (task.num_prompt_tokens, task.num_answer_tokens, task.longest) == (2.0, 6.0, 5)
+
+
+@pytest.mark.parametrize("num_shots", [0, 1, 4, 30])
+def test_items_behind_worked_examples_are_counted_as_they_are_scored(num_shots: int) -> None:
+    """With characters for tokens: what the rows hold that scoring makes of the same prompts."""
+    generator = np.random.default_rng(num_shots)
+    texts = ["".join(generator.choice(list("abcdefgh"), generator.integers(30, 60))) for _ in range(100 + 2 * 30)]
+    subjects = ["".join(texts[100 : 100 + num_shots]), "".join(texts[130 : 130 + num_shots])]  # examples of their own
+    prompts = [subjects[index % 2] + text for index, text in enumerate(texts[:100])]
+    size = sum(map(len, prompts))
+    summary = DataSummary.model_construct(
+        num_used=100, num_tokens=size + 2000, num_scored_tokens=2000, longest_tokens=0
+    )
+    settings = TaskSettings(
+        name="t", scoring="multiple_choice", kind=None, answer="text", max_new_tokens=9, fingerprint="f", num_items=100
+    )
+    load = counted_task(summary, settings, prompts)
+    assert load.num_tokens == pytest.approx(size + 2000)
+    rows = shared_beginnings(
+        [[*map(ord, prompt)] for prompt in prompts], [len(prompt) + 20 for prompt in prompts], 4096
+    )
+    assert load.num_read_tokens == pytest.approx(sum(row.total for row in rows), rel=0.1)
+    if num_shots == 4:
+        assert load.num_read_tokens < 0.6 * load.num_tokens
+    generated = counted_task(summary, settings.model_copy(update={"scoring": "generate"}), prompts)
+    assert generated.num_read_tokens == generated.num_tokens
