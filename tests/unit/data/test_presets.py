@@ -457,6 +457,42 @@ def test_a_task_of_legalbench_must_be_named(tmp_path: Path) -> None:
     assert caught.value.mend
 
 
+# The columns of tasks, as the hub and the authors' tables have them, and what the second row must ask.
+LEGAL = {
+    "ucc_v_common_law": ({"contract": "P"}, {"contract": "Q"}, "Q"),
+    "function_of_decision_section": ({"Paragraph": "P", "Citation": "1"}, {"Paragraph": "Q", "Citation": "1"}, "Q"),
+    "privacy_policy_entailment": (
+        {"text": "P", "description": "It is so."},
+        {"text": "Q", "description": "It is not."},
+        "Q\nDescription: It is not.",
+    ),
+    "corporate_lobbying": (
+        dict.fromkeys(("bill_title", "bill_summary", "company_name", "company_description"), "P"),
+        {"bill_title": "T", "bill_summary": "S", "company_name": "N", "company_description": "D"},
+        "Bill: T\nS\nCompany: N\nD",
+    ),
+    "sara_entailment": (
+        {"statute": "S", "description": "D", "question": "P", "text": "S D P"},
+        {"statute": "S", "description": "D", "question": "Q", "text": "S D Q"},
+        "Statute: S\nDescription: D\nQuestion: Q",
+    ),
+}
+
+
+@pytest.mark.parametrize("task", LEGAL)
+def test_a_task_of_legalbench_asks_all_that_its_rows_say(task: str) -> None:
+    first, second, question = LEGAL[task]
+    content = understand(hub_rows("legalbench", [{**first, "answer": "No"}, {**second, "answer": "Yes"}])).contents[-1]
+    assert (content.question, content.options, content.answer) == (question, ("No", "Yes"), "Yes")
+
+
+def test_choices_of_legalbench_are_their_texts() -> None:
+    row = {"question": "Q", **{f"choice_{number}": f"holding {number}" for number in range(5)}, "index": "0"}
+    content = understand(hub_rows("legalbench", [{**row, "answer": "3"}, {**row, "answer": "1"}])).contents[0]
+    assert content.options == tuple(f"holding {number}" for number in range(5))
+    assert content.answer == "holding 3"
+
+
 def test_free_answers_are_no_options() -> None:
     values = [{"text": f"Q{number}", "answer": f"Answer {number}"} for number in range(30)]
     with pytest.raises(UserError, match="30 different answers"):
