@@ -128,13 +128,20 @@ def task_summary(label: Label, understood: Contents | None, items: Sequence[Item
         num_used=len(items),
         num_refused=num_blank,
         num_truncated=0 if limit is None else sum(length > limit for length in longest),
-        num_duplicates=num_duplicates([(item.prompt, item.options, item.target) for item in items]),
+        num_duplicates=_num_repeated(understood, items),
         num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
         num_scored_tokens=sum(sum(own) for own in lengths),
         **_lengths(longest),
         sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
         sample_trained=tokenizer.decode(right, skip_special_tokens=False),
     )
+
+
+def _num_repeated(understood: Contents | None, items: Sequence[Item]) -> int:
+    """How many items came before already; worked examples, which differ by category, make no other item."""
+    if understood is None:
+        return num_duplicates([(item.prompt, item.options, item.target) for item in items])
+    return num_duplicates([(content.question, content.options, content.answer) for content in understood.contents])
 
 
 def task_warnings(where: str, summary: DataSummary, items: Sequence[Item], context_length: int | None) -> list[str]:

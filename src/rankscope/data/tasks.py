@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rankscope.data.content import Content
@@ -71,6 +71,9 @@ def make_task(
         )
     style = prompt_style(rows, options.system_prompt)
     items = _items(contents, [put(each, style, tokenizer, options.shots(each)) for each in contents], scoring)
+    if options.shots is not no_shots:  # worked examples differ by category, and make no other question
+        bare = _clusters([put(each, style, tokenizer) for each in contents], contents)
+        items = [replace(item, cluster=cluster) for item, cluster in zip(items, bare, strict=True)]
     fallback: Kind | None = "text" if understood.form == "text" else None
     settings = TaskSettings(
         name=options.name,

@@ -83,6 +83,18 @@ def test_examples_are_of_the_items_category_where_it_has_enough(plain, folder):
         assert "What is 10" in item.prompt and "What is 11" in item.prompt
 
 
+def test_examples_of_other_categories_make_no_other_item_of_a_repeated_one(plain, folder):
+    train = [question(10, category="a"), question(11, category="b")]
+    source = folder(train, [question(1, category="a"), question(1, category="b"), question(2, category="b")])
+    spec = Task(source=source, few_shot={"number": 1, "split": "train"})
+    found = prepare_task("base", "t", spec, plain)
+    one, twin, other = found.items
+    assert one.prompt != twin.prompt
+    assert one.cluster == twin.cluster is not None and other.cluster is None
+    assert found.summary.num_duplicates == 1
+    assert "evaluate.t: 1 of 3 items are repetitions" in found.warnings
+
+
 def test_templates_of_presets_hold_for_the_examples_too(plain, tmp_path):
     for split in ("dev", "test"):
         path = tmp_path / "mmlu" / split / f"law_{split}.csv"
