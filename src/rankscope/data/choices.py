@@ -233,4 +233,5 @@ def _filled(content: Content, blank: str) -> Content:
         options,
         index,
         category_column=content.category_column,
+        rest=after,
     )

@@ -52,17 +52,28 @@ class Overlap(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a row asks and answers, without any template, system turn or worked example."""
+    """What a row asks and answers, without any template, system turn or worked example.
+
+    Attributes:
+        rest: What follows the blank of a sentence that is to be filled; the answer ends with it too.
+    """
 
     question: str
     answer: str
+    rest: str = ""
 
     @classmethod
     def of(cls, content: Content) -> Said:
         """What a row says; of plain text, the text is the question."""
         if content.verbatim is not None:
             return cls(content.verbatim, content.answer) if content.verbatim else cls(content.answer, "")
-        return cls("\n".join(text for role, text in content.turns if role != "system"), content.answer)
+        asked = "\n".join(text for role, text in content.turns if role != "system")
+        return cls(asked, content.answer, content.rest)
+
+    @property
+    def asked(self) -> str:
+        """What is asked, in the form in which it is compared: many sentences have the same words before a blank."""
+        return normalised(f"{self.question} {self.rest}")
 
     @property
     def text(self) -> str:
@@ -75,7 +86,7 @@ class TrainingWords:
 
     def __init__(self, rows: Sequence[Said]) -> None:
         self._rows = rows
-        self._questions = {normalised(row.question) for row in rows}
+        self._questions = {row.asked for row in rows}
         self._vocabulary: dict[str, int] = {}
 
     def overlaps(self, tasks: Mapping[str, Sequence[Said]]) -> dict[str, tuple[int, int]]:
@@ -85,7 +96,7 @@ class TrainingWords:
         found = self._found(np.unique(np.concatenate([np.empty(0, np.uint64), *wanted])))
         return {
             name: (
-                sum(normalised(item.question) in self._questions for item in items),
+                sum(item.asked in self._questions for item in items),
                 sum(bool(np.isin(run, found).any()) for run in runs[name]) if len(found) else 0,
             )
             for name, items in tasks.items()

@@ -23,6 +23,7 @@ class Content:
         answer_index: The right option's index.
         verbatim: A prompt that is taken as it is written, without a template; empty for plain text.
         category_column: The column that holds the row's category.
+        rest: What follows the blank of a sentence, where the options fill it; each option ends with it.
     """
 
     row: Row
@@ -32,6 +33,7 @@ class Content:
     answer_index: int | None = None
     verbatim: str | None = None
     category_column: str = "category"
+    rest: str = ""
 
     @property
     def category(self) -> str | None:

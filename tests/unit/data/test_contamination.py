@@ -6,7 +6,10 @@ from hypothesis import strategies as st
 
 from rankscope.data.contamination import NUM_WORDS, Overlap, Said, TrainingWords, overlap_warning
 from rankscope.data.content import Content
+from rankscope.data.forms import understand
+from rankscope.data.presets import find_preset
 from rankscope.data.readers import Row
+from rankscope.data.sources import Rows
 from rankscope.data.splits import normalised
 
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen"
@@ -86,6 +89,18 @@ ROW = Row({}, "f", 1)
 )
 def test_templates_and_system_turns_are_not_compared(content, said):
     assert Said.of(content) == said
+
+
+def test_sentences_with_the_same_words_before_a_blank_are_not_the_same():
+    def said(sentence, *options):
+        row = {"sentence": sentence, "option1": options[0], "option2": options[1], "answer": "1"}
+        rows = Rows([Row(row, "f", 1)], "hub", find_preset("winogrande"), True)
+        return Said.of(understand(rows).contents[0])
+
+    trained = said("So _ ran, as Bo slept.", "Ann", "Bo")
+    assert overlap(
+        [trained], [said("So _ won the race.", "Kim", "Lee"), said("so _ ran,  as Bo slept.", "Kim", "Lee")]
+    ) == (1, 0)
 
 
 @pytest.mark.parametrize(
