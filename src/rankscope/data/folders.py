@@ -99,6 +99,11 @@ def _split_name(stem: str, wanted: tuple[str, ...]) -> str | None:
     return stem if stem in names else next((part for part in (parts[0], parts[-1]) if part in names), None)
 
 
+def says_split(stem: str, split: str) -> bool:
+    """Whether a file's name says that it holds a split."""
+    return _split_name(stem, (split,)) in (split, *ALIASES.get(split, ()))
+
+
 def _category(path: Path, wanted: tuple[str, ...]) -> str:
     return next((path.stem[: -len(end) - 1] for end in wanted if path.stem.endswith(f"_{end}")), path.stem)
 

@@ -189,14 +189,16 @@ def read_preset(path: Path) -> Preset:
         document = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
         return Preset.model_validate(document)
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=path, mend="check the path of `preset`") from None
+        mend = "check the path of `preset`"
+        raise UserError(f"cannot be read ({error.strerror})", where=path, mend=mend, key=("preset",)) from None
     except (YAMLError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"not valid YAML ({reason})", where=path, mend="correct the file") from None
+        what, mend = f"not valid YAML ({reason})", "correct the file"
+        raise UserError(what, where=path, mend=mend, key=("preset",)) from None
     except ValidationError as error:
         lines = [f"{found.key or 'the preset'} {found.text}" for found in mistakes(error, of_study=False)[:3]]
         mend = f"the files in {_FOLDER} are examples, and `Preset` in rankscope.data.presets describes the keys"
-        raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend) from None
+        raise UserError(f"no preset: {'; '.join(lines)}", where=path, mend=mend, key=("preset",)) from None
 
 
 @functools.cache

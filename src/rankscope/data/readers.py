@@ -149,7 +149,9 @@ def _parquet(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]
 def _arrow(content: bytes, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     import pyarrow.ipc
 
-    return _table(lambda: pyarrow.ipc.open_stream(io.BytesIO(content)).read_all(), path)
+    # `datasets` writes streams; polars and pandas write files, which begin with this word.
+    opened = pyarrow.ipc.open_file if content.startswith(b"ARROW1") else pyarrow.ipc.open_stream
+    return _table(lambda: opened(io.BytesIO(content)).read_all(), path)
 
 
 def _table(read: Callable[[], Any], path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

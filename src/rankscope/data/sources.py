@@ -66,6 +66,10 @@ def read_rows(data: Data, role: Role) -> Rows:
     if data.source.startswith(SMALL_WORLD):
         found = _small_world(data, role)
     elif path.exists():
+        if data.revision is not None:
+            mend = "leave revision out, or name a hub id as the source"
+            what = f"'{data.source}' lies on this machine, where there are no revisions"
+            raise UserError(what, key=("revision",), mend=mend)
         found = _local(data, role, path, stated)
     elif preset := find_preset(data.source):
         used = stated or preset

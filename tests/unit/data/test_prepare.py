@@ -386,6 +386,23 @@ def test_validation_that_does_not_fit_is_refused(plain, source):
         train(plain, source(QA), max_length=40, validation={"source": own})
 
 
+def test_a_split_that_is_not_looked_for_in_a_file_is_said(plain, tmp_path):
+    for name, split, is_said in (
+        ("ours", "test", True), ("train", "test", True), ("ours_test", "test", False), ("dev", "validation", False),
+        ("ours", None, False),
+    ):  # fmt: skip
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps({"question": "Q", "answer": "A"}) + "\n")
+        said = prepare_task("base", "ours", Task(source=str(path), split=split), plain).warnings
+        assert said == (
+            [f"evaluate.ours: {path} is one file, read whole whatever `split: test` asks for"] if is_said else []
+        )
+    rows = "".join(json.dumps({"question": f"Q{n}", "answer": "A"}) + "\n" for n in range(40))
+    path.write_text(rows)
+    spec = TrainingSet(source=str(path), split="train")
+    assert any("read whole" in text for text in prepare_training_set("base", "ours", spec, plain, 64, 1).warnings)
+
+
 def test_scoring_that_does_not_fit_the_rows_is_refused(plain, source):
     with pytest.raises(UserError, match="no options to choose from") as caught:
         task(plain, source(QA), scoring="multiple_choice")

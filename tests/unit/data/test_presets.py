@@ -560,3 +560,4 @@ def test_a_preset_that_is_none_is_refused(tmp_path: Path, text: str | None, mess
     with pytest.raises(UserError, match=message) as caught:
         read_rows(Data(source=str(tmp_path), preset=str(path)), "test")
     assert caught.value.where == str(path) and caught.value.mend
+    assert caught.value.key == ("preset",)

@@ -151,6 +151,13 @@ def test_missing_files_are_refused(source):
     assert caught.value.mend
 
 
+def test_a_revision_of_a_local_file_is_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", jsonl(ROWS))
+    with pytest.raises(UserError, match="there are no revisions") as caught:
+        read(path, revision="main")
+    assert caught.value.key == ("revision",) and caught.value.mend
+
+
 def test_unknown_preset_names_the_nearest():
     with pytest.raises(UserError, match="did you mean the preset 'gsm8k'"):
         read("gsm8")
@@ -344,12 +351,23 @@ def test_a_damaged_length_is_told_from_a_real_shortage_of_memory(tmp_path, monke
             read_file(path)
 
 
-@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+_TABLE_WRITERS = {"parquet": _TABLE.write_parquet, "stream": _TABLE.write_ipc_stream, "arrow": _TABLE.write_ipc}
+
+
+@pytest.mark.parametrize("kind", list(_TABLE_WRITERS))
+def test_both_kinds_of_arrow_files_are_read(tmp_path, kind):
+    path = tmp_path / ("a.parquet" if kind == "parquet" else "a.arrow")
+    _TABLE_WRITERS[kind](path)
+    assert values(read_file(path)) == _TABLE.to_dicts()
+
+
+@pytest.mark.parametrize("kind", list(_TABLE_WRITERS))
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)
-def test_damaged_tables_raise_nothing_but_a_users_error(tmp_path_factory, ending, data):
-    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}{ending}"
-    (_TABLE.write_parquet if ending == ".parquet" else _TABLE.write_ipc_stream)(path)
+def test_damaged_tables_raise_nothing_but_a_users_error(tmp_path_factory, kind, data):
+    ending = ".parquet" if kind == "parquet" else ".arrow"
+    path = tmp_path_factory.getbasetemp() / f"damaged-{os.getpid()}-{kind}{ending}"
+    _TABLE_WRITERS[kind](path)
     content = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 5))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
