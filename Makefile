@@ -80,7 +80,7 @@ AUDIT := build/audit
 audit-dependencies: $(SET_UP)
 	$(PYTHON) -m venv --clear $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(AUDIT)/bin/pip-audit --skip-editable --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
+	$(AUDIT)/bin/python recipes/audit_dependencies.py "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; \
 	status=$$?; rm -rf $(AUDIT); exit $$status
 
 $(SET_UP): pyproject.toml constraints.txt

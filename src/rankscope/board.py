@@ -107,7 +107,8 @@ def _kept(board: Board) -> list[str]:
     counts["train"] = len({run_id for stage, _, run_id, _ in kept if stage == "train"})  # of rounds, each counts once
     names = {"train": "trained runs", "evaluate": "scores", "analyse": "analyses", "derive": "derived models"}
     parts = [f"{counts[stage]} {name}" for stage, name in names.items() if counts[stage]]
-    parts += [f"{len(board.failed())} failures (--retry-failed tries them again)"] if board.failed() else []
+    if failed := len(board.failed()):
+        parts.append(f"{failed} {'failure' if failed == 1 else 'failures'} (--retry-failed tries again)")
     return [f"kept from before: {', '.join(parts)}"] if parts else []
 
 

@@ -176,7 +176,8 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     if outcome.tracker_failure:
         console.print(f"{study.report_to} was not told everything: {outcome.tracker_failure}", markup=False)
     if outcome.num_failed:
-        console.print(f"{outcome.num_failed} pieces of work failed; `rankscope status {out}` says why", markup=False)
+        pieces = f"{outcome.num_failed} {'piece' if outcome.num_failed == 1 else 'pieces'} of work"
+        console.print(f"{pieces} failed; `rankscope status {out}` says why", markup=False)
         return SOME_FAILED
     return DONE if outcome.is_decided else UNDECIDED
 
