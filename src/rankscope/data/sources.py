@@ -299,11 +299,17 @@ def _hub(
             mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
             "`preset` to how its rows are read",
         ) from None
+    commit = _commit(table.info.download_checksums or {})
+    if commit is not None and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") and commit != data.revision:
+        # Offline, `datasets` takes the newest that its cache has, whatever revision is asked for.
+        what = f"the cache holds the data set at commit {commit}, and not at {data.revision}"
+        mend = "fetch it once with the network (without HF_HUB_OFFLINE), or name the commit that is here"
+        raise UserError(what, where=data.source, key=("revision",), mend=mend)
     is_cut_later = data.part is not None or has_categories or _CATEGORY in table.column_names  # see there
     if data.max_examples is not None and not is_cut_later:
         table = table.select(range(min(data.max_examples, len(table))))
     rows = [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
-    return rows, _commit(table.info.download_checksums or {})
+    return rows, commit
 
 
 def _commit(files: Iterable[str]) -> str | None:

@@ -81,7 +81,7 @@ def training_summary(label: Label, understood: Contents, done: Tokenised, tokeni
         num_rows=len(understood.contents) + understood.num_blank,
         num_used=len(done.examples),
         num_refused=understood.num_blank + done.num_dropped,
-        num_truncated=done.num_truncated,
+        num_truncated=done.num_truncated - done.num_dropped,
         num_duplicates=num_duplicates([(text.prompt, text.completion) for text in done.texts]),
         num_tokens=sum(len(example.input_ids) for example in done.examples),
         num_scored_tokens=sum(example.num_scored_tokens for example in done.examples),

@@ -230,6 +230,7 @@ def test_examples_whose_prompt_fills_everything_are_left_out_and_counted(plain, 
     data = train(plain, source(rows), validation={"fraction": 0.01})
     assert len(data.texts) == len(data.examples)
     assert any("1 of" in warning and "are left out" in warning for warning in data.warnings)
+    assert (data.summaries[0].num_refused, data.summaries[0].num_truncated) == (1, 0)  # what is left out is not cut
 
 
 def test_items_that_do_not_fit_the_model_are_counted(plain, source):

@@ -202,6 +202,10 @@ def test_the_commit_of_hub_data_is_read_from_its_files_addresses(monkeypatch):
     version = read("gsm8k", revision="main").version
     assert (version.source, version.subset, version.split) == ("openai/gsm8k", "main", "train")
     assert (version.revision, version.commit, version.sha256) == ("main", commit, None)
+    assert read("gsm8k", revision=commit).version.commit == commit
+    with pytest.raises(UserError, match=f"at commit {commit}, and not at {'0' * 40}") as caught:  # as it is offline
+        read("gsm8k", revision="0" * 40)
+    assert caught.value.key == ("revision",) and caught.value.mend
 
 
 def test_hub_rows_are_not_cut_before_their_part_is_taken():
