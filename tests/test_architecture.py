@@ -94,3 +94,14 @@ def test_the_oldest_versions_that_are_tried_are_the_lowest_that_the_metadata_all
     assert {name: f"{name}>={version.removesuffix('.0')}" for name, version in tried.items()} == {
         line.partition(">")[0]: line for line in allowed if line.startswith(("transformers", "peft"))
     }
+
+
+def test_every_error_that_a_person_can_mend_says_how() -> None:
+    without = [
+        f"{path.name}:{node.lineno}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError"
+        if not any(keyword.arg == "mend" for keyword in node.keywords)
+    ]
+    assert not without

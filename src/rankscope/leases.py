@@ -249,7 +249,10 @@ def _wait_for_orphans(store: Store) -> None:
                 return
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise UserError("workers of an earlier process still write to it", where=store.root) from None
+                    what = "workers of an earlier process still write to it"
+                    raise UserError(
+                        what, where=store.root, mend="wait for them, or end them, and start again"
+                    ) from None
                 time.sleep(0.2)
 
 

@@ -95,7 +95,9 @@ def _read_yaml(path: Path) -> CommentedMap:
     except FileNotFoundError:
         raise UserError("there is no such study file", where=path, mend="`rankscope init` writes one") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 text ({error.reason} at byte {error.start})", where=path) from None
+        raise UserError(
+            f"not UTF-8 text ({error.reason} at byte {error.start})", where=path, mend="save it as UTF-8"
+        ) from None
     except IsADirectoryError:
         inside = next(iter(sorted(path.glob("*.y*ml"))), None)
         mend = f"name the file: {inside}" if inside else "name a study file; `rankscope init` writes one"
@@ -113,11 +115,14 @@ def _read_yaml(path: Path) -> CommentedMap:
             mend="look for a bracket, a quote or an indentation that is not closed there or just above",
         ) from None
     except YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=path) from None
+        raise UserError(
+            f"not valid YAML: {error}", where=path, mend="correct it; `rankscope init` writes one"
+        ) from None
     if document is None:
         raise UserError("the study file is empty", where=path, mend="`rankscope init` writes one")
     if not isinstance(document, CommentedMap):
-        raise UserError("a study file is a mapping of keys to values", where=line_of(path, 1))
+        what = "a study file is a mapping of keys to values"
+        raise UserError(what, where=line_of(path, 1), mend="write `key: value` lines; `rankscope init` writes a file")
     return document
 
 

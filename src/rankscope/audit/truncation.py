@@ -80,7 +80,8 @@ class Cut:
             path, _, last = name.rpartition(".")
             self.tensors[f"{_PREFIX}{path}.base_layer.{last}"] = self.lora.files.read(key)
         if not self.ranks:
-            raise UserError("it has no pairs of factors that could be cut", where=self.lora.folder)
+            what = "it has no pairs of factors that could be cut"
+            raise UserError(what, where=self.lora.folder, mend="leave --truncate out, or name a LoRA adapter")
 
     def _cut_pair(self, module: str, adapted: Adapted, factors: Factors) -> None:
         files, dtype = self.lora.files, factors.A.dtype

@@ -138,17 +138,19 @@ def _read_config(folder: Path) -> tuple[LoraConfig, dict[str, Any], tuple[str, .
     try:
         stored = json.loads(where.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"is no JSON ({error})", where=where) from None
+        raise UserError(f"is no JSON ({error})", where=where, mend="copy or download the file again") from None
     if not isinstance(stored, dict) or stored.get("peft_type") != "LORA":
         kind = stored.get("peft_type") if isinstance(stored, dict) else None
-        raise UserError(f"an adapter of type {kind} cannot be read yet, only LoRA", where=where)
+        mend = "merge it with PEFT (merge_and_unload) and name the saved model"
+        raise UserError(f"an adapter of type {kind} cannot be read yet, only LoRA", where=where, mend=mend)
     # Other versions of PEFT, and other tools, write keys that this one does not have.
     known = {item.name for item in dataclasses.fields(LoraConfig)}
     unknown = sorted(key for key, value in stored.items() if key not in known and key != "peft_version" and value)
     try:
         config = LoraConfig(**{key: value for key, value in stored.items() if key in known})
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"PEFT refuses these settings: {error}", where=where) from None
+        mend = "correct them, or save the adapter again with the PEFT that is installed"
+        raise UserError(f"PEFT refuses these settings: {error}", where=where, mend=mend) from None
     _refuse_other_forms(config, where)
     notes = f"adapter_config.json has keys that PEFT does not know here and that were ignored: {', '.join(unknown)}"
     return config, stored, (notes,) if unknown else ()
@@ -158,7 +160,10 @@ def _refuse_other_forms(config: LoraConfig, where: Path) -> None:
     options: dict[str, Any] = dataclasses.asdict(config)
     for option in _UNKNOWN_FORMS:
         if options.get(option):  # versions of PEFT differ in which of them they have
-            raise UserError(f"an adapter with {option} is more than B @ A and cannot be read yet", where=where)
+            mend = "merge it with PEFT (merge_and_unload) and name the saved model"
+            raise UserError(
+                f"an adapter with {option} is more than B @ A and cannot be read yet", where=where, mend=mend
+            )
     if str(config.init_lora_weights).startswith(_ALTERS_BASE):
         text = f"init_lora_weights '{config.init_lora_weights}' altered the base, so B @ A is not the update"
         mend = "save it with PEFT's path_initial_model_for_weight_conversion"

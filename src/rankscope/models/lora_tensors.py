@@ -177,7 +177,8 @@ class LoraTensors:
         depth = adapted.module.count(".base_layer")
         parameter = dict(enumerate(reversed(named or parameters))).get(depth)
         if parameter is None:
-            raise UserError(f"no parameter of {module} is adapted by its settings", where=self.lora.folder)
+            mend = "name in target_parameters of adapter_config.json what the weights belong to, or save it again"
+            raise UserError(f"no parameter of {module} is adapted by its settings", where=self.lora.folder, mend=mend)
         sources = self.base.expert_sources(parameter)
         number = len(sources)
         d_out, d_in, ranks = self._sizes(adapted)

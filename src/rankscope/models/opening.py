@@ -72,7 +72,8 @@ def skeleton(folder: Path, opening: Opening = AS_IT_IS) -> nn.Module:
     except (ValueError, OSError, KeyError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         text = f"the configuration is of no model that transformers knows ({first})"
-        raise UserError(text, where=folder / "config.json") from None
+        mend = "take transformers of a version that has it, or put the right config.json there"
+        raise UserError(text, where=folder / "config.json", mend=mend) from None
     if getattr(config, "quantization_config", None) is not None:  # an attribute that only quantised models have
         text = "the base is quantised, so its weights are not in the files as numbers"
         raise UserError(text, where=folder, mend="give the same model without quantisation")

@@ -104,7 +104,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _no_safetensors(folder: Path, name: str) -> UserError:
     if not folder.is_dir():
-        return UserError("there is no such folder", where=folder)
+        return UserError("there is no such folder", where=folder, mend="check the path")
     pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)} - _TRAINER_STATE)
     if pickles:
         return UserError(
@@ -112,7 +112,7 @@ def _no_safetensors(folder: Path, name: str) -> UserError:
             where=folder,
             mend=f"where you trust it: {_conversion(folder, name)}",
         )
-    return UserError(f"holds no {name}", where=folder)
+    return UserError(f"holds no {name}", where=folder, mend="copy it there, or name the folder that has it")
 
 
 _TRAINER_STATE = {"optimizer.pt", "scheduler.pt", "scaler.pt"}

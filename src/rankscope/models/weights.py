@@ -114,7 +114,7 @@ def _adapter_kind(folder: Path) -> str | None:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"is no JSON ({error})", where=path) from None
+        raise UserError(f"is no JSON ({error})", where=path, mend="copy or download the file again") from None
     # Anything else is for the reader of LoRA folders to refuse.
     kind = stored.get("peft_type") if isinstance(stored, dict) else None
     return kind if kind in {member.value for member in PeftType} else "LORA"

@@ -74,7 +74,8 @@ class HarnessModel(LM):
         """
         prefix = self.tokenizer.prefix_token_id
         if prefix is None:
-            raise UserError("the tokenizer has no token that opens or ends a text", where="model")
+            mend = "name a bos_token or eos_token in its tokenizer_config.json"
+            raise UserError("the tokenizer has no token that opens or ends a text", where="model", mend=mend)
         return [prefix], self.tokenizer.encode(text)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
