@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rankscope.data.content import Content, field_error, text_field, value_of
+from rankscope.data.content import Content, field_error, text_field, value_of, with_context
 from rankscope.data.option_answers import Asked, answered, cop_start, counts_from
 from rankscope.data.presets import Layout, Origin, Pattern, Preset, Replacement
 from rankscope.data.readers import Row
@@ -82,7 +83,8 @@ def preset_choices(rows: Sequence[Row], layout: Layout, origin: Origin, preset: 
 
 def _asked(row: Row) -> Asked:
     field = next((name for name in _ANSWERS if row.values.get(name) is not None), "answer")
-    question = text_field(row, next((name for name in _QUESTIONS if row.values.get(name) is not None), "question"))
+    asked = next((name for name in _QUESTIONS if row.values.get(name) is not None), "question")
+    question = text_field(row, asked) if asked == "context" else with_context(row, text_field(row, asked))
     for name in _LISTS:
         if row.values.get(name) is not None:
             found = _listed(row, name)
@@ -90,6 +92,15 @@ def _asked(row: Row) -> Asked:
             return Asked(row, question, found.texts, field, labels, has_number_options=has_numbers)
     members = max((_members(family, row.values) for family in _FAMILIES), key=len)
     return Asked(row, question, _options(row, "choices", _column_values(row, members)), field, is_numbered=True)
+
+
+def read_fields(row: Row) -> set[str]:
+    """The fields in which a row's question, options and answer are found by their names."""
+    values = {name for name, value in row.values.items() if value is not None}
+    first = (next((name for name in names if name in values), "") for names in (_QUESTIONS, _LISTS, _ANSWERS))
+    question, listed, answer = first
+    members = [] if listed else max((_members(family, values) for family in _FAMILIES), key=len)
+    return {question, listed, answer, *members}
 
 
 def _members(family: Sequence[str], fields: Iterable[str]) -> list[str]:
@@ -117,11 +128,13 @@ def _listed(row: Row, name: str) -> _Options:
     value = value_of(row, name)
     if value is None:
         raise field_error(row, name, "is missing")
+    if isinstance(value, str):
+        value = _json_list(value)
     if isinstance(value, dict):
         return _mapped(row, name, value)
     if isinstance(value, str):
         if not (written := written_options(value)):
-            mend = "write them as a list, or with their letters: A) yes  B) no"
+            mend = 'write them as a list, ["yes", "no"], or with their letters: A) yes  B) no'
             raise field_error(row, name, "is one text, and no list of options", mend)
         return _Options(_options(row, name, [text for _, text in written]), tuple(label for label, _ in written))
     if not isinstance(value, list):
@@ -131,6 +144,18 @@ def _listed(row: Row, name: str) -> _Options:
         return _Options(_options(row, name, texts), tuple(str(label) for label in labels))
     is_number = [isinstance(option, (int, float)) and not isinstance(option, bool) for option in value]
     return _Options(_options(row, name, value), has_numbers=bool(value) and all(is_number))
+
+
+def _json_list(text: str) -> Any:
+    """The list or mapping that a cell of a table holds as JSON, else the text."""
+    if text.strip()[:1] not in ("[", "{"):
+        return text
+    try:
+        found = json.loads(text)
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (RecursionError, ValueError):
+        return text
+    return found
 
 
 def _mapped(row: Row, name: str, value: dict[str, Any]) -> _Options:

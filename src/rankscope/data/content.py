@@ -84,6 +84,12 @@ def text_field(row: Row, name: str, may_be_empty: bool = False) -> str:
     return value
 
 
+def with_context(row: Row, question: str) -> str:
+    """A question with the passage that it is about, where the row has one."""
+    context = row.values.get("context")
+    return f"{context.strip()}\n\n{question}" if isinstance(context, str) and context.strip() else question
+
+
 def field_error(row: Row, name: str, problem: str, mend: str = "correct the row, or take it out") -> UserError:
     """The error for a field of a row, with its file and line."""
     return UserError(f"the field '{name}' {problem}", where=row.where, mend=mend)

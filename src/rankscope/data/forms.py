@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rankscope.data.choices import choice_contents, has_choices, preset_choices
-from rankscope.data.content import Content, text_field, value_of
+from rankscope.data.choices import choice_contents, has_choices, preset_choices, read_fields
+from rankscope.data.content import Content, text_field, value_of, with_context
 from rankscope.data.conversations import conversation_content, message_content
 from rankscope.data.presets import Layout, Preset
 from rankscope.data.readers import Row
@@ -22,11 +21,21 @@ Form = Literal["messages", "sharegpt", "multiple_choice", "prompt_completion", "
 # What `columns` in the study file may name.
 ROLES = (
     "messages", "conversations", "question", "choices", "answer", "prompt", "completion", "instruction", "input",
-    "output", "text", "category", "id", "cluster",
+    "output", "context", "text", "category", "id", "cluster",
 )  # fmt: skip
 # By what it is, the column, or of the options the columns.
 Columns = Mapping[str, str | tuple[str, ...]]
 _MOST_LOOKED_AT = 20  # later rows with the first one's fields are taken to have its form
+# What is read of a row of each form, beside its id, category and cluster; of multiple choice, what `choices` finds.
+_FIELDS: dict[Form, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations", "conversation", "system"),
+    "multiple_choice": ("context",),
+    "prompt_completion": ("prompt", "completion", "response"),
+    "alpaca": ("instruction", "input", "context", "output", "response", "system"),
+    "question_answer": ("question", "context", "answer", "response"),
+    "text": ("text",),
+}
 FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
 
 
@@ -60,11 +69,13 @@ class Contents:
         form: What the rows were taken for.
         contents: One for each row, in their order.
         num_blank: Rows of plain text that are blank, which part the others.
+        unread: The fields of the first row that nothing is made of, where no preset says what its fields are.
     """
 
     form: Form
     contents: list[Content]
     num_blank: int = 0
+    unread: tuple[str, ...] = ()
 
 
 def understand(rows: Rows, columns: Columns | None = None) -> Contents:
@@ -81,11 +92,21 @@ def understand(rows: Rows, columns: Columns | None = None) -> Contents:
         raise UserError("there are no rows", key=("source",), mend="check source, split and max_examples")
     if columns:
         named = [_renamed(row, columns) for row in rows.rows]
-        return _convert(named, _common_form(named, tuple(columns)))
+        understood = _convert(named, _common_form(named, tuple(columns)))
+        return replace(understood, unread=_unread(rows.rows[0], named[0], understood.form, columns))
     layout = _layout(rows)
     if layout is not None and rows.preset is not None:
         return _by_layout(rows, layout, rows.preset)
-    return _convert(rows.rows, _common_form(rows.rows))
+    understood = _convert(rows.rows, _common_form(rows.rows))
+    return replace(understood, unread=_unread(rows.rows[0], rows.rows[0], understood.form))
+
+
+def _unread(row: Row, renamed: Row, form: Form, columns: Columns | None = None) -> tuple[str, ...]:
+    """The fields of a row that hold something, and of which nothing is read."""
+    named = [name for column in (columns or {}).values() for name in ([column] if isinstance(column, str) else column)]
+    read = {"id", "category", "cluster", *named, *(name.partition(".")[0] for name in named), *_FIELDS[form]}
+    read |= read_fields(renamed) if form == "multiple_choice" else set()
+    return tuple(str(name) for name, value in row.values.items() if value not in (None, "") and name not in read)
 
 
 def _by_layout(rows: Rows, layout: Layout, preset: Preset) -> Contents:
@@ -185,6 +206,7 @@ def _form(values: Mapping[str, Any]) -> Form | None:
         ("prompt_completion", "prompt", "completion"),
         ("prompt_completion", "prompt", "response"),
         ("alpaca", "instruction", "output"),
+        ("alpaca", "instruction", "response"),
         ("question_answer", "question", "answer"),
         ("question_answer", "question", "response"),
     )
@@ -222,12 +244,13 @@ def _prompt_completion(row: Row) -> Content:
 
 
 def _alpaca(row: Row) -> Content:
-    question = text_field(row, "instruction")
+    question = with_context(row, text_field(row, "instruction"))
     if row.values.get("input"):
         question = f"{question}\n\n{text_field(row, 'input')}"
     system = row.values.get("system")
     opening = (("system", text_field(row, "system")),) if system else ()
-    return Content(row, (*opening, ("user", question)), text_field(row, "output"))
+    answered = "response" if row.values.get("output") is None and "response" in row.values else "output"
+    return Content(row, (*opening, ("user", question)), text_field(row, answered))
 
 
 def _question_answer(row: Row) -> Content:
@@ -236,7 +259,7 @@ def _question_answer(row: Row) -> Content:
     # A number is a fine answer.
     is_number = isinstance(answer, (int, float)) and not isinstance(answer, bool)
     text = str(answer) if is_number else text_field(row, answered)
-    return Content(row, (("user", text_field(row, "question")),), text)
+    return Content(row, (("user", with_context(row, text_field(row, "question"))),), text)
 
 
 def _plain_text(row: Row) -> Content:
@@ -251,7 +274,7 @@ def _joined(contents: Sequence[Content], heading: str) -> list[Content]:
         headings.append(content)
         if not re.fullmatch(heading, content.answer):
             text = "\n \n".join(part.answer for part in headings)
-            joined.append(dataclasses.replace(headings[0], answer=text))
+            joined.append(replace(headings[0], answer=text))
             headings = []
     return joined or list(contents)
 

@@ -48,6 +48,7 @@ class DataSummary(Frozen):
         num_refused: Rows that nothing could be made of: blank ones that part texts, prompts that leave no room.
         num_truncated: Examples cut on the right, or items whose prompt is cut from the left when it is scored.
         median_tokens, p95_tokens: Of examples, or of items with their longest option.
+        unread_fields: Of the first row, what holds something and is not read, where no preset says what its fields are.
         sample_prompt, sample_trained: The first one decoded from its tokens; the second part is what is learned.
         is_estimate: The rows were not read, or there was no tokenizer for them: numbers are from a table.
     """
@@ -67,6 +68,7 @@ class DataSummary(Frozen):
     median_tokens: int = 0
     p95_tokens: int = 0
     longest_tokens: int
+    unread_fields: tuple[str, ...] = ()
     sample_prompt: str
     sample_trained: str
     is_estimate: bool = False
@@ -86,6 +88,7 @@ def training_summary(label: Label, understood: Contents, done: Tokenised, tokeni
         num_tokens=sum(len(example.input_ids) for example in done.examples),
         num_scored_tokens=sum(example.num_scored_tokens for example in done.examples),
         **_lengths([len(example.input_ids) for example in done.examples]),
+        unread_fields=understood.unread,
         sample_prompt=tokenizer.decode(first.input_ids[: first.num_prompt_tokens], skip_special_tokens=False),
         sample_trained=tokenizer.decode(first.input_ids[first.num_prompt_tokens :], skip_special_tokens=False),
     )
@@ -132,6 +135,7 @@ def task_summary(label: Label, understood: Contents | None, items: Sequence[Item
         num_tokens=sum(prompts) + sum(sum(own) for own in lengths),
         num_scored_tokens=sum(sum(own) for own in lengths),
         **_lengths(longest),
+        unread_fields=() if understood is None else understood.unread,
         sample_prompt=tokenizer.decode(shown, skip_special_tokens=False),
         sample_trained=tokenizer.decode(right, skip_special_tokens=False),
     )
@@ -204,6 +208,8 @@ def summary_lines(summary: DataSummary) -> list[str]:
         f"  {summary.role} {summary.name} ({summary.source}): {', '.join(counts)}",
         f"    {summary.num_tokens:,} tokens{learned}; each {lengths}",
     ]
+    if summary.unread_fields:
+        lines.append(f"    not read of its rows: {', '.join(summary.unread_fields)}")
     if summary.role == "train":
         lines.append(f"    one example, what is trained on in >>> <<<: {_marked(summary)}")
     return lines

@@ -6,12 +6,13 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from rankscope.data.content import Content
+from rankscope.data.content import Content, field_error
 
 _LABEL = r"[(\[]?(?P<label>[A-Za-z])\s?[).:\]]\s*(?=\S)"
 _ON_LINES = re.compile(rf"^[ \t]*{_LABEL}", re.MULTILINE)
 _ANYWHERE = re.compile(rf"(?:^|(?<=[\s,;|])){_LABEL}")
 _ANSWER = re.compile(r"[(\[]?([A-Za-z])[).:\]]?")
+_ANSWER_LINE = re.compile(r"(?P<before>[(\[]?)(?P<label>[A-Za-z])(?P<after>\s?[).:\]]\s*)(?P<text>\S.*)", re.DOTALL)
 
 
 def written_options(text: str) -> list[tuple[str, str]]:
@@ -46,13 +47,22 @@ def with_written_options(contents: Sequence[Content]) -> list[Content] | None:
         contents: Questions with free answers.
 
     Returns:
-        The same with options; None where a question has none, or an answer is none of them.
+        The same with options; None where a question has none, or an answer is a text that is none of them.
+
+    Raises:
+        UserError: Every question has options and every answer is a letter, and one is none of its options'.
     """
+    written = [written_options(content.question) for content in contents]
+    if not all(written):
+        return None
+    all_letters = all(_ANSWER.fullmatch(content.answer.strip()) for content in contents)
     made = []
-    for content in contents:
-        options = written_options(content.question)
-        answers = _as_answered(options, content.answer.strip()) if options else ()
+    for content, options in zip(contents, written, strict=True):
+        answers = _as_answered(options, content.answer.strip())
         if content.answer.strip() not in answers:
+            if all_letters:
+                what = f"is '{content.answer.strip()}', none of the {len(options)} options in its question"
+                raise field_error(content.row, "answer", what, "correct the answer, or the question's options")
             return None
         index = answers.index(content.answer.strip())
         made.append(dataclasses.replace(content, answer=answers[index], options=answers, answer_index=index))
@@ -60,7 +70,10 @@ def with_written_options(contents: Sequence[Content]) -> list[Content] | None:
 
 
 def _as_answered(options: Sequence[tuple[str, str]], answer: str) -> tuple[str, ...]:
-    """The options as a row's answer writes them: as letters, with their brackets, or as texts."""
+    """The options as a row's answer writes them: as letters with their brackets, as texts, or as both: `B) no`."""
+    line = _ANSWER_LINE.fullmatch(answer)
+    if line and line["text"] in (text for label, text in options if label.upper() == line["label"].upper()):
+        return tuple(f"{line['before']}{label}{line['after']}{text}" for label, text in options)
     letter = _ANSWER.fullmatch(answer)
     if letter is None or letter[1].upper() not in {label.upper() for label, _ in options}:
         return tuple(text for _, text in options)

@@ -205,12 +205,16 @@ def scores(contents: Contents) -> pl.DataFrame:
 
 def data_summaries(contents: Contents) -> pl.DataFrame:
     """What was read of each training set and task: rows, truncated, duplicates, tokens, one decoded sample."""
-    rows = [{**summary.model_dump(), "data_source": summary.source} for summary in contents.plan.data]
+    rows = [
+        {**summary.model_dump(), "data_source": summary.source, "unread_fields": ", ".join(summary.unread_fields)}
+        for summary in contents.plan.data
+    ]
     schema = {
         "base": pl.String, "name": pl.String, "role": pl.String, "data_source": pl.String, "form": pl.String,
         "num_rows": pl.Int64, "num_used": pl.Int64, "num_refused": pl.Int64, "num_truncated": pl.Int64,
         "num_duplicates": pl.Int64, "num_tokens": pl.Int64, "num_scored_tokens": pl.Int64, "median_tokens": pl.Int64,
-        "p95_tokens": pl.Int64, "longest_tokens": pl.Int64, "sample_prompt": pl.String, "sample_trained": pl.String,
+        "p95_tokens": pl.Int64, "longest_tokens": pl.Int64, "unread_fields": pl.String, "sample_prompt": pl.String,
+        "sample_trained": pl.String,
     }  # fmt: skip
     rows = [{name: row[name] for name in schema} for row in rows]
     return pl.DataFrame(rows, schema=schema).with_columns(pl.lit("plan.json").alias("source"))

@@ -24,6 +24,7 @@ GOOD = [
     {"question": "Who?\nA) he\nB) she", "answer": "B"},
     {"question": "Who?", "choices": ["he", "she"], "answer": 1},
     {"question": "Who?", "choices": {"text": ["he", "she"], "label": ["A", "B"]}, "answerKey": "B"},
+    {"question": "Who?", "context": "She came.", "answer": "She."},
     {"question": "Who?", "opa": "he", "opb": "she", "opc": "it", "opd": "they", "cop": 2},
     {"question": "Who?", "options": "a ) he , b ) she", "answer": "b"},
     {"text": "She came."},

@@ -47,6 +47,19 @@ ASSISTANT = {"role": "assistant", "content": "So."}
         ({"question": "Q", "answer": "A"}, "question_answer", (("user", "Q"),), "A"),
         ({"question": "Q", "answer": 42}, "question_answer", (("user", "Q"),), "42"),
         ({"question": "Q", "response": "A"}, "question_answer", (("user", "Q"),), "A"),
+        ({"question": "Q", "context": "P.", "answer": "A"}, "question_answer", (("user", "P.\n\nQ"),), "A"),
+        ({"question": "Q", "context": {"x": 1}, "answer": "A"}, "question_answer", (("user", "Q"),), "A"),
+        ({"instruction": "Do", "context": "P.", "response": "Done"}, "alpaca", (("user", "P.\n\nDo"),), "Done"),
+        ({"instruction": "Do", "context": "", "response": "Done"}, "alpaca", (("user", "Do"),), "Done"),
+        (
+            {"question": "Q", "context": "P.", "choices": ["x", "y"], "answer": 1},
+            "multiple_choice",
+            (("user", "P.\n\nQ"),),
+            "y",
+        ),
+        ({"context": "P.", "choices": ["x", "y"], "answer": 1}, "multiple_choice", (("user", "P."),), "y"),
+        ({"question": "Q", "choices": '["x", "y"]', "answer": "1"}, "multiple_choice", (("user", "Q"),), "y"),
+        ({"question": "Q", "choices": '{"A": "x", "B": "y"}', "answer": "B"}, "multiple_choice", (("user", "Q"),), "y"),
     ],
 )
 def test_forms_are_found_by_their_fields(row, form, turns, answer):
@@ -310,3 +323,26 @@ def test_no_rows_whatever_raise_anything_but_a_users_error(values, preset):
         assert content.answer.strip()
         assert content.answer_index is None or content.options[content.answer_index] == content.answer
         json.dumps(content.turns)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "unread"),
+    [
+        ({"id": 1, "question": "Q", "answer": "A", "passage": "P", "note": None, "url": "u"}, None, ("passage", "url")),
+        ({"question": "Q", "context": "P", "answer": "A", "category": "c", "cluster": "k"}, None, ()),
+        ({"question": "Q", "choices": ["x", "y"], "answer": 0, "explanation": "E"}, None, ("explanation",)),
+        ({"question": "Q", "opa": "x", "opb": "y", "cop": 2, "exp": "E"}, None, ("exp",)),
+        ({"q": "Q", "item": {"gold": "A"}, "hint": "H"}, {"question": "q", "answer": "item.gold"}, ("hint",)),
+        ({"q": "Q", "a": "x", "b": "y", "key": 0}, {"question": "q", "choices": ("a", "b"), "answer": "key"}, ()),
+        ({"messages": [USER, ASSISTANT], "tools": "[]"}, None, ("tools",)),
+        ({"text": "T", "url": "u"}, None, ("url",)),
+    ],
+)  # fmt: skip
+def test_fields_of_which_nothing_is_read_are_named(row, columns, unread):
+    assert understand(rows(row, row), columns).unread == unread
+
+
+def test_a_preset_says_itself_what_its_fields_are():
+    row = {"question": "Q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": 1, "exp": "E", "subject_name": "law"}
+    preset = find_preset("medmcqa")
+    assert understand(Rows([Row(row, "f", 1)], "files", preset, True)).unread == ()

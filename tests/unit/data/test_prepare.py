@@ -11,6 +11,7 @@ from model_folders import CHATML, write_tokenizer
 from rankscope.data.contamination import TrainingWords
 from rankscope.data.examples import items_frame, items_from_frame
 from rankscope.data.prepare import prepare_task, prepare_training_set
+from rankscope.data.summaries import summary_lines
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError
 from rankscope.runs import evaluation_hash
@@ -122,6 +123,13 @@ def test_summaries_count_what_was_understood(plain, source):
     assert summary.longest_tokens == max(len(example.input_ids) for example in data.examples)
     assert (summary.form, summary.role) == ("question_answer", "train")
     assert summary.sample_prompt + summary.sample_trained == f"<s>{data.texts[0].prompt}{data.texts[0].completion}</s>"
+
+
+def test_fields_that_are_not_read_are_shown(plain, source):
+    rows = [{**row, "passage": "P", "index": 3} for row in QA]
+    (line,) = [line for line in summary_lines(task(plain, source(rows)).summary) if "not read" in line]
+    assert line.strip() == "not read of its rows: passage, index"
+    assert not any("not read" in line for line in summary_lines(task(plain, source(QA)).summary))
 
 
 def test_fingerprint_is_of_the_trained_tokens(plain, source):

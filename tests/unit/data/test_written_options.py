@@ -41,6 +41,8 @@ def test_letters_from_a_on_without_a_gap_are_options(text, labels, options):
     [
         ("B", ("A", "B", "C"), 1), ("(c)", ("(a)", "(b)", "(c)"), 2), ("A.", ("A.", "B.", "C."), 0),
         ("a stone", ("a tree", "a stone", "the letter B) itself"), 1),
+        ("B) a stone", ("A) a tree", "B) a stone", "C) the letter B) itself"), 1),
+        ("(A) a tree", ("(A) a tree", "(B) a stone", "(C) the letter B) itself"), 0),
     ],
 )  # fmt: skip
 def test_questions_with_options_inside_stay_as_they_are_and_can_be_chosen(answer, options, index):
@@ -55,14 +57,21 @@ def test_questions_with_options_inside_stay_as_they_are_and_can_be_chosen(answer
     "other",
     [
         {"question": "What grows?", "answer": "B"},
-        {"question": LINES, "answer": "D"},
         {"question": LINES, "answer": "B, since it is written so"},
+        {"question": LINES, "answer": "B) a tree"},
     ],
 )
 def test_one_row_without_them_leaves_all_free_answers(other):
     found = read({"question": LINES, "answer": "B"}, other)
     assert found.form == "question_answer"
     assert all(not content.options for content in found.contents)
+
+
+@pytest.mark.parametrize("letter", ["D", "(e)", "Z."])
+def test_a_letter_outside_of_the_options_inside_is_refused(letter):
+    with pytest.raises(UserError, match="none of the 3 options in its question") as caught:
+        read({"question": LINES, "answer": "B"}, {"question": LINES, "answer": letter})
+    assert caught.value.where == "data.jsonl:2" and caught.value.mend
 
 
 def test_a_column_of_options_may_be_one_text():
