@@ -52,9 +52,11 @@ def with_written_options(contents: Sequence[Content]) -> list[Content] | None:
     Raises:
         UserError: Every question has options and every answer is a letter, and one is none of its options'.
     """
-    written = [written_options(content.question) for content in contents]
-    if not all(written):
-        return None
+    written = []
+    for content in contents:
+        written.append(written_options(content.question))
+        if not written[-1]:
+            return None  # of most files the first row says it
     all_letters = all(_ANSWER.fullmatch(content.answer.strip()) for content in contents)
     made = []
     for content, options in zip(contents, written, strict=True):

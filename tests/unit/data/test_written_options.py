@@ -82,3 +82,10 @@ def test_a_column_of_options_may_be_one_text():
     with pytest.raises(UserError, match="'options' is one text, and no list of options") as caught:
         read({"question": "How much?", "options": "yes, no", "answer": "yes"})
     assert "A) yes  B) no" in caught.value.mend
+
+
+def test_a_file_without_options_is_not_searched_to_its_end(monkeypatch):
+    searched = []
+    monkeypatch.setattr("rankscope.data.written_options.written_options", lambda text: searched.append(text) or [])
+    read(*({"question": f"Q{number}", "answer": "A"} for number in range(9)))
+    assert searched == ["Q0"]
