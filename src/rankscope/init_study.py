@@ -53,6 +53,7 @@ class _Found:
     """
 
     form: str
+    unread: tuple[str, ...]
     num_rows: int
     num_duplicates: int
     num_test: int | None
@@ -85,6 +86,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
     repeated = f", {found.num_duplicates:,} of them repetitions" if found.num_duplicates else ""
     return [
         f"{train}: {found.num_rows:,} rows{repeated}, read as {found.form}",
+        *([f"  not read of its rows: {', '.join(found.unread)}"] if found.unread else []),
         f"  tokens a row: {_length(found, base)}",
         f"  one row, what would be learned in >>> <<<: {found.sample}",
         f"{model}: {rounded(base.size)} parameters, context of {base.tokenizer.context_length or 'unknown'} tokens",
@@ -181,6 +183,7 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
     train_part, test_part, num_test = _parts(train, understood, columns)
     return _Found(
         form=understood.form,
+        unread=understood.unread,
         num_rows=len(understood.contents),
         num_duplicates=num_duplicates([(content.question, content.answer) for content in understood.contents]),
         num_test=num_test if understood.form in ("multiple_choice", "question_answer") else None,

@@ -161,6 +161,15 @@ def test_columns_are_named_and_written(data: Path, capsys: pytest.CaptureFixture
     assert study.train["ours"].columns == study.evaluate["ours_test"].columns == columns
 
 
+def test_fields_that_it_does_not_read_are_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["init", "--model", "smallworld:base", "--train", str(data), "--out"]
+    assert main([*command, "one.yaml"]) == DONE
+    assert "not read" not in capsys.readouterr().out
+    write(data, [{**row, "passage": "P"} for row in questions(300)])
+    assert main([*command, "two.yaml"]) == DONE
+    assert "  not read of its rows: passage\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("pair", ["question", "=q", "question="])
 def test_columns_that_are_no_pairs_are_refused(pair: str) -> None:
     with pytest.raises(UserError, match="names no column") as caught:
