@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,7 +131,7 @@ def _listed(row: Row, name: str) -> _Options:
     if value is None:
         raise field_error(row, name, "is missing")
     if isinstance(value, str):
-        value = _json_list(value)
+        value = _in_cell(value)
     if isinstance(value, dict):
         return _mapped(row, name, value)
     if isinstance(value, str):
@@ -146,16 +148,19 @@ def _listed(row: Row, name: str) -> _Options:
     return _Options(_options(row, name, value), has_numbers=bool(value) and all(is_number))
 
 
-def _json_list(text: str) -> Any:
-    """The list or mapping that a cell of a table holds as JSON, else the text."""
+def _in_cell(text: str) -> Any:
+    """The list or mapping that a cell of a table holds, as JSON or as pandas writes it: `['x', 'y']`; else the text."""
     if text.strip()[:1] not in ("[", "{"):
         return text
-    try:
-        found = json.loads(text)
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    except (RecursionError, ValueError):
-        return text
-    return found
+    for read in (json.loads, ast.literal_eval):
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of backslashes that Python does not know
+                found = read(text.strip())
+            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found
+    return text
 
 
 def _mapped(row: Row, name: str, value: dict[str, Any]) -> _Options:

@@ -60,6 +60,8 @@ ASSISTANT = {"role": "assistant", "content": "So."}
         ({"context": "P.", "choices": ["x", "y"], "answer": 1}, "multiple_choice", (("user", "P."),), "y"),
         ({"question": "Q", "choices": '["x", "y"]', "answer": "1"}, "multiple_choice", (("user", "Q"),), "y"),
         ({"question": "Q", "choices": '{"A": "x", "B": "y"}', "answer": "B"}, "multiple_choice", (("user", "Q"),), "y"),
+        ({"question": "Q", "choices": "['x', \"y's\"]", "answer": "1"}, "multiple_choice", (("user", "Q"),), "y's"),
+        ({"question": "Q", "choices": "['\\d', 'y']", "answer": "0"}, "multiple_choice", (("user", "Q"),), "\\d"),
     ],
 )
 def test_forms_are_found_by_their_fields(row, form, turns, answer):
@@ -214,6 +216,9 @@ REFUSED = {
     "empty option": ([{"question": "Q", "choices": ["x", ""], "answer": 0}], "option 2 that is empty"),
     "null option": ([{"question": "Q", "choices": ["x", None], "answer": 0}], "option 2 that is no text"),
     "options as text": ([{"question": "Q", "choices": "x, y", "answer": 0}], "no list of options"),
+    "half a pair in a cell": ([{"question": "Q", "choices": '["\\ud800", "x"]', "answer": 0}], "no list of options"),
+    "code in a cell": ([{"question": "Q", "choices": "[open('x'), 2]", "answer": 0}], "no list of options"),
+    "deep cell": ([{"question": "Q", "choices": "[" * 9000, "answer": 0}], "no list of options"),
     "labels and texts": ([{"question": "Q", "choices": {"text": ["x", "y"], "label": [1]}, "answer": 1}], "1 label"),
     "no turns": ([{"messages": []}], "is empty"),
     "turns as text": ([{"messages": "hello"}], "no list of turns"),
