@@ -105,6 +105,7 @@ def _unread(row: Row, renamed: Row, form: Form, columns: Columns | None = None) 
     """The fields of a row that hold something, and of which nothing is read."""
     named = [name for column in (columns or {}).values() for name in ([column] if isinstance(column, str) else column)]
     read = {"id", "category", "cluster", *named, *(name.partition(".")[0] for name in named), *_FIELDS[form]}
+    read.add("")  # a table's index column, as pandas writes it
     read |= read_fields(renamed) if form == "multiple_choice" else set()
     return tuple(str(name) for name, value in row.values.items() if value not in (None, "") and name not in read)
 

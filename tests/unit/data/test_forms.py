@@ -341,6 +341,7 @@ def test_no_rows_whatever_raise_anything_but_a_users_error(values, preset):
         ({"q": "Q", "a": "x", "b": "y", "key": 0}, {"question": "q", "choices": ("a", "b"), "answer": "key"}, ()),
         ({"messages": [USER, ASSISTANT], "tools": "[]"}, None, ("tools",)),
         ({"text": "T", "url": "u"}, None, ("url",)),
+        ({"": "0", "text": "T"}, None, ()),
     ],
 )  # fmt: skip
 def test_fields_of_which_nothing_is_read_are_named(row, columns, unread):
