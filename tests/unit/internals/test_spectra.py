@@ -188,6 +188,25 @@ class TestMeasures:
         found = spectra.update_measures(values(0.0, 0.0), rank=2, base_norm=2.0, base_spectral_norm=1.0)
         assert found == {"update_norm": 0.0, "update_norm_relative": 0.0, "update_spectral_relative": 0.0}
 
+    def test_every_measure_stands_under_its_own_key(self):
+        """Energies of 89, 4, 4 and 3 in a hundred: each share is reached by another number of directions."""
+        S = values(89.0, 4.0, 4.0, 3.0).sqrt()
+        found = spectra.update_measures(S, rank=8, base_norm=20.0, base_spectral_norm=2.0)
+        shares = (S / S.sum()).tolist()
+        assert found == pytest.approx(
+            {
+                "update_norm": 10.0,
+                "update_norm_relative": 0.5,
+                "update_spectral_relative": 89.0**0.5 / 2.0,
+                "stable_rank": 100.0 / 89.0,
+                "rank_utilisation": 100.0 / 89.0 / 8.0,
+                "effective_rank": math.exp(-sum(share * math.log(share) for share in shares)),
+                "energy_rank_90": 2,
+                "energy_rank_95": 3,
+                "energy_rank_99": 4,
+            }
+        )
+
     def test_rank_utilisation_is_of_a_granted_rank_only(self):
         found = spectra.update_measures(values(1.0, 1.0), rank=None, base_norm=2.0, base_spectral_norm=1.0)
         assert "rank_utilisation" not in found
