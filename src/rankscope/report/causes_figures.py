@@ -93,9 +93,14 @@ def _drawn(derived: pl.DataFrame) -> dict[str, list[str]]:
     return found
 
 
-def explanation_figure(explanations: pl.DataFrame) -> Figure | None:
-    """What goes with forgetting over all runs of a training set, plain and at equal size of the update."""
-    panels, notes = [], _warnings(explanations)
+def explanation_figure(explanations: pl.DataFrame, *, leaves_candidates: bool) -> Figure | None:
+    """What goes with forgetting over all runs of a training set, plain and at equal size of the update.
+
+    Args:
+        explanations: The correlations.
+        leaves_candidates: The study trained arms at rates that it did not score.
+    """
+    panels, notes = [], _warnings(explanations, leaves_candidates=leaves_candidates)
     for target, title in _TARGETS.items():
         part = explanations.filter(pl.col("target") == target)
         if not part.is_empty():
@@ -122,14 +127,17 @@ def explanation_figure(explanations: pl.DataFrame) -> Figure | None:
     )
 
 
-def _warnings(explanations: pl.DataFrame) -> dict[str, list[str]]:
-    """By group, that its runs are few."""
+def _warnings(explanations: pl.DataFrame, *, leaves_candidates: bool) -> dict[str, list[str]]:
+    """By group, that its runs are few, and what would add to them."""
     found: dict[str, list[str]] = {}
+    more = "More arms or rates would narrow them."
+    if leaves_candidates:
+        more = "`search: {evaluate: all}` adds the candidates that were not chosen."
     for (group,), part in explanations.group_by(["group"], maintain_order=True):
         most = int(part["num_candidates"].max())
         if most < _FEW:
             text = f"Only {most} arms at a rate were scored: the intervals are wide, and most hold 0."
-            found[str(group)] = [f"{text} `search: {{evaluate: all}}` adds the candidates that were not chosen."]
+            found[str(group)] = [f"{text} {more}"]
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
+from rankscope.plan import Plan
 from rankscope.report.causes_figures import derived_figure, explanation_figure
 from rankscope.report.contents import Contents
 from rankscope.report.derived import sentences
@@ -39,7 +40,7 @@ def make_figures(tables: Mapping[str, pl.DataFrame], contents: Contents) -> dict
         attention_figure(grouped["attention_by_layer"], style),
         representation_figure(grouped["representations_by_layer"], style),
         neuron_figure(grouped["neurons_by_layer"], style),
-        explanation_figure(grouped["explanations"]),
+        explanation_figure(grouped["explanations"], leaves_candidates=_leaves_candidates(contents.plan)),
         derived_figure(grouped["derived"], style, {names[pair]: said for pair, said in cuts.items()}),
         cost_figure(grouped["runs"], style),
         loss_figure(grouped["losses"], grouped["validations"], style),
@@ -58,6 +59,14 @@ def group_names(contents: Contents) -> dict[tuple[str, str], str]:
     pairs = dict.fromkeys((run.base.name, run.training_set.name) for run in contents.plan.runs)
     several = len(contents.plan.bases) > 1
     return {(base, name): f"{name} on {base}" if several else name for base, name in pairs}
+
+
+def _leaves_candidates(plan: Plan) -> bool:
+    """Whether arms were trained at rates that are not scored."""
+    rates: dict[str, set[float]] = {}
+    for run in plan.runs:
+        rates.setdefault(run.arm.label, set()).add(run.learning_rate)
+    return not plan.scores_all_candidates and any(len(tried) > 1 for tried in rates.values())
 
 
 def _with_group(table: pl.DataFrame, names: Mapping[tuple[str, str], str]) -> pl.DataFrame:

@@ -233,3 +233,23 @@ def test_explanations_are_correlations_over_every_candidate_that_was_scored(repo
     assert (row["num_candidates"], row["num_runs"]) == (11, len(runs))
     assert -1 < row["low"] < row["value"] < row["high"] < 1
     assert row["high"] - row["low"] > 0.8, "few candidates give a wide interval"
+
+
+@pytest.mark.parametrize(
+    "all_scored, said",
+    [
+        (False, "`search: {evaluate: all}` adds the candidates that were not chosen."),
+        (True, "More arms or rates would narrow them."),
+    ],
+)
+def test_few_candidates_are_said_and_what_would_add_to_them(reported, all_scored, said):
+    contents = replace(
+        reported.contents, plan=reported.contents.plan.model_copy(update={"scores_all_candidates": all_scored})
+    )
+    row = {"base": "small", "training_set": "new", "target": "forgetting", "predictor": "cka", "given": None,
+           "value": 0.5, "low": -0.4, "high": 0.9, "confidence": 0.95, "num_candidates": 6, "num_runs": 9,
+           "source": "x"}  # fmt: skip
+    tables = make_tables(contents) | {"explanations": pl.DataFrame([row])}
+    notes = make_figures(tables, contents)["explanations"].notes
+    few = "Only 6 arms at a rate were scored: the intervals are wide, and most hold 0."
+    assert notes == {"new": [f"{few} {said}"]}
