@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import datasets
 import lm_eval.models.huggingface as harness
 import polars as pl
+import psutil
 import torch
 import transformers
 from peft import LoraConfig, PeftModel
@@ -26,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from work import Run, Work, read_work
 
 BATCH_SIZES = (4, 16, 64)
+_CALIBRATED = 24  # items
 NUM_TOP = 10  # singular vectors that may be intruders
 
 
@@ -85,13 +87,23 @@ def calibrate(work: Work) -> dict[str, int]:
     model = _harness(work, _tuned(work, Path(), None), 1)
     best = {}
     for name in work.tasks:
-        seconds = {}
+        seconds: dict[int, float] = {}
         for size in BATCH_SIZES:
+            if seconds and not _has_room(work, model, name, size):
+                break
             started = time.perf_counter()
-            _score_task(model, work, name, size, 24)
+            _score_task(model, work, name, size, _CALIBRATED)
             seconds[size] = time.perf_counter() - started
         best[name] = min(seconds, key=seconds.__getitem__)
     return best
+
+
+def _has_room(work: Work, model: harness.HFLM, name: str, size: int) -> bool:
+    """Whether logits of a batch, and their logarithms, leave half of the memory free: else the system may kill it."""
+    items = pl.read_parquet(work.tasks[name]).head(_CALIBRATED).to_dicts()
+    longest = max(len(model.tok_encode(f"{item['prompt']}{item['target']}")) for item in items)
+    vocabulary = model.model.get_output_embeddings().weight.shape[0]
+    return 2 * 4 * size * longest * vocabulary < psutil.virtual_memory().available / 2
 
 
 def _harness(work: Work, model: torch.nn.Module, size: int) -> harness.HFLM:
