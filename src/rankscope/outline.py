@@ -143,7 +143,8 @@ def _shape(name: str, source: ModelSource) -> tuple[ModelShape, str]:
         close = difflib.get_close_matches(source.source.lower(), known_models(), n=1, cutoff=0.6)
         what = f"'{source.source}' is neither on this machine nor among the models whose shapes are known"
         mend = f"did you mean {known_models()[close[0]].ids[0]}? " if close else ""
-        mend += f"`hf download {source.source}` fetches it, then plan can count"
+        has_owner = "/" in source.source  # hub ids do
+        mend += f"`hf download {source.source}` fetches it, then plan can count" if has_owner else "name its folder"
         raise UserError(what, key=("model", name), mend=mend)
     return replace(shape_of_entry(entry), quantization=bits), entry.type
 

@@ -101,6 +101,12 @@ def test_an_unknown_model_is_refused_with_the_nearest_name() -> None:
     assert "did you mean Qwen/Qwen2.5-7B" in caught.value.mend
 
 
+def test_a_name_that_is_no_hub_id_is_not_to_be_fetched() -> None:
+    with pytest.raises(UserError, match="neither on this machine") as caught:
+        make_outline(paper(model="stories3M"))
+    assert "hf download" not in caught.value.mend and "name its folder" in caught.value.mend
+
+
 def test_every_preset_has_a_size() -> None:
     assert set(all_presets()) <= set(known_sizes())
 
