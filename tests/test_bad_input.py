@@ -73,6 +73,14 @@ def test_what_a_study_cannot_tell_is_said_before_it_runs(study: Path, capsys: py
     assert "no task has role retention" in text
 
 
+def test_settings_of_a_cluster_that_is_not_asked_for_are_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["--set", "execute.address=head:6379", "--set", "execute.results=fetched"]
+    assert main(["plan", str(study), *settings]) == DONE
+    text = capsys.readouterr().out
+    for key in ("address", "results"):
+        assert f"execute.{key} does nothing without `backend: ray`: the work stays on this machine" in text
+
+
 def test_ranks_to_which_nothing_is_cut_are_named(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for truncate, words in (
         (

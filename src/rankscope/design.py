@@ -113,7 +113,15 @@ def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
         warnings.append("one seed shows no spread: intervals hold the choice of items only")
     if not any(task.role == "retention" for task in study.evaluate.values()):
         warnings.append("no task has role retention: nothing watches what is forgotten")
-    return [*warnings, *_truncation_warnings(study)]
+    return [*warnings, *_truncation_warnings(study), *_cluster_warnings(study)]
+
+
+def _cluster_warnings(study: Study) -> list[str]:
+    """Settings of a Ray cluster in a study that does not use one."""
+    if study.execute.backend == "ray":
+        return []
+    said = [f"execute.{key}" for key in ("address", "results") if key in study.execute.model_fields_set]
+    return [f"{key} does nothing without `backend: ray`: the work stays on this machine" for key in said]
 
 
 def _truncation_warnings(study: Study) -> list[str]:

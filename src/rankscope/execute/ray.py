@@ -50,8 +50,12 @@ def cluster_layout(execute: Execute) -> Layout:
     wanted = execute.num_workers if execute.num_workers != "auto" else max(1, room)
     if wanted > room:
         has = f"{gpus} GPUs" if device == "cuda" else f"{cores} processor cores"
-        what = f"{wanted} workers on {device} are asked for, and the cluster has {has}"
-        mend = f"set it to {room} or less, or add nodes" if room else "add nodes, or set execute.device to cpu"
+        if not room and device == "cuda":
+            what = f"cuda is asked for, and the cluster has {has}"
+            raise UserError(what, where="execute.device", mend="add nodes with GPUs, or set it to cpu")
+        workers = f"1 worker on {device} is" if wanted == 1 else f"{wanted} workers on {device} are"
+        what = f"{workers} asked for, and the cluster has {has}"
+        mend = f"set it to {room} or less, or add nodes" if room else "add nodes, or lower execute.threads_per_worker"
         raise UserError(what, where="execute.num_workers", mend=mend)
     return Layout(device=device, num_workers=wanted, threads_per_worker=threads)
 

@@ -82,8 +82,14 @@ def test_more_devices_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_a_cluster_without_gpus_cannot_give_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster(monkeypatch, CPU=16.0)
-    with pytest.raises(UserError, match="1 workers on cuda are asked for, and the cluster has 0 GPUs"):
+    with pytest.raises(UserError, match="cuda is asked for, and the cluster has 0 GPUs") as refused:
         cluster_layout(Execute(backend="ray", device="cuda"))
+    assert refused.value.where == "execute.device"
+    with pytest.raises(
+        UserError, match="1 worker on cpu is asked for, and the cluster has 16 processor cores"
+    ) as refused:
+        cluster_layout(Execute(backend="ray", threads_per_worker=17))
+    assert "lower execute.threads_per_worker" in refused.value.mend
 
 
 def test_what_a_pack_reads_is_sent_and_what_it_wrote_comes_back(tmp_path: Path) -> None:

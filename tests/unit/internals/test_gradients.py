@@ -22,6 +22,10 @@ def test_only_directions_above_the_noise_count() -> None:
     signal, noise = matrix([5.0, 3.0, 1.0, 0.2]), matrix([0.5, 0.1], seed=1)
     # The mean of the halves is the signal; half of their difference is the noise, whose largest value is 0.5.
     assert signal_rank((signal + noise).float(), (signal - noise).float())[0] == 3
+    # Just above the noise a direction counts, just below it none does: neither is out by a factor of two.
+    for smallest, number in ((0.6, 3), (0.4, 2)):
+        signal = matrix([5.0, 3.0, smallest])
+        assert signal_rank((signal + noise).float(), (signal - noise).float())[0] == number
 
 
 def test_without_noise_every_direction_counts_and_with_nothing_but_noise_hardly_any() -> None:
@@ -36,6 +40,9 @@ def test_energy_ranks_are_the_least_numbers_of_directions() -> None:
     # Energies 0.81, 0.0961, 0.09 and 0.01: after two directions 90.06%, after three 99.01%.
     signal = matrix([0.9, 0.31, 0.3, 0.1])
     assert signal_rank(signal, signal)[1:] == (2, 3)
+    # Energies of 91, 5, 2 and 2 in a hundred: 91%, 96%, 98%, 100%.
+    signal = matrix([math.sqrt(part) for part in (91.0, 5.0, 2.0, 2.0)])
+    assert signal_rank(signal, signal)[1:] == (1, 4)
     assert signal_rank(matrix([1.0]), matrix([1.0]))[1:] == (1, 1)
 
 

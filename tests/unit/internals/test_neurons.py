@@ -65,6 +65,9 @@ def test_shift_is_in_the_bases_deviations():
     found = neuron_shift(base, tuned)
     assert found[0] == 0.0
     assert float(found[1]) == pytest.approx(1.5 / float(before[:, 1].std()), rel=1e-5)
+    # A tuned model that varies more is not measured by its own spread.
+    wider = {"a": neuron_sums(3.0 * (before - before.mean(0)) + before.mean(0) + 1.5, 0.1)}
+    assert neuron_shift(base, wider).tolist() == pytest.approx((1.5 / before.std(0)).tolist(), rel=1e-5)
     still, moves = neuron_sums(torch.zeros(4, 2), 0.0), neuron_sums(torch.tensor([[0.0, 1.0]] * 4), 0.0)
     assert neuron_shift({"a": still}, {"a": moves}).tolist() == [0.0, float("inf")]
 
