@@ -166,6 +166,25 @@ def test_runs_are_explained_by_what_they_forgot(contents):
     assert explanations(read).is_empty()
 
 
+def test_forgetting_is_the_mean_over_retention_tasks_and_losses_are_lost_upwards(contents):
+    _, read = contents
+    relations = {"new": read.plan.relations["new"] | {"taught": "retention"}}
+    plan = read.plan.model_copy(update={"relations": relations})
+    scores = {(one.record.subject.run_id, one.record.task): one.record.values for one in read.scored}
+    tasks = [name for name, relation in relations["new"].items() if relation == "retention"]
+    losses = [name for name in tasks if plan.tasks["small"][name].scoring == "loss"]
+    answered = [name for name in tasks if name not in losses]
+    assert sorted(answered) == ["general", "taught"] and losses == ["text"]
+    rows = explaining_runs(replace(read, plan=plan)).to_dicts()
+    assert len(rows) == 4
+    for row in rows:
+        fell = [scores[None, name]["accuracy"] - scores[row["run_id"], name]["accuracy"] for name in answered]
+        key, run_id = "loss_nats_per_token", row["run_id"]
+        assert row["forgetting"] == pytest.approx(np.mean(fell))
+        assert row["forgetting_nats"] == pytest.approx(scores[run_id, "text"][key] - scores[None, "text"][key])
+        assert row["forgetting"] != 0.0 and row["forgetting_nats"] != 0.0
+
+
 def test_figures_are_drawn_where_there_is_something(contents):
     _, read = contents
     figures = make_figures(make_tables(read), read)
