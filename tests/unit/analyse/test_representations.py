@@ -97,6 +97,33 @@ def test_neurons_equal_both_models_text_by_text(tasks):
     assert record.summary["neuron_shift"] == pytest.approx(changes["neuron_shift"].abs().mean())
 
 
+def test_neurons_that_fell_silent_woke_or_moved_stand_in_their_own_columns():
+    """Four neurons at ten positions of two tasks: one falls silent, one wakes, one moves, one stays as it is."""
+    alternating = torch.tensor([1.0, 3.0] * 5)
+    silent, ones = torch.zeros(10), torch.ones(10)
+    before = torch.stack([alternating, silent, alternating, ones], 1)
+    after = torch.stack([silent, alternating, alternating + 2.0, ones], 1)
+    base, tuned = (
+        neurons.Activity(sums={4: {"a": neuron_sums(one[:6], 0.0), "b": neuron_sums(one[6:], 0.0)}})
+        for one in (before, after)
+    )
+    found = neurons.change_frame(base, tuned)
+    assert found["layer"].to_list() == [4] * 4 and found["neuron"].to_list() == [0, 1, 2, 3]
+    spread = (10 / 8) ** 0.5  # squares of 1 at ten positions, less a mean for each of two tasks
+    assert found["neuron_shift"].to_list() == pytest.approx([-2.0 / spread, float("inf"), 2.0 / spread, 0.0])
+    assert found["is_newly_dead"].to_list() == [True, False, False, False]
+    assert found["is_newly_active"].to_list() == [False, True, False, False]
+    assert found["neuron_active_fraction_base"].to_list() == [1.0, 0.0, 1.0, 1.0]
+    assert found["neuron_active_fraction"].to_list() == [0.0, 1.0, 1.0, 1.0]
+    # The third neuron says 2 more on one task than on the other, in its deviations within tasks.
+    apart = torch.cat([alternating[:6], alternating[6:] + 2.0])[:, None]
+    sums = {"a": neuron_sums(apart[:6], 0.0), "b": neuron_sums(apart[6:], 0.0)}
+    frame = neurons.neuron_frame(neurons.Activity(sums={4: sums}))
+    assert dict(frame.select("task", "neuron_selectivity").iter_rows()) == {
+        "a": pytest.approx(-2.0 / spread), "b": pytest.approx(2.0 / spread),
+    }  # fmt: skip
+
+
 def test_the_most_changed_neurons_come_with_the_texts_that_excite_them(tasks, monkeypatch):
     monkeypatch.setattr(neurons, "MOST_CHANGED", 5)
     _, folder, run = analysed(tasks, "lora-r3", "neurons")
