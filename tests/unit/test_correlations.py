@@ -81,3 +81,10 @@ def test_intervals_hold_about_as_often_as_they_say(rho, count):
         found = correlate(range(count), x, y, 0.9)
         hits += found.low <= truth <= found.high
     assert 0.85 <= hits / 300 <= 0.98
+
+
+def test_the_interval_is_bonett_and_wrights():
+    found = correlate(range(8), range(8), [1, 0, 2, 3, 5, 4, 7, 6], 0.95)
+    half = 1.959964 * ((1.0 + found.value**2 / 2.0) / 5.0) ** 0.5
+    ends = np.tanh([np.arctanh(found.value) - half, np.arctanh(found.value) + half])
+    assert (found.low, found.high) == pytest.approx(tuple(ends), rel=1e-6)
