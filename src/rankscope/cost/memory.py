@@ -12,9 +12,9 @@ from rankscope.data.targets import layer_number
 from rankscope.runs import RunSettings
 from rankscope.spec import Execute, Optimization
 
-# Python, torch, transformers and PEFT once imported, with their working space; on a GPU they lie in the host's memory,
-# and the driver's own part of the device's is what `nvidia-smi` shows of an idle process.
-PROCESS_BYTES_CPU, CONTEXT_BYTES_GPU = 540_000_000, 500_000_000
+# Python, torch, transformers and PEFT once imported (430 MB, with bitsandbytes 490); on a GPU they lie in the host's
+# memory, and the driver's own part of the device's is what `nvidia-smi` shows of an idle process.
+PROCESS_BYTES_CPU, CONTEXT_BYTES_GPU = 460_000_000, 500_000_000
 # Values that autograd keeps of one token in one layer of a Llama: in d_model (two fewer where the norms are frozen), of
 # the heads, in d_mlp, and of each adapter its rank; where texts share a row, queries, keys and values of each again.
 _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 3
