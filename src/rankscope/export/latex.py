@@ -11,6 +11,7 @@ _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}",
+    "\N{MINUS SIGN}": r"\textminus{}",  # as our own sentences write it
 }  # fmt: skip
 _RELATIONS = {"in_domain": "in", "out_of_domain": "out", "retention": "ret."}
 _NONE = "--"

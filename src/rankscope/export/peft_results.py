@@ -20,6 +20,8 @@ _STATUSES = {
 }  # fmt: skip
 # The packages whose versions they keep; what is not installed or not recorded is null.
 _PACKAGES = ("transformers", "peft", "datasets", "bitsandbytes", "torch")
+# What they keep of each validation and nobody here measures.
+_UNMEASURED = ("eval time", "mem allocated avg", "mem reserved avg", "elapsed time")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def _run_info(plan: Plan, result: RunResult) -> dict[str, Any]:
         "total_time": result.seconds,
         "experiment_name": f"{run.arm.method}/{run.run_id}",
         "peft_branch": "release",
+        "peft_worktree_is_dirty": None,
         "train_config": _train_config(plan, run),
         "peft_config": adapter_config(run),
         "error_msg": "" if record.error is None else f"{record.error.type}: {record.error.message}",
@@ -150,6 +153,7 @@ def _validations(result: RunResult) -> list[dict[str, Any]]:
                 "train samples": point.step * result.train.run.optimization.batch_size,
                 "train time": float(part["seconds"].sum()) if part.height else None,
                 "tokens / sec": _speed(part),
+                **dict.fromkeys(_UNMEASURED),
             }
         )
         begun = point.step

@@ -59,13 +59,14 @@ def test_the_recommended_arm_is_bold() -> None:
     )  # fmt: skip
     verdict = Verdict(
         base="b", training_set="s", decision="recommended", arm="lora-r4", learning_rate=3e-3, gain=gain,
-        forgetting=None, rule="At most 10% & no more.", runner_up=None, needed=None, arms=arms,
+        forgetting=None, rule="At most 10% & no more (\N{MINUS SIGN}1.1 to 2.0).", runner_up=None, needed=None,
+        arms=arms,
     )  # fmt: skip
     table = verdict_table(verdict)
     _, first, second = rows_of(table)[:3]
     assert first == [r"\textbf{lora-r4}", "0.003", r"12\,345", r"$10.0$ $[0.0,\,20.0]$", "--", "--", "--", "yes"]
     assert second[0] == "lora-r8"
-    assert r"At most 10\% \& no more." in table
+    assert r"At most 10\% \& no more (\textminus{}1.1 to 2.0)." in table
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,7 @@ def test_the_recommended_arm_is_bold() -> None:
         ("50% & $x$ #1", r"50\% \& \$x\$ \#1"),
         (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
         ("é", "é"),
+        ("\N{MINUS SIGN}1", r"\textminus{}1"),
         ("薬\n", "??"),
     ],
 )
@@ -86,7 +88,7 @@ def test_escape(text: str, expected: str) -> None:
 def test_no_text_is_a_command(text: str) -> None:
     escaped = escape(text)
     known = ("textbackslash{}", "textasciitilde{}", "textasciicircum{}", "textless{}", "textgreater{}", "textbar{}",
-             "textquotedbl{}", "textasciigrave{}", "textquotesingle{}")  # fmt: skip
+             "textquotedbl{}", "textasciigrave{}", "textquotesingle{}", "textminus{}")  # fmt: skip
     rest = escaped
     for name in known:
         rest = rest.replace(f"\\{name}", "")

@@ -22,7 +22,8 @@ from synthetic import ARMS, Synthetic, write_study
 # The fields of a result of PEFT's method comparison (huggingface/peft, method_comparison/MetaMathQA), as of 2026.
 PEFT_FIELDS = {
     "run_info": {
-        "created_at", "total_time", "experiment_name", "peft_branch", "train_config", "peft_config", "error_msg",
+        "created_at", "total_time", "experiment_name", "peft_branch", "peft_worktree_is_dirty", "train_config",
+        "peft_config", "error_msg",
     },
     "train_info": {
         "accelerator_memory_reserved_avg", "accelerator_memory_max", "accelerator_memory_reserved_99th", "train_time",
@@ -34,6 +35,10 @@ PEFT_TRAIN_CONFIG = {
     "model_id", "dtype", "max_seq_length", "batch_size", "batch_size_eval", "max_steps", "eval_steps", "compile",
     "use_gc", "query_template", "seed", "grad_norm_clip", "optimizer_type", "optimizer_kwargs", "lr_scheduler",
     "use_amp", "autocast_adapter_dtype", "generation_kwargs", "attn_implementation", "init_kv_cache_prefix",
+}  # fmt: skip
+PEFT_METRICS = {
+    "step", "valid accuracy", "train loss", "train samples", "train time", "eval time", "tokens / sec",
+    "mem allocated avg", "mem reserved avg", "elapsed time",
 }  # fmt: skip
 PEFT_LAST_METRICS = {"step", "test accuracy", "train loss", "train samples", "train total tokens", "forgetting"}
 
@@ -132,12 +137,14 @@ def test_results_have_the_fields_of_pefts_comparison(exported_study: Synthetic, 
             assert fields <= set(document[part])
         assert set(document["run_info"]["train_config"]) == PEFT_TRAIN_CONFIG
         assert set(document["train_info"]["metrics"][-1]) == PEFT_LAST_METRICS
+        assert all(PEFT_METRICS <= set(row) for row in document["train_info"]["metrics"][:-1])
         assert document["train_info"]["status"] in {"success", "failed", "canceled"}
         # Their table takes the method from here, and a run without it for full fine-tuning.
         config = document["run_info"]["peft_config"]
         assert (config or {}).get("peft_type") == (
             None if "/full-" in document["run_info"]["experiment_name"] else "LORA"
         ) or (document["run_info"]["experiment_name"].startswith("full/") and config is None)
+    assert any(len(document["train_info"]["metrics"]) > 1 for document in documents)
 
 
 def test_a_result_has_the_numbers_of_its_run(exported_study: Synthetic, out: Path) -> None:
