@@ -1,4 +1,4 @@
-"""Tiny models of a dozen architectures with random weights, and texts for them."""
+"""Tiny models of some architectures with random weights, and texts for them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    FalconConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     OPTConfig,
     Phi3Config,
     Qwen2Config,
@@ -29,6 +32,7 @@ SIZE = dict(
     num_key_value_heads=2,
     max_position_embeddings=32,
 )
+_FALCON = {**SIZE, "new_decoder_architecture": False, "multi_query": True, "ffn_hidden_size": 24}
 CONFIGS = {
     "llama": LlamaConfig(**SIZE),
     "qwen2": Qwen2Config(**SIZE),
@@ -54,6 +58,10 @@ CONFIGS = {
         vocab_size=40, hidden_size=16, ffn_dim=24, num_hidden_layers=3, num_attention_heads=4, word_embed_proj_dim=16
     ),
     "bloom": BloomConfig(vocab_size=40, hidden_size=16, n_layer=3, n_head=4),
+    "gemma3": Gemma3TextConfig(**SIZE, head_dim=4, sliding_window=3, sliding_window_pattern=2),
+    "falcon": FalconConfig(**_FALCON, alibi=False),
+    "falcon-alibi": FalconConfig(**_FALCON, alibi=True, parallel_attn=False),
+    "mixtral": MixtralConfig(**SIZE, num_local_experts=2),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from dozen import CONFIGS, SIZE, make_model, texts
+from rankscope.errors import NotAvailable
 from rankscope.internals.patterns import Batch, batches, packed_pattern, show_patterns, unpacked_pattern
 
 WINDOWED = {
@@ -14,7 +15,9 @@ WINDOWED = {
     "qwen2-window": {1, 2},
     "gemma2": {0, 2},
     "gpt-neo": {1, 3},
+    "gemma3": {0, 2},
 }
+HIDDEN = ("falcon", "falcon-alibi")  # their attention cannot be exchanged
 
 
 def shown(model, batch):
@@ -23,7 +26,7 @@ def shown(model, batch):
     return layers
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in HIDDEN])
 def test_equal_what_transformers_returns_text_by_text(name):
     model = make_model(name)
     before = model.config._attn_implementation
@@ -46,6 +49,15 @@ def test_equal_what_transformers_returns_text_by_text(name):
             # Nothing outside what is visible, and all of each row inside.
             torch.testing.assert_close(found.sum(-1), torch.ones_like(found.sum(-1)))
             assert float(found[:, ~visible[:length, :length]].abs().sum()) == 0.0
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_what_does_not_show_its_pattern_is_named(name):
+    model = make_model(name)
+    [batch] = batches(texts(5, 9), max_tokens=100)
+    with pytest.raises(NotAvailable, match="FalconAttention does not show its attention pattern"):
+        shown(model, batch)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_packed_and_unpacked():

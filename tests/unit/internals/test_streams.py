@@ -13,6 +13,11 @@ from rankscope.errors import NotAvailable
 from rankscope.internals.patterns import batches, show_patterns
 from rankscope.internals.streams import is_relu, show_neurons, show_streams
 
+# Where the last matrix of an MLP is, and which are four times as wide as the model.
+LAST = {"gpt2": "mlp.c_proj", "gpt-neo": "mlp.c_proj", "gpt-neox": "mlp.dense_4h_to_h", "opt": "fc2",
+        "bloom": "mlp.dense_4h_to_h", "falcon": "mlp.dense_4h_to_h", "falcon-alibi": "mlp.dense_4h_to_h"}  # fmt: skip
+WIDE = ("gpt2", "gpt-neo", "bloom")
+
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_streams_are_the_hidden_states(name):
@@ -29,17 +34,20 @@ def test_streams_are_the_hidden_states(name):
         torch.testing.assert_close(seen[layer][batch.is_token], states[layer + 1][batch.is_token], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "mixtral"])
 def test_neurons_are_what_the_last_matrix_multiplies(name):
-    """From them the MLP's own output follows."""
     model = make_model(name)
     [batch] = batches(texts(5, 9), max_tokens=100)
-    seen = {}
+    seen, multiplied = {}, []
+    last = [module for path, module in model.named_modules() if path.endswith(LAST.get(name, "mlp.down_proj"))]
+    handles = [m.register_forward_pre_hook(lambda _, given: multiplied.append(given[0].clone())) for m in last]
     show_neurons(model, batch, lambda layer, activations: seen.update({layer: activations.clone()}))
-    layers = model.config.get_text_config().num_hidden_layers
-    assert list(seen) == list(range(layers))
-    widths = {activations.shape[-1] for activations in seen.values()}
-    assert widths <= {24, 64} and all(a.shape[:2] == batch.input_ids.shape for a in seen.values())
+    for handle in handles:
+        handle.remove()
+    assert list(seen) == list(range(model.config.get_text_config().num_hidden_layers))
+    for activations, expected in zip(seen.values(), multiplied, strict=True):
+        torch.testing.assert_close(activations, expected.reshape(activations.shape), rtol=0, atol=0)
+        assert activations.shape == (*batch.input_ids.shape, 64 if name in WIDE else 24)
 
 
 def test_a_neuron_is_behind_gate_and_activation():
