@@ -34,6 +34,12 @@ CASES = {
     "full": Case("full"),
     "full-partial": Case("full", {"layers": [-1], "freeze_embeddings": True}),
     "lora": Case("lora", {"rank": 4}),
+    **{
+        f"lora-{name}": Case("lora", {"rank": 4, "init_lora_weights": name})
+        for name in ("gaussian", "orthogonal", "pissa", "olora", "eva", "corda", "lora_ga")
+    },
+    "lora-dora": Case("lora", {"rank": 4, "use_dora": True}),
+    "lora-plus": Case("lora", {"rank": 4, "loraplus_lr_ratio": 16}),
     "lora-alone": Case("lora", {"rank": 4, "modules_to_save": ["norm"], "lora_dropout": 0.1}),
     "adalora": Case("adalora", {"rank": 2, "init_r": 4, "tinit": 1, "tfinal": 2, "lora_dropout": 0.1}, 3e-2),
     "ia3": Case("ia3", rate=3e-2),
@@ -44,9 +50,10 @@ CASES = {
     "prefix_tuning": Case("prefix_tuning", {"num_virtual_tokens": 5}, 3e-2),
     "ln_tuning": Case("ln_tuning", rate=3e-2),
     "bottleneck": Case("bottleneck", {"reduction_factor": 8, "placement": "houlsby"}),
+    "bottleneck-pfeiffer": Case("bottleneck", {"reduction_factor": 8, "placement": "pfeiffer"}),
     "loha": Case("loha", {"rank": 4}),  # one of the methods that only PEFT knows
 }
-IN_PEFT = [name for name in CASES if name not in ("full", "full-partial", "lora", "bottleneck", "lora-alone")]
+IN_PEFT = [name for name in CASES if not name.startswith(("full", "lora", "bottleneck"))]
 pytestmark = [
     # PEFT warns of its own tuner on the classes it is made for, and of the ranks that its own AdaLoRA has written.
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
