@@ -13,6 +13,15 @@ from rankscope.records import NOT_AVAILABLE
 from rankscope.store import Store
 from studies import plan_of, run
 
+INITIALISATIONS = {
+    "gaussian",
+    "orthogonal",
+    "pissa",
+    "olora",
+    "eva",
+    "corda",
+    "lora_ga",
+}  # loftq needs a base in 4 bits
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "methods.yaml"
 
 
@@ -23,6 +32,9 @@ def test_every_method_trains_is_scored_and_looked_into(tmp_path: Path) -> None:
     assert done.returncode in {DONE, UNDECIDED}, done.stdout + done.stderr
     store, plan = Store(out), plan_of(out)
     assert {settings.arm.method for settings in plan.runs} > set(BY_NAME)
+    options = [settings.arm.options for settings in plan.runs]
+    assert {one.get("init_lora_weights") for one in options} >= INITIALISATIONS
+    assert {one.get("placement") for one in options} >= {"houlsby", "pfeiffer"}
     for settings in plan.runs:
         trained = store.read_train(settings.run_id)
         assert trained is not None and trained.status == "complete", settings.run_id
