@@ -19,6 +19,7 @@ import pytest
 
 from rankscope.arguments import make_parser
 from rankscope.cli import DONE, UNDECIDED, main
+from rankscope.layout import num_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = list(dict.fromkeys([ROOT / "docs/tutorial.md", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]))
@@ -113,6 +114,7 @@ def stand_ins(arguments: list[str]) -> list[str]:
     results = Path("results/ours")
     replaced = {
         "Qwen/Qwen2.5-0.5B-Instruct": "smallworld:base", "BASE": "smallworld:base", "/shared/study": "shared-study",
+        "execute.shard=4": f"execute.shard={min(2, num_cores())}",
     }  # fmt: skip
     arguments = [replaced.get(one, one) for one in arguments]
     adapters = sorted(results.glob("runs/*lora-r4*/train/adapter"))
