@@ -8,6 +8,7 @@ from itertools import pairwise
 import polars as pl
 
 from rankscope.cost.loads import TaskLoad, TrainingLoad, sample_of
+from rankscope.data.prefixes import common_length
 from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
 
@@ -46,17 +47,8 @@ def counted_task(summary: DataSummary, settings: TaskSettings, prompts: Sequence
 def _shared_part(prompts: Sequence[str]) -> float:
     """How much of a mean prompt it begins with together with the next one, in the order of their characters."""
     ordered = sorted(prompts)
-    shared = sum(_common_length(one, other) for one, other in pairwise(ordered))
+    shared = sum(common_length(pair) for pair in pairwise(ordered))
     return shared / max(1, sum(map(len, ordered)))
-
-
-def _common_length(one: str, other: str) -> int:
-    """How many characters two texts begin with together, by halving: prompts are long, and there are thousands."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if one[:middle] == other[:middle] else (low, middle - 1)
-    return low
 
 
 def counted_validation(examples: pl.DataFrame, options: Sequence[Sequence[str]], settings: TaskSettings) -> TaskLoad:

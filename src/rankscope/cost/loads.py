@@ -6,12 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rankscope.data.prefixes import LEAST_SAVED, MOST_TOKENS
 from rankscope.spec import Scoring
 
 # Rows of like length share a micro-batch, so little of it is padding.
 _SORTED_PADDING = 1.1
-# As in scoring/prefixes.py, which is not known here: what is worth sharing, and how long a row of items may be.
-_LEAST_SHARED, _ROW_TOKENS = 32, 1024
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class TaskLoad:
         """Those that the model sees: items whose options are compared stand in a row behind what they share."""
         shared = self.num_shared_tokens
         own = self.num_prompt_tokens + self.num_answer_tokens - shared
-        number = max(1.0, (_ROW_TOKENS - shared) / max(1.0, own))  # items in a row
-        if self.scoring != "multiple_choice" or shared < _LEAST_SHARED:
+        number = max(1.0, (MOST_TOKENS - shared) / max(1.0, own))  # items in a row
+        if self.scoring != "multiple_choice" or shared < LEAST_SAVED:
             return self.num_tokens
         return self.num_items * (own + shared / min(number, max(1, self.num_items)))
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from rankscope.models.masks import attention_window, option_tree_refusal
 from rankscope.models.text_trees import TextTree
-from rankscope.scoring.prefixes import common_length, shared_beginnings
+from rankscope.scoring.prefixes import shared_beginnings, shared_length
 from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
 
 # Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
@@ -94,7 +94,7 @@ def checked_option_trees(
     fitting = [choice for choice in choices if _fits(choice, depth)]
     telling = [choice for choice in fitting if choice.has_branches][:_NUM_CHECKED]
     together = telling or fitting[:_NUM_CHECKED]
-    shared = common_length([choice.prompt_ids for choice in together]) if len(together) > 1 else 0
+    shared = shared_length([choice.prompt_ids for choice in together]) if len(together) > 1 else 0
     asked = [*telling, *(together if shared else ())]
     if not asked:
         return None

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
-# Fewer positions are not worth a row that branches once more.
-LEAST_SAVED = 32
-# Of a row: its mask has the square of so many, and where memory runs out rows are divided, not what is in them.
-MOST_TOKENS = 1024
+from rankscope.data.prefixes import LEAST_SAVED, MOST_TOKENS, common_length
 
 
 @dataclass(frozen=True)
@@ -27,16 +23,14 @@ class Beginning:
     length: int = 0
 
 
-def common_length(prompts: Sequence[Sequence[int]]) -> int:
+def shared_length(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens prompts begin with together, so that each still has one of its own.
 
     Examples:
-        >>> common_length([(1, 2, 3, 4), (1, 2, 5)]), common_length([(1, 2), (1, 2, 3)])
+        >>> shared_length([(1, 2, 3, 4), (1, 2, 5)]), shared_length([(1, 2), (1, 2, 3)])
         (2, 1)
     """
-    most = min(map(len, prompts)) - 1
-    steps = zip(*(prompt[:most] for prompt in prompts), strict=True)
-    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, steps))
+    return min(common_length(prompts), min(map(len, prompts)) - 1)
 
 
 def shared_beginnings(prompts: Sequence[Sequence[int]], totals: Sequence[int], most_tokens: int) -> list[Beginning]:
@@ -61,7 +55,7 @@ def shared_beginnings(prompts: Sequence[Sequence[int]], totals: Sequence[int], m
 def _with(group: Beginning, index: int, prompts: Sequence[Sequence[int]], totals: Sequence[int]) -> Beginning | None:
     """A group with one prompt more; None where the row would hold hardly fewer positions than both apart."""
     number, first = len(group.members), prompts[group.members[0]]
-    length = common_length([first if number == 1 else first[: group.length + 1], prompts[index]])
+    length = shared_length([first if number == 1 else first[: group.length + 1], prompts[index]])
     saved = length * number - group.length * (number - 1)
     if saved < LEAST_SAVED:
         return None

@@ -5,17 +5,17 @@ from __future__ import annotations
 import random
 
 from rankscope.scoring import prefixes
-from rankscope.scoring.prefixes import Beginning, common_length, shared_beginnings
+from rankscope.scoring.prefixes import Beginning, shared_beginnings, shared_length
 
 SHOTS = tuple(range(100, 150))
 
 
 def test_what_prompts_begin_with_together() -> None:
-    assert common_length([(1, 2, 3, 4), (1, 2, 9), (1, 2, 3, 5)]) == 2
-    assert common_length([(1, 2), (3, 4)]) == 0
+    assert shared_length([(1, 2, 3, 4), (1, 2, 9), (1, 2, 3, 5)]) == 2
+    assert shared_length([(1, 2), (3, 4)]) == 0
     # Each keeps a token of its own, from which its options are predicted.
-    assert common_length([(1, 2, 3), (1, 2, 3)]) == 2
-    assert common_length([(1,), (1, 2)]) == 0
+    assert shared_length([(1, 2, 3), (1, 2, 3)]) == 2
+    assert shared_length([(1,), (1, 2)]) == 0
 
 
 def test_the_rows_hold_what_is_shared_once() -> None:
