@@ -14,6 +14,7 @@ from pathlib import Path
 import polars as pl
 import psutil
 
+from rankscope.layout import num_cores
 from rankscope.plan import Plan
 from rankscope.store import Store, read_model
 
@@ -37,8 +38,8 @@ evaluate:
   recall: {source: smallworld:general_recall, split: test, max_examples: 16, role: retention}
   text: {source: smallworld:general_text, split: test, max_examples: 8, role: retention}
 analyse: {num_probe_texts: 6}
-execute: {num_workers: 2, threads_per_worker: 1, checkpoint_seconds: 0}
-"""
+execute: {num_workers: WORKERS, threads_per_worker: 1, checkpoint_seconds: 0}
+""".replace("WORKERS", str(min(2, num_cores())))
 COMMAND = [sys.executable, "-m", "rankscope"]
 TOKENS = {"HF_TOKEN": "hf_MARKERxMARKERxMARKERxMARKER", "WANDB_API_KEY": "wandbMARKERxMARKERxMARKER"}
 

@@ -126,7 +126,7 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
     """Whether this machine has what a study names, as far as that can be told without torch.
 
     Raises:
-        UserError: It does not have the device, or not so many cores as a model is divided among.
+        UserError: It does not have the device, or not so many cores as processes are asked for.
     """
     device, system = execute.device, platform.system()
     what = None
@@ -138,10 +138,21 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
         what = f"{device} is asked for, and this machine is {'a' if system == 'Darwin' else 'no'} Mac"
     if what is not None:
         raise UserError(what, where="execute.device", mend="set it to auto or cpu, or run the study where there is one")
-    is_processor = device == "cpu" or (device == "auto" and find_device() == "cpu")
-    if is_processor and execute.shard > num_cores():
-        what = f"{execute.shard} processes are to hold a model in parts, and this machine has cores for {num_cores()}"
-        raise UserError(what, where="execute.shard", mend=f"set it to {num_cores()} or less, or run the study on GPUs")
+    if device == "cpu" or (device == "auto" and find_device() == "cpu"):
+        _check_cores(execute, num_cores())
+
+
+def _check_cores(execute: Execute, cores: int) -> None:
+    """More processes than cores would each hold a model, and none would be faster for it."""
+    if execute.shard > cores:
+        what = f"{execute.shard} processes are to hold a model in parts, and this machine has cores for {cores}"
+        raise UserError(what, where="execute.shard", mend=f"set it to {cores} or less, or run the study on GPUs")
+    workers = 1 if execute.num_workers == "auto" else execute.num_workers
+    if workers * execute.shard > cores:
+        each = f" with {execute.shard} parts of a model each" if execute.shard > 1 else ""
+        what = f"{workers} processes{each} are asked for, and this machine has cores for {cores}"
+        mend = f"set it to {cores // execute.shard} or less, or to auto"
+        raise UserError(what, where="execute.num_workers", mend=mend)
 
 
 def visible_gpus(folder: Path = _NVIDIA) -> list[str]:

@@ -339,7 +339,9 @@ class Execute(Section):
     """Where and how work runs; never what is computed."""
 
     backend: Literal["local", "ray"] = Field("local", description="this machine, or a Ray cluster")
-    num_workers: Positive | Literal["auto"] = Field("auto", description="processes; auto: one for each GPU or core")
+    num_workers: Positive | Literal["auto"] = Field(
+        "auto", description="processes, no more than GPUs or cores; auto: one for each"
+    )
     threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
     pack_size: Positive | Literal["auto"] = Field("auto", description="LoRA runs trained in one forward over one base")
     measure: bool | Literal["auto"] = Field(

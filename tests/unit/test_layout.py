@@ -183,6 +183,25 @@ def test_a_model_is_not_divided_among_more_processes_than_there_are_cores(
     assert caught.value.where == "execute.shard" and f"set it to {layout.num_cores()} or less" in caught.value.mend
 
 
+@pytest.mark.parametrize(
+    ("execute", "said", "mend"),
+    [
+        ({"num_workers": 5}, "5 processes are asked for, and this machine has cores for 4", "set it to 4 or less"),
+        ({"num_workers": 3, "shard": 2}, "3 processes with 2 parts of a model each", "set it to 2 or less"),
+    ],
+)
+def test_more_processes_than_cores_are_refused(
+    monkeypatch: pytest.MonkeyPatch, execute: dict, said: str, mend: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(layout, "num_cores", lambda: 4)
+    check_machine(Execute(num_workers=4))
+    check_machine(Execute(num_workers=2, shard=2))
+    with pytest.raises(UserError, match=said) as caught:
+        check_machine(Execute(**execute))
+    assert caught.value.where == "execute.num_workers" and mend in caught.value.mend
+
+
 def test_a_study_for_a_gpu_is_not_begun_without_one_and_planned_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

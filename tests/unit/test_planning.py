@@ -149,7 +149,7 @@ def test_a_study_that_goes_on_elsewhere_keeps_its_date(entries: dict, tmp_path: 
 
     monkeypatch.setattr(pipeline, "make_plan", note)
     with pytest.raises(Planned) as caught:
-        pipeline.run_study(Study.model_validate(entries | {"execute": {"num_workers": 2}}), store.root, display=None)
+        pipeline.run_study(Study.model_validate(entries | {"execute": {"num_workers": 1}}), store.root, display=None)
     assert caught.value.args == (date(2024, 2, 29), False)
 
 
