@@ -7,6 +7,7 @@ import os
 import shlex
 import stat
 import subprocess
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -76,6 +77,15 @@ def test_ray_up_takes_the_cluster_file() -> None:
     config = YAML(typ="safe").load(FILES / "ray_up.yaml")
     jsonschema.validate(config, schema)
     assert config["max_workers"] == len(config["provider"]["worker_ips"])
+    # What is installed is what is sent: the wheel of this version, with its extra, and the versions it was tested with.
+    root = FILES.parent.parent
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    wheel = f"rankscope-{version}-py3-none-any.whl"
+    assert config["file_mounts"] == {f"~/{wheel}": f"dist/{wheel}", "~/constraints.txt": "constraints.txt"}
+    assert (root / "constraints.txt").is_file()
+    (install,) = config["setup_commands"]
+    words = shlex.split(install)
+    assert words[-1] == f"$HOME/{wheel}[ray]" and words[words.index("-c") + 1] == "~/constraints.txt"
 
 
 def test_the_kubernetes_manifest_runs_a_command_that_exists() -> None:
