@@ -19,7 +19,7 @@ from rankscope.data.parts import DataPart, read_contents, training_parts
 from rankscope.data.paths import user_path
 from rankscope.data.prompts import PromptStyle, put
 from rankscope.data.scorers import find_scorer
-from rankscope.data.sources import Rows
+from rankscope.data.sources import Rows, unknown_revision
 from rankscope.data.summaries import (
     DataSummary,
     Label,
@@ -109,7 +109,7 @@ def prepare_training_set(
         training_summary(part.label(base_name, name), part.understood, done, tokenizer)
         for part, done in ((train, trained), (validation, checked))
     ]
-    warnings = _split_warnings(f"train.{name}", spec, train.rows.version)
+    warnings = _source_warnings(f"train.{name}", spec, train.rows.version)
     warnings += training_warnings(f"train.{name}", trained, len(train.contents), max_length)
     exact, ngram = TrainingWords(said[0]).overlaps({"validation": said[1]})["validation"]
     if exact or ngram:
@@ -157,7 +157,7 @@ def prepare_task(
             items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
             said, source = [Said.of(each) for each in understood.contents], str(spec.source)
     summary = task_summary(Label(base_name, name, "task", source), understood, items, tokenizer)
-    warnings = _split_warnings(f"evaluate.{name}", spec, settings.data)
+    warnings = _source_warnings(f"evaluate.{name}", spec, settings.data)
     warnings += task_warnings(f"evaluate.{name}", summary, items, tokenizer.context_length)
     return PreparedTask(items, said, settings, summary, warnings)
 
@@ -168,10 +168,14 @@ def _options(name: str, spec: Task, rows: Rows, understood: Contents) -> TaskOpt
     return TaskOptions(name, spec.scoring, spec.kind, spec.max_new_tokens, spec.system_prompt, scorer, shots)
 
 
-def _split_warnings(where: str, data: TrainingSet | Task, version: DataOrigin | None) -> list[str]:
-    """That a split is asked for and not looked for: a file is read whole, and only its name can say what it holds."""
-    is_file = version is not None and version.sha256 is not None and version.split is None
-    if data.split is None or data.source is None or not is_file or says_split(user_path(data.source).stem, data.split):
+def _source_warnings(where: str, data: TrainingSet | Task, version: DataOrigin | None) -> list[str]:
+    """That a split or a revision is asked for and cannot be told apart in what was read."""
+    if version is None or data.source is None:
+        return []
+    if unknown := unknown_revision(version):
+        return [f"{where}: {unknown}"]
+    is_file = version.sha256 is not None and version.split is None  # read whole; only its name can say what it holds
+    if data.split is None or not is_file or says_split(user_path(data.source).stem, data.split):
         return []
     return [f"{where}: {data.source} is one file, read whole whatever `split: {data.split}` asks for"]
 

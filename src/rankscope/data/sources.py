@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from rankscope.data.folders import ALIASES, no_split, split_files, subset_folder
+from rankscope.data.hub import cached_data_commit
 from rankscope.data.paths import user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
@@ -300,16 +301,38 @@ def _hub(
             "`preset` to how its rows are read",
         ) from None
     commit = _commit(table.info.download_checksums or {})
-    if commit is not None and re.fullmatch(r"[0-9a-f]{40}", data.revision or "") and commit != data.revision:
-        # Offline, `datasets` takes the newest that its cache has, whatever revision is asked for.
-        what = f"the cache holds the data set at commit {commit}, and not at {data.revision}"
-        mend = "fetch it once with the network (without HF_HUB_OFFLINE), or name the commit that is here"
-        raise UserError(what, where=data.source, key=("revision",), mend=mend)
+    if commit is not None and _is_frozen(data.revision):
+        _check_commit(data.source, data.revision, commit)
     is_cut_later = data.part is not None or has_categories or _CATEGORY in table.column_names  # see there
     if data.max_examples is not None and not is_cut_later:
         table = table.select(range(min(data.max_examples, len(table))))
     rows = [Row(dict(values), f"{data.source}[{split}]", line) for line, values in enumerate(table, start=1)]
     return rows, commit
+
+
+def unknown_revision(version: DataOrigin) -> str | None:
+    """What to tell of a branch or tag that nothing on this machine says the commit of."""
+    if not _is_frozen(version.revision) or cached_data_commit(version.source, version.revision) is not None:
+        return None
+    read = f"commit {version.commit}" if version.commit else "the newest that the cache has"
+    mend = "name the commit, or fetch it once with the network"
+    return f"which commit `revision: {version.revision}` is, the cache does not say; {read} was read: {mend}"
+
+
+def _is_frozen(revision: str | None) -> TypeGuard[str]:
+    """Whether a revision is to keep the data as they are. Of scripts `main` is read from another branch, as Parquet."""
+    return revision not in (None, "main")
+
+
+def _check_commit(source: str, revision: str, commit: str) -> None:
+    """Refuse rows of another commit than the revision's: offline, `datasets` takes the newest that its cache has."""
+    wanted = cached_data_commit(source, revision)
+    if wanted in (None, commit):
+        return
+    named = revision if wanted == revision else f"{revision} ({wanted})"
+    what = f"the cache holds the data set at commit {commit}, and not at {named}"
+    mend = "fetch it once with the network (without HF_HUB_OFFLINE), or name the commit that is here"
+    raise UserError(what, where=source, key=("revision",), mend=mend)
 
 
 def _commit(files: Iterable[str]) -> str | None:

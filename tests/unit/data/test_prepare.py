@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
+import huggingface_hub.constants
 import pytest
 
 from model_folders import CHATML, write_tokenizer
@@ -410,6 +412,14 @@ def test_a_split_that_is_not_looked_for_in_a_file_is_said(plain, tmp_path):
     path.write_text(rows)
     spec = TrainingSet(source=str(path), split="train")
     assert any("read whole" in text for text in prepare_training_set("base", "ours", spec, plain, 64, 1).warnings)
+
+
+def test_a_tag_whose_commit_nothing_here_knows_is_said(plain, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    table = datasets.Dataset.from_list([{"question": "Q", "answer": "A"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_arguments, **_options: table)
+    (said,) = prepare_task("base", "ours", Task(source="org/set", revision="v1"), plain).warnings
+    assert said.startswith("evaluate.ours: which commit `revision: v1` is")
 
 
 def test_scoring_that_does_not_fit_the_rows_is_refused(plain, source):
