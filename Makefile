@@ -41,13 +41,14 @@ check: $(DEV)
 	$(BIN)/python docs/generate_findings.py --check
 	$(BIN)/python recipes/peft_options.py --check
 
-# This package and the tools people use today, on the same work, in turn; then one matrix rank by rank, time as work grows,
-# and what plan forecast beside what was measured: two hours or so. One part of the first alone:
+# This package and the tools people use today, on the same work, in turn; then one matrix rank by rank, packs on a GPU,
+# time as work grows, and what plan forecast beside what was measured: two hours or so. One part of the first alone:
 #   make bench BENCH="--part scoring --base smallworld"
 bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 ifndef BENCH
 	$(BIN)/python benchmarks/spectra.py
+	$(BIN)/python benchmarks/packs.py
 	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/forecast.py
 endif

@@ -1,6 +1,6 @@
 """What a study costs as it grows: more arms, more items, longer prompts; each point is a whole `rankscope run`.
 
-    python benchmarks/growth.py --out benchmarks/growth
+    python benchmarks/growth.py
 
 A study of one arm pays for the start, the base's own scores and the report; an arm more pays for itself alone. That is
 what the plot has to show: the marginal arm costs less than a run alone.
@@ -78,7 +78,8 @@ def chart(frame: pl.DataFrame) -> alt.HConcatChart:
 def main() -> None:
     """Measure, and write the numbers and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=HERE / "growth")
+    parser.add_argument("--out", type=Path, default=HERE / "growth.json")
+    parser.add_argument("--plot", type=Path, default=HERE.parent / "docs/images/growth.svg")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "growth")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +91,8 @@ def main() -> None:
     marginal = (arms[-1] - arms[0]) / (ARMS[-1] - ARMS[0])
     print(f"a run alone: {arms[0]:.1f} s; an arm more: {marginal:.1f} s")
     document = {"alone_seconds": arms[0], "marginal_arm_seconds": marginal, "points": rows}
-    arguments.out.with_suffix(".json").write_text(json.dumps(document, indent=1) + "\n")
-    chart(pl.DataFrame(rows)).save(arguments.out.with_suffix(".svg"))
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    chart(pl.DataFrame(rows)).save(arguments.plot)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from trl import SFTConfig, SFTTrainer
 from work import Run, Work, read_work
 
 BATCH_SIZES = (4, 16, 64)
+_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 _CALIBRATED = 24  # items
 NUM_TOP = 10  # singular vectors that may be intruders
 
@@ -59,8 +60,8 @@ def _trainer(work: Work, run: Run, rows: list[dict], out: Path, options: dict) -
         logging_steps=work.num_steps,
         save_strategy="no",
         report_to="none",
-        use_cpu=True,
-        bf16=False,
+        use_cpu=_DEVICE == "cpu",
+        bf16=_DEVICE == "cuda",  # as rankscope does there
         disable_tqdm=True,
         **options,
     )
@@ -108,7 +109,7 @@ def _has_room(work: Work, model: harness.HFLM, name: str, size: int) -> bool:
 
 def _harness(work: Work, model: torch.nn.Module, size: int) -> harness.HFLM:
     tokenizer = AutoTokenizer.from_pretrained(work.model)
-    return harness.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size, device="cpu")
+    return harness.HFLM(pretrained=model.to(_DEVICE), tokenizer=tokenizer, batch_size=size, device=_DEVICE)
 
 
 def _score_task(model: harness.HFLM, work: Work, name: str, size: int, limit: int | None = None) -> float:
