@@ -143,15 +143,20 @@ def local_model(source: str, revision: str | None = None) -> Path | None:
 def hub_commit(folder: Path) -> str | None:
     """The commit that a folder of the hub's cache holds, which is its name; None for any other folder."""
     is_snapshot = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
-    return folder.name if is_snapshot and _is_commit(folder.name) else None
+    return folder.name if is_snapshot and is_commit(folder.name) else None
 
 
 def named_commit(folder: Path, revision: str) -> str | None:
     """The commit that a branch, tag or commit stands for in the hub's cache; None where that cannot be known."""
-    if _is_commit(revision):
+    if is_commit(revision):
         return revision
     reference = folder.parent.parent / "refs" / revision
     return reference.read_text(encoding="utf-8").strip() if hub_commit(folder) and reference.is_file() else None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether a revision is a commit in full, and not a branch or tag."""
+    return bool(re.fullmatch(r"[0-9a-f]{40}", revision))
 
 
 def cached_data_commit(source: str, revision: str) -> str | None:
@@ -160,7 +165,7 @@ def cached_data_commit(source: str, revision: str) -> str | None:
     Offline, `datasets` serves the newest that its own cache has, whatever revision is asked for; the hub's client
     notes beside the files that it fetches which commit each name was.
     """
-    if _is_commit(revision):
+    if is_commit(revision):
         return revision
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -188,10 +193,6 @@ def fingerprint(folder: Path, *, with_code: bool = False) -> str:
                 stream.seek(-_END_BYTES, 2)
                 digest.update(stream.read(_END_BYTES))
     return digest.hexdigest()
-
-
-def _is_commit(revision: str) -> bool:
-    return bool(re.fullmatch(r"[0-9a-f]{40}", revision))
 
 
 def _checked(folder: Path, source: str, needs_tokenizer: bool) -> Path:

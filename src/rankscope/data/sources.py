@@ -7,13 +7,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.folders import ALIASES, no_split, split_files, subset_folder
-from rankscope.data.hub import cached_data_commit
+from rankscope.data.hub import cached_data_commit, is_commit
 from rankscope.data.paths import user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
@@ -21,6 +21,9 @@ from rankscope.data.readers import READERS, Header, Row, read_file
 from rankscope.errors import UserError
 from rankscope.runs import DataOrigin
 from rankscope.spec import Data, Kind
+
+if TYPE_CHECKING:
+    import datasets
 
 Role = Literal["train", "validation", "test"]
 SMALL_WORLD = "smallworld:"
@@ -300,9 +303,9 @@ def _hub(
             mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
             "`preset` to how its rows are read",
         ) from None
-    commit = _commit(table.info.download_checksums or {})
-    if commit is not None and _is_frozen(data.revision):
-        _check_commit(data.source, data.revision, commit)
+    commit = _commit(table)
+    if commit is not None:
+        _check_commit(data, commit)
     is_cut_later = data.part is not None or has_categories or _CATEGORY in table.column_names  # see there
     if data.max_examples is not None and not is_cut_later:
         table = table.select(range(min(data.max_examples, len(table))))
@@ -312,30 +315,28 @@ def _hub(
 
 def unknown_revision(version: DataOrigin) -> str | None:
     """What to tell of a branch or tag that nothing on this machine says the commit of."""
-    if not _is_frozen(version.revision) or cached_data_commit(version.source, version.revision) is not None:
+    if version.revision is None or cached_data_commit(version.source, version.revision) is not None:
         return None
     read = f"commit {version.commit}" if version.commit else "the newest that the cache has"
     mend = "name the commit, or fetch it once with the network"
     return f"which commit `revision: {version.revision}` is, the cache does not say; {read} was read: {mend}"
 
 
-def _is_frozen(revision: str | None) -> TypeGuard[str]:
-    """Whether a revision is to keep the data as they are. Of scripts `main` is read from another branch, as Parquet."""
-    return revision not in (None, "main")
-
-
-def _check_commit(source: str, revision: str, commit: str) -> None:
+def _check_commit(data: Data, commit: str) -> None:
     """Refuse rows of another commit than the revision's: offline, `datasets` takes the newest that its cache has."""
-    wanted = cached_data_commit(source, revision)
+    revision = data.revision or "main"
+    wanted = cached_data_commit(data.source, revision)
     if wanted in (None, commit):
         return
     named = revision if wanted == revision else f"{revision} ({wanted})"
-    what = f"the cache holds the data set at commit {commit}, and not at {named}"
-    mend = "fetch it once with the network (without HF_HUB_OFFLINE), or name the commit that is here"
-    raise UserError(what, where=source, key=("revision",), mend=mend)
+    what = f"of what the cache holds the newest is commit {commit}, and not {named}"
+    mend = "name the commit that is here, or where there is a network save the other with "
+    mend += f'load_dataset("{data.source}", revision="{revision}").save_to_disk(FOLDER), and name that folder'
+    raise UserError(what, where=data.source, key=("revision",), mend=mend)
 
 
-def _commit(files: Iterable[str]) -> str | None:
-    """The commit of a data set, from the addresses of its files: hf://datasets/org/name@<commit>/..."""
-    found = {match[1] for name in files if (match := re.search(r"@([0-9a-f]{40})/", name))}
-    return found.pop() if len(found) == 1 else None
+def _commit(table: datasets.Dataset) -> str | None:
+    """The commit of a hub data set, which the folder with its rows in the library's cache is named by."""
+    found = {Path(file["filename"]).parent.name for file in table.cache_files}
+    commits = [name for name in found if is_commit(name)]
+    return commits[0] if len(commits) == 1 else None

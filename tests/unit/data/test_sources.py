@@ -2,7 +2,6 @@ import json
 import os
 
 import datasets
-import huggingface_hub.constants
 import polars as pl
 import pyarrow
 import pytest
@@ -12,7 +11,7 @@ from hypothesis import strategies as st
 from rankscope.data import readers
 from rankscope.data.parts import read_contents
 from rankscope.data.readers import READERS, read_file
-from rankscope.data.sources import _hub, read_rows, unknown_revision
+from rankscope.data.sources import _hub, read_rows
 from rankscope.errors import MachineError, UserError
 from rankscope.spec import Data
 
@@ -189,49 +188,6 @@ def test_hub_data_goes_through_the_preset(monkeypatch):
     read("medmcqa", role="test")
     assert asked["split"] == "validation"  # the test split has no answers
     assert read("openai/gsm8k").preset.name == "gsm8k"
-
-
-def test_the_commit_of_hub_data_is_read_from_its_files_addresses(monkeypatch):
-    commit = "e53f048856ff4f594e959d75785d2c2d37b678ee"
-
-    def load(*_arguments, **_options):
-        table = datasets.Dataset.from_list([{"question": "a", "answer": "b"}])
-        table.info.download_checksums = {f"hf://datasets/openai/gsm8k@{commit}/main/train.parquet": {"num_bytes": 1}}
-        return table
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    version = read("gsm8k", revision="main").version
-    assert (version.source, version.subset, version.split) == ("openai/gsm8k", "main", "train")
-    assert (version.revision, version.commit, version.sha256) == ("main", commit, None)
-    assert read("gsm8k", revision=commit).version.commit == commit
-    with pytest.raises(UserError, match=f"at commit {commit}, and not at {'0' * 40}") as caught:  # as it is offline
-        read("gsm8k", revision="0" * 40)
-    assert caught.value.key == ("revision",) and caught.value.mend
-
-
-def test_a_tag_that_was_another_commit_when_it_was_fetched_is_refused(monkeypatch, tmp_path):
-    served, older = "a" * 40, "b" * 40
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-
-    def load(*_arguments, **_options):  # offline the library serves its newest, whatever is asked for
-        table = datasets.Dataset.from_list([{"question": "a", "answer": "b"}])
-        table.info.download_checksums = {f"hf://datasets/openai/gsm8k@{served}/main/train.parquet": {"num_bytes": 1}}
-        return table
-
-    monkeypatch.setattr(datasets, "load_dataset", load)
-    references = tmp_path / "datasets--openai--gsm8k" / "refs"
-    references.mkdir(parents=True)
-    for name, commit in (("v1", older), ("v2", served), ("main", older)):
-        (references / name).write_text(commit)
-    with pytest.raises(UserError, match=rf"at commit {served}, and not at v1 \({older}\)") as caught:
-        read("gsm8k", revision="v1")
-    assert caught.value.key == ("revision",) and "name the commit that is here" in caught.value.mend
-    assert unknown_revision(read("gsm8k", revision="v2").version) is None
-    # Data sets that are scripts are read from the branch of their Parquet files, whose commit is not main's.
-    assert unknown_revision(read("gsm8k", revision="main").version) is None
-    assert unknown_revision(read("gsm8k").version) is None
-    said = unknown_revision(read("gsm8k", revision="v3").version)
-    assert said is not None and "`revision: v3`" in said and f"commit {served} was read" in said
 
 
 def test_hub_rows_are_not_cut_before_their_part_is_taken():
