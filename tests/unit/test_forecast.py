@@ -9,6 +9,7 @@ import pytest
 
 from paper import PAPER, paper
 from rankscope.cli import DONE, USER_ERROR, main
+from rankscope.cost import pieces
 from rankscope.cost.fit import parse_budget
 from rankscope.cost.memory import PROCESS_BYTES_CPU
 from rankscope.cost.model_shapes import known_models
@@ -39,6 +40,16 @@ def test_what_is_no_time_is_refused(text: str) -> None:
 
 def test_a_budget_that_is_enough_leaves_all_in() -> None:
     assert forecast(paper(), Wish("8xh100-80gb", "1000d")).fitted.cuts == ()
+
+
+def test_however_many_cuts_are_tried_each_arm_is_looked_up_once_in_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walking through the tensors for each piece, size and cut again took most of a minute of the paper's study."""
+    asked = []
+    found = pieces._adapted
+    monkeypatch.setattr(pieces, "_adapted", lambda arm, shape: asked.append((arm.label, shape)) or found(arm, shape))
+    fitted = forecast(paper(), Wish(device="8xh200-141gb", budget="3h")).fitted
+    assert fitted is not None and len(fitted.cuts) > 3
+    assert len(asked) == 6 * 2  # five ranks and full fine-tuning, of two models
 
 
 def test_what_is_left_out_can_be_said_to_plan_and_then_it_fits(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
@@ -54,6 +54,11 @@ class ModelShape:
             return width * self.num_parameters
         held = sum(self.quantization.weight_bytes(*shape) for shape in self.matrices)
         return held + width * (self.num_parameters - sum(d_out * d_in for d_out, d_in in self.matrices))
+
+    @functools.cached_property
+    def adapted(self) -> dict[str, Any]:
+        """What arms train of it, by the arm's settings, as far as `pieces.adapted` was asked."""
+        return {}
 
     @functools.cached_property
     def num_parameters(self) -> int:

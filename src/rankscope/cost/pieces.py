@@ -58,6 +58,14 @@ class Piece:
 
 def adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
     """What an arm trains of a model."""
+    # Every piece of work and every size asks, and walking through all tensors takes milliseconds.
+    key = arm.model_dump_json()
+    if key not in shape.adapted:
+        shape.adapted[key] = _adapted(arm, shape)
+    return shape.adapted[key]
+
+
+def _adapted(arm: ArmSettings, shape: ModelShape) -> Adapted:
     # An adapter whose size only its training tells is small beside the base.
     size = num_trainable(arm, shape.tensors) or 0
     if arm.capabilities.saves == "model":
