@@ -1,10 +1,11 @@
 """How far a study scales: the paper's, and one a hundred times larger, on 1 to 256 GPUs, with and without lost nodes.
 
-The schedule is the real one (`schedule.ready_packs`), fed with what `plan` forecasts for each piece of work; only the
-clock is simulated. Work of different bases and training sets never waits for each other, so the large study's schedule
-is made of the schedules of its parts, merged by the same order.
+The schedule is the real one (`schedule.ready_packs`), fed with what `plan` forecasts for each piece of work, or with
+what the pieces took of a study that was run; only the clock is simulated. Work of different bases and training sets
+never waits for each other, so the large study's schedule is that of its parts, merged by the same order.
 
     python benchmarks/scale_simulation.py --out docs/scale.md
+    python benchmarks/scale_simulation.py --measured build/forecast/pocket-paper    makes pocket_costs.json of a study
 """
 
 from __future__ import annotations
@@ -12,28 +13,37 @@ from __future__ import annotations
 import argparse
 import heapq
 import itertools
+import json
 import random
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from rankscope.board import Board
-from rankscope.cost.devices import named_device
-from rankscope.cost.estimate import START_SECONDS, estimate
+from rankscope.cost.estimate import START_SECONDS
 from rankscope.cost.pieces import shape_seconds
+from rankscope.forecast import Wish, forecast
 from rankscope.outline import make_outline
-from rankscope.plan import VALIDATION, Layout, Pack, Plan
+from rankscope.plan import VALIDATION, Pack, Plan, piece_key
 from rankscope.records import RateChoice, Rates
 from rankscope.runs import RunSettings
-from rankscope.schedule import pack_order, pack_seconds, ready_packs
-from rankscope.spec import Study
+from rankscope.schedule import pack_order, pack_seconds, ready_packs, work_seconds
+from rankscope.store import Store, read_model
 from rankscope.study_file import load_study
-from rankscope.work import needed_work, work_of
+from rankscope.work import all_work, needed_work, read_record, work_of
 
 DEVICE = "h200-141gb"
 GPUS_PER_NODE = 8
 # A node that is lost comes back, or another in its place, after so long.
 REPLACED_SECONDS = 600.0
-STUDY = Path(__file__).resolve().parent.parent / "studies" / "paper.yaml"
+# Where a handful of nodes is lost, one draw says little; where thousands are it says enough.
+SMALL_DRAWS, LARGE_DRAWS = 10, 1
+HERE = Path(__file__).resolve().parent
+STUDIES = HERE.parent / "studies"
+COSTS = HERE / "pocket_costs.json"
 _READY: dict[tuple[str, str, int], list[Pack]] = {}  # of equal parts in equal states, found once
 
 
@@ -125,19 +135,22 @@ class Simulation:
         num_gpus: In nodes of eight, the last perhaps smaller.
         start_seconds: Of a worker: its imports and its base.
         lost_every: A node is lost about so often, in seconds; None: none ever is.
+        seed: Of which nodes are lost, and when.
     """
 
-    def __init__(self, parts: list[Part], num_gpus: int, start_seconds: float, lost_every: float | None) -> None:
+    def __init__(
+        self, parts: list[Part], num_gpus: int, start_seconds: float, lost_every: float | None = None, seed: int = 0
+    ) -> None:
         self.parts, self.lost_every, self.start_seconds = parts, lost_every, start_seconds
         self.now = self.busy = self.lost = 0.0
         self.num_lost = 0
         self.nodes = [range(first, min(first + GPUS_PER_NODE, num_gpus)) for first in range(0, num_gpus, GPUS_PER_NODE)]
         self.running: dict[int, tuple[int, Pack, float]] = {}
-        self.kept: dict[tuple[int, Pack], float] = {}  # seconds of training that a checkpoint has saved
+        self.kept: dict[tuple[int, Pack], float] = {}  # seconds of its work that need not be done again
         self.free: set[int] = set()
         self.generation = [0] * num_gpus  # what a GPU did before its node was lost ends nowhere
         self._counter = itertools.count()
-        self._generator = random.Random(0)
+        self._generator = random.Random(seed)
         self._events: list[tuple[float, int, str, int, int]] = []
         self._heads: list[tuple[tuple[int, float], int, int]] = []
         for gpu in range(num_gpus):
@@ -194,7 +207,7 @@ class Simulation:
         self._offer(index)
 
     def _lose(self, node: range) -> None:
-        """A node goes: training goes on from its last checkpoint elsewhere, scoring begins again."""
+        """A node goes: what it was at goes on elsewhere, from what had been written."""
         self.num_lost += 1
         for gpu in node:
             self.generation[gpu] += 1
@@ -203,35 +216,76 @@ class Simulation:
             if gpu not in self.running:
                 continue
             index, pack, started = self.running.pop(gpu)
-            part, done = self.parts[index], self.now - started
-            saved = max(0.0, done - part.plan.checkpoint_seconds) if pack.stage == "train" else 0.0
-            self.kept[index, pack] = self.kept.get((index, pack), 0.0) + saved
-            self.lost += done - saved
+            part, kept = self.parts[index], self.kept.get((index, pack), 0.0)
+            done = kept + self.now - started
+            self.kept[index, pack] = max(kept, kept_seconds(part.plan, pack, done))
+            self.lost += done - self.kept[index, pack]
             part.in_flight.discard(pack)
             part.refresh()
             self._offer(index)
 
 
-def forecast_plan(study: Study) -> Plan:
-    """The study's plan with what each piece takes on one GPU."""
-    plan, outline = make_outline(study)
-    layout = Layout(device=DEVICE, num_workers=1, threads_per_worker=1)
-    return plan.model_copy(
-        update={"estimate": estimate(replace(outline, layout=layout), named_device(DEVICE)), "layout": layout}
-    )
+def kept_seconds(plan: Plan, pack: Pack, done: float) -> float:
+    """How much of a lost pack's work is kept: up to a checkpoint, or the tasks and analyses that have a record."""
+    if pack.stage == "train":
+        return max(0.0, done - plan.checkpoint_seconds)
+    ends = itertools.accumulate(work_seconds(plan, work) for work in work_of(pack))
+    return max((end for end in ends if end <= done), default=0.0)
 
 
-def rows(plan: Plan, copies: int, numbers: list[int], start: float) -> list[str]:
-    """A table's rows: one for each number of GPUs."""
+def measured_costs(folder: Path) -> dict[str, Any]:
+    """What each kind of piece of a finished study took on the mean, by its records, and how long all of them took."""
+    plan = read_model(Store(folder).plan_file, Plan)
+    if plan is None:
+        raise SystemExit(f"{folder} has no plan.json")
+    taken: dict[str, list[float]] = {}
+    began, ended = [], []
+    for work in all_work(plan):
+        stage, base, run_id, name = work
+        record = read_record(Store(folder), work)
+        if record is None or (stage == "train" and name):  # a round of a search ends in the record of its run
+            continue
+        key = piece_key(stage, base, plan.run(run_id) if run_id else None, name)
+        taken.setdefault(key, []).append(record.seconds)
+        began.append(datetime.fromisoformat(record.started_at).timestamp())
+        ended.append(began[-1] + record.seconds)
+    pieces = {key: round(mean(seconds), 3) for key, seconds in taken.items()}
+    return {"num_workers": plan.layout.num_workers, "seconds": round(max(ended) - min(began), 1), "pieces": pieces}
+
+
+def measured_plan(costs: Mapping[str, Any]) -> Plan:
+    """The pocket paper study's plan with what each piece took; its base is a folder, and only its name matters here."""
+    (base,) = {key.split("/")[1] for key in costs["pieces"]}
+    source = f"model={{{base}: {{source: HuggingFaceTB/SmolLM2-135M}}}}"
+    plan, _ = make_outline(load_study(STUDIES / "pocket_paper.yaml", [source]))
+    return plan.model_copy(update={"estimate": plan.estimate.model_copy(update={"seconds_by_piece": costs["pieces"]})})
+
+
+def rows(plan: Plan, copies: int, numbers: Sequence[int], start: float, draws: int) -> list[str]:
+    """A table's rows: one for each number of GPUs; what lost nodes cost is a mean of some draws."""
     lines = []
     for number in numbers:
-        plain = Simulation(parts_of(plan, copies), number, start, None).run()
-        failing = Simulation(parts_of(plan, copies), number, start, 3600.0).run()
+        plain = Simulation(parts_of(plan, copies), number, start).run()
+        drawn = [Simulation(parts_of(plan, copies), number, start, 3600.0, seed).run() for seed in range(draws)]
         efficiency = plain.busy / (plain.seconds * number)
-        longer = failing.seconds / plain.seconds - 1
+        seconds = mean(outcome.seconds for outcome in drawn)
+        num_lost, lost = mean(outcome.num_lost for outcome in drawn), mean(outcome.lost for outcome in drawn)
         lines.append(
-            f"| {number} | {plain.seconds / 3600:,.1f} | {efficiency:.0%} | {failing.seconds / 3600:,.1f} | "
-            f"{longer:+.0%} | {failing.num_lost:,} | {failing.lost / 3600:,.1f} |"
+            f"| {number} | {plain.seconds / 3600:,.1f} | {efficiency:.0%} | {seconds / 3600:,.1f} | "
+            f"{seconds / plain.seconds - 1:+.0%} | {num_lost:,.1f} | {lost / 3600:,.1f} |"
+        )
+        print(lines[-1], flush=True)
+    return lines
+
+
+def measured_rows(plan: Plan, numbers: Sequence[int]) -> list[str]:
+    """The same without failures, of a study that takes minutes and of one a hundred times larger."""
+    lines = []
+    for number in numbers:
+        once, often = (Simulation(parts_of(plan, copies), number, START_SECONDS).run() for copies in (1, 100))
+        shares = [outcome.busy / (outcome.seconds * number) for outcome in (once, often)]
+        lines.append(
+            f"| {number} | {once.seconds:,.0f} | {shares[0]:.0%} | {often.seconds / 60:,.0f} | {shares[1]:.0%} |"
         )
         print(lines[-1], flush=True)
     return lines
@@ -250,25 +304,41 @@ def shortest(plan: Plan, start: float) -> float:
     return start + longest
 
 
-def main() -> None:
-    """Simulate both studies and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/scale.md"))
-    parser.add_argument("--large", type=int, nargs="*", default=[1, 16, 64, 256], help="GPUs for the larger study")
-    options = parser.parse_args()
-    study = load_study(STUDY)
-    plan = forecast_plan(study)
+def page(small: Sequence[int], large: Sequence[int]) -> str:
+    """Both simulations as a page of the docs, for these numbers of GPUs."""
+    study = load_study(STUDIES / "paper.yaml")
+    plan = forecast(study, Wish(device=DEVICE)).plan
     _, outline = make_outline(study)
     start = START_SECONDS + max(shape_seconds(shape) for shape in outline.shapes.values())
-    small = rows(plan, 1, [1, 2, 4, 8, 16, 32, 64, 128, 256], start)
-    large = rows(plan, 100, options.large, start)
     trained = [pack_seconds(plan, Pack("train", run.base.name, (run.run_id,))) for run in plan.runs]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = PAGE.format(
-        device=DEVICE, small="\n".join(small), large="\n".join(large), start=start, replaced=REPLACED_SECONDS / 60,
-        shortest=min(trained) / 60, longest=max(trained) / 60, runs=len(plan.runs), bound=shortest(plan, start) / 3600,
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    pocket = measured_plan(costs)
+    # From the first piece's beginning to the last one's end, as it was measured: without the start.
+    again = Simulation(parts_of(pocket, 1), costs["num_workers"], 0.0).run()
+    return PAGE.format(
+        device=DEVICE, start=start, replaced=REPLACED_SECONDS / 60, draws=SMALL_DRAWS, runs=len(plan.runs),
+        shortest=min(trained) / 60, longest=max(trained) / 60, bound=shortest(plan, start) / 3600,
+        small="\n".join(rows(plan, 1, small, start, SMALL_DRAWS)),
+        large="\n".join(rows(plan, 100, large, start, LARGE_DRAWS)),
+        workers=costs["num_workers"], pocket_runs=len(pocket.runs), pocket_seconds=costs["seconds"],
+        again=again.seconds, error=again.seconds / costs["seconds"] - 1,
+        pocket_start=START_SECONDS, pocket_bound=shortest(pocket, START_SECONDS),
+        pocket="\n".join(measured_rows(pocket, small)),
     )  # fmt: skip
-    options.out.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Simulate both studies and write the page; or write down what the pieces of a study took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/scale.md"))
+    parser.add_argument("--large", type=int, nargs="*", default=[1, 4, 16, 64, 128, 256], help="for the larger study")
+    parser.add_argument("--measured", type=Path, help="a finished pocket paper study's directory")
+    options = parser.parse_args()
+    if options.measured is not None:
+        COSTS.write_text(json.dumps(measured_costs(options.measured), indent=1) + "\n", encoding="utf-8")
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(page([1, 2, 4, 8, 16, 32, 64, 128, 256], options.large), encoding="utf-8")
 
 
 HEAD = """| GPUs | hours | efficiency | hours, a node lost every hour | longer by | nodes lost | GPU hours lost |
@@ -277,16 +347,24 @@ PAGE = (
     """# How far more devices help
 
 A simulation, made by `python benchmarks/scale_simulation.py --out docs/scale.md`. The schedule is the real one
-(`schedule.ready_packs`: what is ready, most urgent first, then longest first); only the clock is simulated. A piece of
-work takes what `plan --device {device}` forecasts for it, from the GPU's data sheet: no GPU was measured. A worker
-takes {start:.0f} s to start. Nodes have eight GPUs; one that is lost comes back after {replaced:.0f} minutes. Training
-goes on from its last checkpoint, at most a minute old, and scoring begins again. Efficiency is work that counted over
-GPU time. The study is `studies/paper.yaml` (bfloat16, gradient checkpointing).
+(`schedule.ready_packs`: what is ready, most urgent first, then longest first); only the clock is simulated.
+
+**What a piece of work takes** is of two kinds. For the paper's study and the larger one it is what `plan --device
+{device}` forecasts, from the GPU's data sheet: **no GPU was measured**. For the pocket paper study, further
+below, it is what the pieces took that were run ([pocket_costs.json](../benchmarks/pocket_costs.json)); that study's own
+time is the check on the simulation.
+
+**The rest is assumed**: a worker takes {start:.0f} s to start, nodes have eight GPUs, and one that is lost comes back
+after {replaced:.0f} minutes. Training goes on from its last checkpoint, taken to be a minute old; of a model that is
+being scored the tasks that are done stay. Efficiency is work that counted over GPU time. **Not in it** is what writing
+checkpoints and reading shared files takes: a checkpoint of 8 billion parameters that are all trained has 96 GB, so for
+such a study `execute.checkpoint_seconds` has to be many times what that takes on its disk.
 
 ## The paper's study
 
-Two bases of 7 and 8 billion parameters, four training sets, full fine-tuning and five ranks at three rates each, three
-seeds: {runs} possible runs, whose training takes {shortest:.0f} to {longest:.0f} minutes on one GPU.
+`studies/paper.yaml` (bfloat16, gradient checkpointing): two bases of 7 and 8 billion parameters, four training sets,
+full fine-tuning and five ranks at three rates each, three seeds: {runs} possible runs, whose training takes
+{shortest:.0f} to {longest:.0f} minutes on one GPU. With lost nodes each number is a mean of {draws} draws.
 
 """
     + HEAD
@@ -307,8 +385,21 @@ The same, one hundred times over (more bases and training sets; these never wait
     + """
 {large}
 
-**A lost node** costs what was in flight on its GPUs since their last checkpoints, the time until it is replaced, and
-nothing else: no work that has a record is done again.
+**A lost node** costs what was in flight on its GPUs since their last checkpoints and records, the time until it is
+replaced, and nothing else: no work that has a record is done again.
+
+## With measured costs
+
+`studies/pocket_paper.yaml` has the same shape at a size that two processor cores can run: {pocket_runs} possible
+runs. It was run with {workers} workers of one core; from the first piece's beginning to the last one's end it took
+{pocket_seconds:.0f} s. The simulation, fed with what each kind of piece took by the records, says {again:.0f} s
+({error:+.0%}). So far the schedule can be checked here; with more workers, each on a core as fast as one of those two:
+
+| workers | seconds | efficiency | one hundred times larger, minutes | efficiency |
+|---|---|---|---|---|
+{pocket}
+
+It cannot be over before {pocket_bound:.0f} s, of which {pocket_start:.0f} are the start of a worker.
 """
 )
 
