@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from model_folders import write_tokenizer
 from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
-from studies import write_study
+from studies import run, write_study
 
 STUDY = """\
 study: tiny
@@ -140,12 +144,64 @@ def test_a_revision_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "study.yaml:2: model.base.revision: " in error and "there are no revisions" in error
 
 
-def test_a_revision_that_the_hub_does_not_have(
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has the repository org/name, and of it none but the branch main."""
+
+    def do_GET(self) -> None:
+        """Answer as the hub answers."""
+        self.send_response(404)
+        code = "RevisionNotFound" if "/org/name/" in self.path else "RepoNotFound"
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment in which a process asks a hub on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1",
+    }  # fmt: skip
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("revision", ["v2", "0123456789" * 4])
+def test_a_revision_that_the_hub_does_not_have(tmp_path: Path, hub: dict[str, str], revision: str) -> None:
+    path = write_study(tmp_path, STUDY.replace("MODEL", f"{{source: org/name, revision: '{revision}'}}"))
+    done = run(path, tmp_path / "out", environment=hub)
+    assert (done.returncode, done.stdout) == (USER_ERROR, "") and not (tmp_path / "out").exists()
+    assert done.stderr == (
+        f"rankscope: {path}:2: model.name.revision: the hub's 'org/name' has no revision '{revision}'\n"
+        "  mend: name one of its branches, tags or commits, or leave revision out\n"
+    )
+
+
+def test_a_model_that_the_hub_does_not_have(tmp_path: Path, hub: dict[str, str]) -> None:
+    done = run(write_study(tmp_path, STUDY.replace("MODEL", "org/nmae")), tmp_path / "out", environment=hub)
+    assert (done.returncode, done.stdout) == (USER_ERROR, "") and not (tmp_path / "out").exists()
+    assert "study.yaml:2: model.nmae: the model 'org/nmae' cannot be had from the hub (Repository" in done.stderr
+    assert "  mend: check id and network" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_revision_that_the_cache_does_not_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(source: str, **options: object) -> str:
-        raise ValueError(f"404 Client Error: Revision Not Found: {options['revision']}")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", missing)
+    """Offline, with another commit of the same model in the cache."""
+    cached, commit = tmp_path / "hub" / "models--org--name", "a" * 40
+    write_base(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     error = refused(tmp_path, capsys, "{source: org/name, revision: v2}")
-    assert "'org/name' at revision 'v2' cannot be had" in error and "check id, revision and network" in error
+    assert "model.name: the model 'org/name' at revision 'v2' cannot be had from the hub (LocalEntryNotFound" in error
+    assert "check id, revision and network (HF_HUB_OFFLINE" in error

@@ -253,19 +253,23 @@ def _numbered(folder: Path) -> tuple[int, str]:
 
 def _fetched(source: str, revision: str | None, patterns: list[str], ignored: list[str] | None = None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
+    key = None
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
     except HFValidationError:
         problem, mend = f"'{source}' is neither a folder nor a hub id", "name a folder, or a hub id such as org/name"
+    except RevisionNotFoundError:
+        problem, key = f"the hub's '{source}' has no revision '{revision or 'main'}'", ("revision",)
+        mend = "name one of its branches, tags or commits, or leave revision out"
     # The hub's client raises what its transport raises: many unrelated classes, most of them OSError or ValueError.
     except Exception as error:  # noqa: BLE001
         asked = f"'{source}' at revision '{revision}'" if revision else f"'{source}'"
         problem = f"the model {asked} cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
         what = "id, revision" if revision else "id"
         mend = f"check {what} and network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
-    raise UserError(problem, mend=mend)
+    raise UserError(problem, mend=mend, key=key)
 
 
 def _first_line(error: Exception) -> str:
