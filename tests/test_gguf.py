@@ -18,8 +18,8 @@ WIDTH, HIDDEN, HEADS, LAYERS = 32, 64, 4, 2
 pytestmark = pytest.mark.slow  # a process that imports transformers
 
 
-def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """A Llama of random weights with a byte-level tokenizer, as llama.cpp writes one."""
+def write_gguf(path: Path, kind: str = "F32") -> dict[str, np.ndarray]:
+    """A Llama of random weights with a byte-level tokenizer, as llama.cpp writes one; its tensors as they are read."""
     gguf = pytest.importorskip("gguf", reason="the reader of GGUF files is not installed")
     tokenizer = json.loads((write_tokenizer(path.parent / "tokenizer") / "tokenizer.json").read_text(encoding="utf-8"))
     vocabulary = sorted(tokenizer["model"]["vocab"], key=tokenizer["model"]["vocab"].get)
@@ -50,7 +50,10 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
         shapes |= {f"blk.{layer}.{name}": shape for name, shape in parts.items()}
     tensors = {f"{name}.weight": generator.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
     for name, tensor in tensors.items():
-        writer.add_tensor(name, tensor)
+        held = gguf.GGMLQuantizationType[kind if tensor.ndim == 2 else "F32"]
+        blocks = gguf.quants.quantize(tensor, held)
+        writer.add_tensor(name, blocks, raw_dtype=held)
+        tensors[name] = gguf.quants.dequantize(blocks, held)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -58,15 +61,17 @@ def write_gguf(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def test_a_gguf_file_is_converted_once_with_its_own_numbers(tmp_path: Path, monkeypatch, capfd) -> None:
+@pytest.mark.parametrize("kind", ["F32", "F16", "Q8_0", "Q4_1"])
+def test_a_gguf_file_is_converted_once_with_its_own_numbers(tmp_path: Path, monkeypatch, capfd, kind: str) -> None:
     monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "tiny.gguf"
-    tensors = write_gguf(path)
+    tensors = write_gguf(path, kind)
     folder = model_folder(str(path))
     assert folder.is_relative_to(tmp_path / "cache")
     assert "converting" in capfd.readouterr().err
     assert model_folder(str(path)) == folder
     assert "converting" not in capfd.readouterr().err
+    assert "quantization_config" not in json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(folder)
     state = model.state_dict()
     for ours, theirs in (("token_embd", "model.embed_tokens"), ("blk.1.ffn_down", "model.layers.1.mlp.down_proj")):
