@@ -12,6 +12,7 @@ import pytest
 
 from model_folders import CHATML, write_tokenizer
 from rankscope import pipeline
+from rankscope.cli import DONE, main
 from rankscope.errors import UserError
 from rankscope.plan import Plan
 from rankscope.planning import make_plan
@@ -158,3 +159,25 @@ def test_the_smallest_difference_is_of_the_decision_the_study_asks_for(entries: 
     asked = entries | {"evaluate": entries["evaluate"] | {"more": more}, "decide": {"confidence": 0.9}, "seeds": [0, 1]}
     expected = smallest_difference([5, 40], 2, confidence=0.9)
     assert planned(asked).smallest_difference == {"sums": pytest.approx(expected)}
+
+
+@pytest.mark.parametrize(
+    ("chat", "shown"),
+    [
+        (CHATML, "<|im_start|>user\\nWhat is 0 plus 1?<|im_end|>\\n<|im_start|>assistant\\n>>>1<|im_end|><<<"),
+        (None, "Question: What is 0 plus 1?\\nAnswer:>>> 1</s><<<"),
+    ],
+    ids=["chat template", "no template"],
+)
+def test_the_plan_shows_one_example_with_what_is_trained_marked(
+    entries: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str], chat: str | None, shown: str
+) -> None:
+    write_tokenizer(tmp_path / "base", chat=chat)
+    ends = {"eos_token_id": [1, 4] if chat else 1}  # a chat model ends its turn with a token of its own
+    write_text(tmp_path / "base" / "generation_config.json", json.dumps(ends))
+    path = tmp_path / "study.yaml"
+    write_text(path, dump_study(Study.model_validate(entries)))
+    assert main(["plan", str(path)]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    said = next(line.strip() for line in lines if ">>> <<<" in line)
+    assert said == f"one example, what is trained on in >>> <<<: '{shown}'"
