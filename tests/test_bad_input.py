@@ -141,6 +141,7 @@ def test_a_wrong_study_file(
         ("{method: lorra, rank: 2", [":6:", "no method is called 'lorra'", "did you mean 'lora'"]),
         ("{method: LoRA, rank: 2", ["methods are written small: 'lora'"]),
         ("{method: xlora", ["PEFT's xlora is not supported", "trained before"]),
+        ("{method: lily, rank: 2", ["PEFT's lily is not supported", "no score is a text's own"]),
         ("{method: lora, rank: 2, use_dorra: true", [":6:", "unknown key 'use_dorra'", "did you mean 'use_dora'"]),
         ("{method: oft, oft_blok_size: 8", ["did you mean 'oft_block_size'"]),
         ("{method: oft, oft_block_size: eight", ["arms.0.oft_block_size", "is a whole number, not 'eight'"]),

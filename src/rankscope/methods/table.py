@@ -108,8 +108,8 @@ NAMED: tuple[Method, ...] = (
            {"placement": "houlsby", "reduction_factor": 16}),
 )  # fmt: skip
 BY_NAME = {method.name: method for method in NAMED}
-# PEFT has no way to write them as weights of the base.
-_NOT_MERGED = ("beft", "lily")
+# PEFT has no way to write it as weights of a base without biases.
+_NOT_MERGED = ("beft",)
 _UNMERGED = "PEFT cannot write it as weights of the base"
 # They ask for the base's output and not for its weights; tests compare them with the base's numbers written out.
 OVER_FEW_BITS = frozenset({
@@ -119,7 +119,7 @@ OVER_FEW_BITS = frozenset({
 # Architectures whose matrices are transformers' Conv1D, and PEFT's methods that take no such layer.
 _CONV1D = ("gpt2", "openai-gpt")
 ONLY_LINEAR = frozenset({
-    "oft", "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "lily", "loha", "lokr", "miss", "osf", "peanut",
+    "oft", "adamss", "beft", "boft", "c3a", "delora", "glora", "hra", "loha", "lokr", "miss", "osf", "peanut",
     "psoft", "road", "shira", "supertuning",
 })  # fmt: skip
 # Heads that share keys and values without saying so in the words that PEFT reads.
@@ -130,6 +130,7 @@ REFUSED = {
     "poly": "it routes several tasks",
     "multitask_prompt_tuning": "it is trained on several tasks at once",
     "cartridge": "it is distilled from a long text, not trained on examples",
+    "lily": "it averages over all tokens of a batch, later ones and other texts' too, so no score is a text's own",
     "cpt": "its loss treats the tokens of a context in ways that no other method's does",
     "shadow": "it trains a second model beside the base",
     "trainable_tokens": "it trains new tokens, and the tokenizer of a study has none",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LilyConfig, PeftModel, get_peft_model
 
 from architectures import CONFIGS, SHARED, tiny_model
 from rankscope.data.architectures import taken_for_experts
@@ -18,12 +18,17 @@ from rankscope.errors import UserError
 from rankscope.methods.checks import refusal
 from rankscope.methods.resolve import resolved_options
 from rankscope.methods.table import BY_NAME, ONLY_LINEAR, method_names
+from rankscope.methods.table import REFUSED as NO_METHODS
 from rankscope.models.merged import CannotMerge
 from rankscope.models.methods.bottleneck import load_bottlenecks
-from rankscope.models.methods.making import load_tuned
+from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.weights import iter_updates
 from rankscope.runs import ArmSettings, RunSettings
-from solo import IDS, logits, trained
+from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
+from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
+from rankscope.train.loop import RunState, start_run, train
+from solo import EXAMPLES, IDS, Silent, calibration, logits, losses_of, order_of, trained
 from tiny import method_run
 
 OPTIONS = {
@@ -175,3 +180,59 @@ def test_every_other_method_of_peft_trains_and_is_read_back(
     torch.testing.assert_close(logits(load_tuned(tiny_model("llama"), [run], [tmp_path])), mine, rtol=0, atol=1e-5)
     theirs = PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(theirs(input_ids=IDS).logits, mine, rtol=0, atol=1e-5)
+    is_merged = run.arm.capabilities.merges or method == "beft"  # which goes into biases, and this base has them
+    assert_updates_are_exact(bases["llama"], tmp_path / "adapter", "llama", mine if is_merged else None)
+
+
+ITEMS = [
+    Choice(tuple(range(3, 9)), ((10, 11, 12), (13, 14), (15,), (16, 17, 18, 19))),
+    Choice((5, 6), ((7, 8), (9, 9))),
+]
+
+
+@pytest.mark.filterwarnings("ignore")  # of each method's own
+@pytest.mark.parametrize("method", OTHERS)
+def test_every_other_method_of_peft_is_scored_and_goes_on_where_it_stopped(
+    method: str, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    run = run_on(bases["llama"], method).model_copy(update={"learning_rate": 1e-2})
+    pack, (whole,) = trained(tiny_model("llama"), [run])
+    pack.route((0,), (1,), is_training=False)
+    trees = checked_option_trees(pack.model, ITEMS, 64, 4096)
+    assert trees == OptionTrees(None)
+    found, alone = (
+        option_log_likelihoods(pack.model, ITEMS, decided, 64, 4096).log_likelihoods
+        for decided in (trees, OptionTrees("for the test"))
+    )
+    for one, other in zip(found, alone, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
+
+    def fresh() -> tuple[TrainablePack, RunState]:
+        pack = make_trainable(tiny_model("llama"), [run], calibration)
+        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order_of(run))
+
+    pack, state = fresh()
+    train(pack, [state], 10_000, Silent(stop_after=2))
+    write_checkpoint(tmp_path, pack, state, 0.0)
+    again, resumed = fresh()
+    assert read_checkpoint(tmp_path, again, resumed) and resumed.step == 2
+    train(again, [resumed], 10_000, Silent())
+    assert losses_of(resumed) == losses_of(whole)
+
+
+def test_lily_is_refused_because_it_looks_ahead() -> None:
+    """A token's logits move with a later token and with another text: where they no longer do, it can be had."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = get_peft_model(tiny_model("llama"), LilyConfig(r=4, num_B=2, stride_A=1, target_modules=["v_proj"]))
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lily" in name:
+                    torch.nn.init.normal_(parameter)
+    later = torch.cat([IDS[:, :-1], IDS[:, :1]], dim=1)
+    with torch.no_grad():
+        one, other, beside = (
+            model(input_ids=ids).logits[0, 0] for ids in (IDS, later, torch.cat([IDS, later.flip(1)]))
+        )
+    assert (one - other).abs().max() > 1e-4 and (one - beside).abs().max() > 1e-4
+    assert "lily" in NO_METHODS and "lily" not in method_names()
