@@ -77,15 +77,15 @@ _EXPERTS = """transformers holds the experts of a mixture (Mixtral, Qwen-MoE and
     ups apart."""
 _FEW_BITS = """With `quantization_config` beside a base's `source`, bitsandbytes holds the linear layers of that base in
     4 or 8 bits (QLoRA); embeddings, the output head, normalisations and experts in one tensor stay as they are. Scores,
-    verdicts and analyses are of this base: its matrices are what the bits stand for, and records say so. These methods
-    train over it: {names}; of LoRA what the packed layers have, with every initialisation that leaves the base alone.
-    Everything else is refused: `full`, because 4 bits have no gradients, `pissa`, `olora`, `corda` and `lora_ga`,
-    because they take a part out of weights that cannot hold the rest. `loftq` sets `scaling * B @ A` to the best
-    approximation of `W0` less its 4 bits (one step of LoftQ; PEFT's `replace_lora_weights_loftq` does the same with
-    `lora_alpha` = `r`). Runs pack over 4 bits. Over 8 bits they do not: LLM.int8 looks for large inputs in all rows of
-    a batch, so a row's numbers depend, in their third digit, on the others. `plan --forecast` needs gradients of the
-    base's matrices and is refused. A folder whose weights are stored quantised is refused too: its own numbers are
-    not there."""
+    verdicts and analyses are of this base: its matrices are what the bits stand for, and records and report say so.
+    These methods train over it: {names}; of LoRA what the packed layers have, with every initialisation that leaves
+    the base alone. Everything else is refused: `full`, because 4 bits have no gradients, `pissa`, `olora`, `corda` and
+    `lora_ga`, because they take a part out of weights that cannot hold the rest. `loftq` sets `scaling * B @ A` to the
+    best approximation of `W0` less its 4 bits (one step of LoftQ; PEFT's `replace_lora_weights_loftq` does the same
+    with `lora_alpha` = `r`); an arm's update begins with that, and so does its spectrum. Runs pack over 4 bits. Over 8
+    bits they do not: LLM.int8 looks for large inputs in all rows of a batch, so a row's numbers depend, in their third
+    digit, on the others. `plan --forecast` needs gradients of the base's matrices and is refused. A folder whose
+    weights are stored quantised is refused too: its own numbers are not there."""
 _OTHERS = """Any other method of PEFT can be named, with PEFT's options and defaults; `target_modules` is `all-linear`
     where nothing is said. They run alone, in PEFT's own layers. Options are checked against PEFT {version}. The sizes
     that a base allows (a block that divides its width, a rank below it) are PEFT's to refuse. On GPT-2, whose matrices

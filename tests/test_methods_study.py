@@ -63,3 +63,6 @@ def test_every_method_trains_is_scored_and_looked_into(tmp_path: Path) -> None:
     assert {"prompt_tuning", "bottleneck-houlsby"} <= set(missing["arm"])
     page = (out / "report" / "index.html").read_text(encoding="utf-8")
     assert "virtual tokens stand before every text" in page
+    assert "lora-r8-pissa: pissa took a part out of the base" in page and "doubles the rank: 8 was trained" in page
+    apart = pl.read_csv(out / "report" / "tables" / "separate_rows.csv")
+    assert set(apart["arm"]) == {"prompt_tuning", "p_tuning", "prefix_tuning"}

@@ -35,6 +35,9 @@ execute: {num_workers: 1, threads_per_worker: 1, pack_size: 2, measure: false}
 """
 
 
+LOFTQ = "  - {method: lora, rank: 2, init_lora_weights: loftq, learning_rate: 1.0e-3}\n"
+
+
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str) -> str:
     assert old in STUDY
     out = folder / "out"
@@ -45,19 +48,30 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], old: str, new: str
 
 def test_a_study_over_four_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed")
+    text = STUDY.replace("optimization:", f"{LOFTQ}optimization:")
     out = tmp_path / "out"
-    assert main(["run", str(write_study(tmp_path, STUDY)), "--out", str(out)]) in (DONE, UNDECIDED)
+    assert main(["run", str(write_study(tmp_path, text)), "--out", str(out)]) in (DONE, UNDECIDED)
     assert "failed" not in capsys.readouterr().out
     plan = read_model(out / "plan.json", Plan)
     assert plan.bases["smallworld-base"].opening.quantization_config.bits == 4
     records = {path: json.loads(path.read_text()) for path in out.glob("runs/*/**/record.json")}
-    assert len(records) >= 3 * 7 and {record["status"] for record in records.values()} == {"complete"}
+    assert len(records) >= 4 * 7 and {record["status"] for record in records.values()} == {"complete"}
     spectra = [record for path, record in records.items() if path.parent.name == "spectra"]
-    assert len(spectra) == 3
+    assert len(spectra) == 4
     assert all("the base is held in 4 bits (nf4)" in " ".join(record["notes"]) for record in spectra)
     assert len([path for path in records if "derive" in path.parts]) >= 8
     page = (out / "report" / "index.html").read_text(encoding="utf-8")
     assert "held in 4 bits (nf4) by bitsandbytes" in page
+    assert "its matrices are what these bits stand for" in page
+    # LoftQ trains, is scored and looked into as the others are, and does not start where LoRA starts.
+    paths = {path.parts[-3]: path for path in out.glob("runs/*/train/steps.jsonl")}
+    first = {
+        settings.arm.label: json.loads(paths[settings.run_id].read_text().splitlines()[0])["loss_nats_per_token"]
+        for settings in plan.runs
+    }
+    assert first["lora-r2"] == pytest.approx(first["ia3"], abs=1e-5)
+    assert abs(first["lora-r2-loftq"] - first["lora-r2"]) > 1e-4
+    assert "lora-r2-loftq: the update began as what the bits had lost of each matrix" in page
 
 
 def test_the_plan_counts_few_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
+from rankscope.data.architectures import tree_refusal
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
 from rankscope.data.targets import left_out
@@ -85,6 +86,19 @@ def expert_warnings(
         held = _held(base, experts, shapes)
         warnings.append(f"{held} are not held in {bits.label}, for they are no linear layers")
     return warnings
+
+
+def row_warnings(base: str, config: Mapping[str, Any], scorings: Iterable[Scoring]) -> list[str]:
+    """That the options of items are scored one row each, where nothing else was tried on a base's architecture.
+
+    Args:
+        base: Its name in the study.
+        config: What its config.json says, or as much of that as is known.
+        scorings: How tasks and validation items are scored.
+    """
+    why = tree_refusal(config.get("text_config") or config) if "multiple_choice" in scorings else None
+    text = f"base {base}: options are scored in separate rows, slower than forecast and with the same numbers"
+    return [f"{text}: {why}"] if why else []
 
 
 def _is_named(parameter: str, targets: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from rankscope.data.hub import base_folder, local_model
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
-from rankscope.design import design_warnings, plan_fields, smallest_differences
+from rankscope.design import design_warnings, plan_fields, row_warnings, smallest_differences
 from rankscope.errors import UserError, within
 from rankscope.expansion import expand_runs
 from rankscope.layout import choose_layout, with_precision
@@ -189,7 +189,10 @@ def _summary(label: tuple[str, str, str, str], rows: Rows, counts: tuple[int, in
 
 def _notes(bases: dict[str, _Assumed]) -> list[str]:
     notes = []
-    for base in bases.values():
+    for name, base in bases.items():
+        scorings = [load.scoring for _, load, _ in base.training.values()]
+        scorings += [load.scoring for load, _ in base.tasks.values()]
+        notes += row_warnings(name, {"model_type": base.model_type}, scorings)
         notes += [rows.note for _, _, rows in base.training.values() if rows.note]
         notes += [rows.note for _, rows in base.tasks.values() if rows.note]
     return notes

@@ -12,7 +12,7 @@ from rankscope.cost.counted import counted_task, counted_training, counted_valid
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
-from rankscope.data.architectures import code_warnings
+from rankscope.data.architectures import code_warnings, read_json
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, TokenisedExample, examples_frame, items_frame
 from rankscope.data.hub import base_folder, fingerprint, hub_commit
@@ -31,6 +31,7 @@ from rankscope.design import (
     design_warnings,
     expert_warnings,
     plan_fields,
+    row_warnings,
     smallest_differences,
 )
 from rankscope.errors import UserError, within
@@ -295,6 +296,8 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     scored = {name: (task.settings.scoring, task.settings.num_items) for name, task in base.tasks.items()}
     validation = {name: data.validation_settings for name, data in base.training.items()}
     warnings += choice_warnings(study, scored, {name: (v.scoring, v.num_items) for name, v in validation.items()})
+    scorings = [scoring for scoring, _ in scored.values()] + [settings.scoring for settings in validation.values()]
+    warnings += row_warnings(base.settings.name, read_json(base.folder / "config.json"), scorings)
     warnings += expert_warnings(study, base.settings, base.shape.tensors, base.model_type)
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):

@@ -116,3 +116,9 @@ def test_the_paper_s_study_of_the_repository_is_planned_without_its_models_and_d
     plan = make_outline(study)[0]
     assert plan.estimate.is_estimate and plan.estimate.seconds > 0
     assert set(plan.smallest_difference) == set(study.train)
+
+
+def test_options_that_are_scored_in_separate_rows_are_said_beforehand() -> None:
+    plan, _ = make_outline(paper(model={"gemma": "google/gemma-2-2b-it", "qwen": "Qwen/Qwen2.5-7B-Instruct"}))
+    (said,) = [text for text in plan.warnings if "separate rows" in text]
+    assert said.startswith("base gemma: ") and said.endswith("option trees were not tried with gemma2")

@@ -286,9 +286,12 @@ def _held(settings: RunSettings) -> list[str]:
     if bits is None:
         return []
     inputs = "; what the inputs lose in 8 bits is in no weight" if bits.load_in_8bit else ""
-    return [
+    notes = [
         f"the base is held in {bits.label}: its matrices are what these bits stand for, not those of its files{inputs}"
     ]
+    if settings.arm.options.get("init_lora_weights") == "loftq":
+        notes.append("the update began as what the bits had lost of each matrix: that part of it was not learned")
+    return notes
 
 
 def _conversion(settings: RunSettings) -> list[str]:

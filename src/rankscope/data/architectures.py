@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ _NAMES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 _CLASSES = ("AutoConfig", "AutoModelForCausalLM")
 # Of a trusted folder transformers runs it too, asked by no configuration, and puts it in place of `model.generate`.
 GENERATION_CODE = "custom_generate"
+# Whose options are scored in trees: tried with an additive 4-D mask against separate rows, in sdpa and eager
+# (tests/unit/models/test_masks.py). Not here: Gemma 2 and BLOOM (no sdpa), Qwen3.5 (linear attention takes no such
+# mask: silently wrong).
+IN_TREES = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "falcon", "mixtral"})
 _TAKEN = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
     "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
@@ -56,6 +61,16 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
     what = f"model_type '{kind}' is no causal language model that the installed transformers knows"
     what = what if kind else "it names no model_type, so the architecture is not known"
     raise UserError(what, where=path, mend="name a causal language model, or install a newer transformers")
+
+
+def tree_refusal(config: Mapping[str, Any]) -> str | None:
+    """Why options cannot stand behind one prompt in a model of this configuration, or None where they can."""
+    kind = config.get("model_type")
+    if kind not in IN_TREES:
+        return f"option trees were not tried with {kind}"
+    if kind == "falcon" and config.get("alibi"):
+        return "option trees need positions that can be set; ALiBi's cannot"
+    return None
 
 
 def code_warnings(name: str, folder: Path, *, trust: bool) -> list[str]:

@@ -12,9 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# Tried with an additive 4-D mask against separate rows, in sdpa and eager (tests/unit/models/test_masks.py).
-# Not here: Gemma 2 and BLOOM (no sdpa), Qwen3.5 (linear attention takes no such mask: silently wrong).
-_KNOWN = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "falcon", "mixtral"})
+from rankscope.data.architectures import tree_refusal
 
 
 def option_tree_refusal(model: PreTrainedModel) -> str | None:
@@ -26,12 +24,10 @@ def option_tree_refusal(model: PreTrainedModel) -> str | None:
     config = model.config.get_text_config()
     if type(model).__module__.startswith("transformers_modules."):  # a folder's own code, whatever it is called
         return f"option trees were not tried with {type(model).__name__}, which is code of the model's folder"
-    if config.model_type not in _KNOWN:
-        return f"option trees were not tried with {config.model_type}"
+    if why := tree_refusal(config.to_dict()):
+        return why
     if config._attn_implementation not in ("sdpa", "eager"):
         return f"option trees need sdpa or eager attention, not {config._attn_implementation}"
-    if config.model_type == "falcon" and config.alibi:
-        return "option trees need positions that can be set; ALiBi's cannot"
     return None
 
 

@@ -130,6 +130,19 @@ def not_available(contents: Contents) -> pl.DataFrame:
     return pl.DataFrame(list(rows.values()), schema=dict.fromkeys(names, pl.String), orient="row")
 
 
+def remarks(contents: Contents) -> pl.DataFrame:
+    """What else a reader of an analysis of an arm should know, once an arm: its numbers are there."""
+    rows = {}
+    for one in contents.analysed:
+        subject = one.record.subject
+        for note in one.record.notes:
+            if not note.startswith(NOT_AVAILABLE):
+                key = (subject.base, subject.training_set, subject.arm, one.record.analysis, note)
+                rows.setdefault(key, (*key, one.source))
+    names = ("base", "training_set", "arm", "analysis", "remark", "source")
+    return pl.DataFrame(list(rows.values()), schema=dict.fromkeys(names, pl.String), orient="row")
+
+
 def _long(contents: Contents, wide: pl.DataFrame, measures: tuple[str, ...], keys: list[str]) -> pl.DataFrame:
     """One row a number, of the base and of runs at chosen rates, with the run's settings beside it."""
     if wide.is_empty():

@@ -30,6 +30,8 @@ from rankscope.report.static import VEGALITE_VERSION, config, parameters
 from rankscope.report.tables import DECIDE_FILE
 from rankscope.report.verdicts import VerdictView, verdict_view
 
+_LISTED = ("runs", "troubles", "not_available", "separate_rows", "data", "contamination")
+
 
 def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures: Mapping[str, Figure]) -> str:
     """The whole page as HTML; everything that came from data is escaped."""
@@ -50,9 +52,10 @@ def render_page(contents: Contents, tables: Mapping[str, pl.DataFrame], figures:
         "changed_neurons": _changed_neurons(contents, tables["changed_neurons"]),
         "forecasts": tables["forecast"].to_dicts(),
         "settings_table": _settings_table(tables["settings"]),
+        "remarks": _remarks(tables["remarks"]),
         "provenance": _provenance(contents),
         "files": sorted(tables),
-        **{name: tables[name].to_dicts() for name in ("runs", "troubles", "not_available", "data", "contamination")},
+        **{name: tables[name].to_dicts() for name in _LISTED},
     }
     first_task = next((figure.tasks[0] for figure in figures.values() if figure.tasks), None)
     state = {"group": groups[0], "task": first_task}
@@ -256,6 +259,12 @@ def _changed_neurons(contents: Contents, table: pl.DataFrame) -> dict[str, Seque
         if mine.height:
             found[group] = neuron_rows(mine)
     return found
+
+
+def _remarks(remarks: pl.DataFrame) -> list[dict[str, Any]]:
+    """What to know of spectra, each remark once with its arms; subspaces repeat it, or say how exact they are."""
+    spectra = remarks.filter(pl.col("analysis") == "spectra")
+    return spectra.group_by("remark", maintain_order=True).agg(pl.col("arm").unique(maintain_order=True)).to_dicts()
 
 
 def _settings_table(settings: pl.DataFrame) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from rankscope.report.inside import (
     attention_by_layer,
     neurons_by_layer,
     not_available,
+    remarks,
     representations_by_layer,
     spectra_by_arm,
     spectra_by_module,
@@ -39,6 +40,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "rates": rates(contents),
         "comparisons": comparisons(contents),
         "scores": scores(contents),
+        "separate_rows": separate_rows(contents),
         "flipped_items": flipped_items(contents),
         "spectra_by_arm": spectra_by_arm(contents),
         "spectra_by_module": spectra_by_module(contents),
@@ -50,6 +52,7 @@ def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:
         "explaining_runs": explaining_runs(contents),
         "explanations": explanations(contents),
         "not_available": not_available(contents),
+        "remarks": remarks(contents),
         "runs": run_states(contents),
         "losses": run_losses(contents),
         "validations": run_validations(contents),
@@ -201,6 +204,18 @@ def scores(contents: Contents) -> pl.DataFrame:
         "num_items": pl.Int64, "num_truncated": pl.Int64, "source": pl.String,
     }  # fmt: skip
     return pl.DataFrame(rows, schema=schema)
+
+
+def separate_rows(contents: Contents) -> pl.DataFrame:
+    """Bases whose options were scored one row each, and why; arms where the reason is their own."""
+    rows: dict[tuple[str | None, ...], str] = {}
+    for scored in contents.scored:
+        subject, why = scored.record.subject, scored.record.note
+        if why and (subject.base, None, None, why) not in rows:
+            rows.setdefault((subject.base, subject.training_set, subject.arm, why), scored.source)
+    names = ("base", "training_set", "arm", "reason", "source")
+    found = [(*key, source) for key, source in rows.items()]
+    return pl.DataFrame(found, schema=dict.fromkeys(names, pl.String), orient="row")
 
 
 def data_summaries(contents: Contents) -> pl.DataFrame:

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from rankscope.models.masks import _KNOWN, attention_window, option_tree_refusal, tree_mask
+from architectures import tiny_model
+from rankscope.data.architectures import IN_TREES
+from rankscope.models.masks import attention_window, option_tree_refusal, tree_mask
 from rankscope.models.text_trees import TextTree, with_leaves
 from rankscope.scoring import rows as rows_module
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
@@ -50,11 +52,11 @@ def tiny(name, implementation="sdpa"):
     return model.float().eval()
 
 
-def choices():
+def choices(vocab=97):
     generator = torch.Generator().manual_seed(0)
 
     def ids(length):
-        return tuple(torch.randint(2, 97, (length,), generator=generator).tolist())
+        return tuple(torch.randint(2, vocab, (length,), generator=generator).tolist())
 
     lengths = [(4, 3, 2, 5), (9, 1, 4, 2), (2, 6, 6, 6), (5, 5, 9, 3), (20, 2, 8, 4), (11, 7, 1, 7)]
     return [Choice(ids(prompt), tuple(ids(length) for length in options)) for prompt, *options in lengths]
@@ -77,7 +79,7 @@ def test_trees_are_right_on_every_known_architecture(monkeypatch, name, implemen
 
 
 def test_every_known_architecture_is_tried():
-    assert {model_type for model_type, _ in ARCHITECTURES.values()} == _KNOWN
+    assert {model_type for model_type, _ in ARCHITECTURES.values()} == IN_TREES
 
 
 def test_windows_are_seen():
@@ -92,6 +94,22 @@ def test_what_was_not_tried_is_refused():
     assert checked_option_trees(bloom, choices(), 64, 4096) == OptionTrees("option trees were not tried with bloom")
     falcon = AutoModelForCausalLM.from_config(AutoConfig.for_model("falcon", **{**_FALCON, "alibi": True}))
     assert "ALiBi" in option_tree_refusal(falcon)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "falcon, ALiBi"])
+def test_what_was_not_tried_is_scored_as_each_text_alone(name):
+    model, items = tiny_model(name), choices(vocab=61)  # Gemma's with a window of 6
+    trees = checked_option_trees(model, items, 64, 4096)
+    assert trees.refusal
+    scores = option_log_likelihoods(model, items, trees, 64, 100)  # so that rows of several lengths are padded
+    assert scores.scored_by == "separate_rows"
+    for item, found in zip(items, scores.log_likelihoods, strict=True):
+        for option, value in zip(item.option_ids, found, strict=True):
+            ids, begin = torch.tensor([[*item.prompt_ids, *option]]), len(item.prompt_ids)
+            with torch.no_grad():
+                log_p = model(ids).logits[0].log_softmax(-1)
+            expected = log_p[begin - 1 : -1].gather(1, ids[0, begin:, None]).sum().item()
+            assert value == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_mask_by_hand():

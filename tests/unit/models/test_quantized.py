@@ -18,20 +18,21 @@ from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.loading import load_model
 from rankscope.models.merged import read_whole
 from rankscope.models.methods.making import load_tuned, make_trainable
-from rankscope.models.methods.pack import ADAPTER, num_parameters
+from rankscope.models.methods.pack import ADAPTER, TrainablePack, num_parameters
 from rankscope.models.quantized import dequantized, is_quantized
 from rankscope.models.weights import read_tuned
 from rankscope.quantization import QuantizationConfig
 from rankscope.runs import Opening, RunSettings
+from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, start_run, train
-from tiny import examples, lora_run, method_run, tiny_llama
+from solo import EXAMPLES, Silent
+from tiny import lora_run, method_run, tiny_llama
 
 pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed")
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 KINDS = {"nf4": NF4, "double": {**NF4, "bnb_4bit_use_double_quant": True}, "fp4": {"load_in_4bit": True},
          "int8": {"load_in_8bit": True}}  # fmt: skip
-EXAMPLES = examples(24)
 # What methods need to be told on the tiny Llama.
 OPTIONS = {
     "lora": {"rank": 4}, "adalora": {"rank": 2, "tinit": 1, "tfinal": 1, "deltaT": 1}, "vera": {"rank": 4},
@@ -39,14 +40,6 @@ OPTIONS = {
     "road": {"group_size": 8},
     **{key: {"num_virtual_tokens": 3} for key in ("prompt_tuning", "p_tuning", "prefix_tuning")},
 }  # fmt: skip
-
-
-class Silent:
-    def after_step(self, state: RunState) -> None:
-        pass
-
-    def wants_stop(self) -> bool:
-        return False
 
 
 def opening(kind: str = "nf4") -> Opening:
@@ -289,6 +282,24 @@ def test_loftq_is_saved_for_peft_without_its_preprocessing(tmp_path: Path, base:
         mine = pack.model(input_ids=ids).logits
         theirs = PeftModel.from_pretrained(model_of(base), str(tmp_path / ADAPTER)).eval()(input_ids=ids).logits
     torch.testing.assert_close(theirs, mine, rtol=0, atol=1e-5)
+
+
+def test_a_stopped_loftq_run_ends_as_if_it_had_not_been(tmp_path: Path, base: Path) -> None:
+    run = over(lora_run(4, 1e-2, 0, 4, init_lora_weights="loftq"))
+    _, (whole,) = trained(model_of(base), [run])
+
+    def fresh() -> tuple[TrainablePack, RunState]:
+        pack = make_trainable(model_of(base), [run])
+        order = batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed)
+        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order)
+
+    pack, state = fresh()
+    train(pack, [state], 10_000, Silent(stop_after=2))
+    write_checkpoint(tmp_path, pack, state, 0.0)
+    again, resumed = fresh()
+    assert read_checkpoint(tmp_path, again, resumed) and resumed.step == 2
+    train(again, [resumed], 10_000, Silent())
+    assert [log.loss_nats_per_token for log in resumed.logs] == whole
 
 
 # What is read back ----------------------------------------------------------------------------------------------------

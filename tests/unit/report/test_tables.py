@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
 
+from rankscope.report.inside import not_available, remarks
 from rankscope.report.losses import task_rows
-from rankscope.report.tables import arms, comparisons, differing_settings, make_tables, pooled, rates, scores
+from rankscope.report.tables import (
+    arms,
+    comparisons,
+    differing_settings,
+    make_tables,
+    pooled,
+    rates,
+    scores,
+    separate_rows,
+)
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +210,33 @@ def test_losses_that_are_not_finite_stay_so(reported, tmp_path):
     values = _ndjson(path)["loss_nats_per_token"].to_list()
     assert values[0] == 2.5
     assert math.isnan(values[1])
+
+
+def test_why_options_were_scored_in_separate_rows_is_said_once(reported):
+    def noted(one):
+        subject = one.record.subject
+        own = "its texts are longer" if subject.arm == "full" else None
+        return replace(one, record=one.record.model_copy(update={"note": own or "its masks were not tried"}))
+
+    assert separate_rows(reported.contents).is_empty()
+    table = separate_rows(replace(reported.contents, scored=tuple(map(noted, reported.contents.scored))))
+    assert table.select("base", "training_set", "arm", "reason").rows() == [
+        ("small", None, None, "its masks were not tried"),
+        ("small", "new", "full", "its texts are longer"),
+        ("small", "other", "full", "its texts are longer"),
+    ]
+    for row in table.iter_rows(named=True):
+        assert reported.study.store.root.joinpath(row["source"]).is_file()
+
+
+def test_remarks_on_an_analysis_are_listed_and_what_it_cannot_say_is_not_among_them(reported):
+    def noted(one):
+        notes = ("not available: of no use", "it doubles the rank") if one.record.analysis == "spectra" else ()
+        return replace(one, record=one.record.model_copy(update={"notes": notes}))
+
+    assert remarks(reported.contents).is_empty()
+    contents = replace(reported.contents, analysed=tuple(map(noted, reported.contents.analysed)))
+    table = remarks(contents)
+    assert set(table["remark"]) == {"it doubles the rank"} and set(table["analysis"]) == {"spectra"}
+    assert table.height == table.select("training_set", "arm").n_unique() == 2 * 4
+    assert set(not_available(contents)["reason"]) == {"of no use"}
