@@ -88,8 +88,11 @@ class Clock:
                 self._running.setdefault(first, _Running(event.pack, expected, now)).hear(event, now)
                 continue
             running = self._running.pop(first, None)
-            if isinstance(event, Finished) and running is not None and running.expected > 0:
-                self._seen.setdefault(event.pack.stage, []).append((running.expected, now - running.started))
+            if not isinstance(event, Finished) or running is None or running.expected <= 0:
+                continue
+            # A busy driver hears of a piece's start and end at once, which says nothing of how long it took.
+            if (took := now - running.started) > 0:
+                self._seen.setdefault(event.pack.stage, []).append((running.expected, took))
 
     def seconds_left(self, board: Board, needed: Sequence[Work]) -> tuple[float, float] | None:
         """A forecast and its standard error, in seconds; None where nothing is left or the plan has no forecast."""
@@ -119,7 +122,7 @@ class Clock:
         seen = {stage: list(pairs) for stage, pairs in self._seen.items()}
         for running in self._running.values():
             pair = running.seen
-            if pair is not None and pair[0] > 0:
+            if pair is not None and min(pair) > 0:
                 seen.setdefault(running.pack.stage, []).append(pair)
         return seen
 

@@ -112,6 +112,25 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_timed_by_the_steps_that_it_make
     assert clock.seconds_left(Board({work: "failed" for work in works}), works) is None
 
 
+def test_pieces_whose_start_and_end_are_heard_of_at_once_say_nothing_of_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a busy driver of a Ray cluster hears of them; it ended with a division by zero."""
+    monkeypatch.setattr(time, "monotonic", lambda: 5.0)
+    plan = write_study(tmp_path).plan
+    works = [work for work in needed_work(plan, Rates()) if work[0] == "train" and work[2]][:6]
+    pieces = {piece_key("train", base, plan.run(run_id), ""): 10.0 for _, base, run_id, _ in works}
+    clock, board = Clock(forecast(plan, pieces, {"train": 60.0})), Board()
+    for work in works[:4]:
+        pack = Pack("train", work[1], (work[2],))
+        clock.note([Progress(pack, work[2], done, 10, 1.0) for done in (1, 9)])
+        if work in works[:2]:
+            clock.note([Finished(pack)])
+            board.status[work] = "complete"
+    # As if nothing had been seen: of four pieces of ten seconds, two are nine tenths done.
+    assert clock.seconds_left(board, works) == pytest.approx((22.0 / 2, 0.5 * 22.0 / 2))
+
+
 def test_nothing_left_and_no_forecast_have_no_time(tmp_path: Path) -> None:
     plan = write_study(tmp_path).plan
     needed = list(needed_work(plan, Rates()))
