@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 from ruamel.yaml import YAML
 
+from rankscope.cost.core_rates import core_rates
 from rankscope.cost.passes import Work
 from rankscope.errors import UserError
 
@@ -125,7 +125,7 @@ def gpu_name(model: str) -> str:
 def this_processor(num_threads: int, dtype: str = "float32") -> Device:
     """This machine's processor, as one worker with so many threads uses it."""
     speed = num_threads * (_THREAD_EFFICIENCY if num_threads > 1 else 1.0) / (2.0 if dtype == "float64" else 1.0)
-    arithmetic, moved = _core_rates()
+    arithmetic, moved = core_rates()
     return Device(
         name="cpu",
         arithmetic=_PROCESSOR_ARITHMETIC * arithmetic * speed,
@@ -133,26 +133,3 @@ def this_processor(num_threads: int, dtype: str = "float32") -> Device:
         operation_seconds=_PROCESSOR_OPERATION_SECONDS,
         is_measured=True,
     )
-
-
-@functools.cache
-def _core_rates() -> tuple[float, float]:
-    """Operations a second in a matrix product and values a second in a sum, of one core.
-
-    In processor time of all threads, so that other work on the machine counts little; the best of a few.
-    """
-    import numpy as np
-
-    matrix = np.ones((768, 768), dtype=np.float32)
-    long, out = np.ones(4_000_000, dtype=np.float32), np.empty(4_000_000, dtype=np.float32)
-    matrix @ matrix
-    products, sums = [], []
-    for _ in range(4):
-        started = time.process_time()
-        for _ in range(3):
-            matrix @ matrix
-        products.append(time.process_time() - started)
-        started = time.process_time()
-        np.add(long, 1.0, out=out)
-        sums.append(time.process_time() - started)
-    return 3 * 2 * 768**3 / max(min(products), 1e-9), 2 * long.size / max(min(sums), 1e-9)

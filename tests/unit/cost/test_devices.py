@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
+from rankscope.cost.core_rates import core_rates
 from rankscope.cost.devices import Device, gpu_name, known_devices, named_device, this_processor
 from rankscope.cost.passes import Work
 from rankscope.errors import UserError
@@ -51,3 +54,17 @@ def test_this_processor_is_measured_and_faster_with_more_threads() -> None:
     assert one.is_measured and one.memory_bytes is None
     assert 1e9 < one.arithmetic < two.arithmetic < 2 * one.arithmetic
     assert this_processor(1, "float64").arithmetic == one.arithmetic / 2
+
+
+def test_a_core_is_measured_where_libraries_have_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that wait for each other count as work: beside other work a core looked half as fast."""
+    seen = []
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> subprocess.CompletedProcess[str]:
+        seen.append(env)
+        return subprocess.CompletedProcess(command, 0, "[3.0, 4.0]")
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.setattr(subprocess, "run", run)
+    assert core_rates.__wrapped__() == (3.0, 4.0)
+    assert {seen[0][name] for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")} == {"1"}
