@@ -88,6 +88,7 @@ def correlate(
     value = rank_correlation(*means) if given is None else partial_rank_correlation(*means)
     if value is None:
         return None
+    value = max(-1.0, min(1.0, value))  # rounding may leave it a step outside
     low, high = _interval(value, len(means[0]) - (given is not None), confidence)
     return Correlation(value, low, high, confidence, len(means[0]), len(names))
 
@@ -106,4 +107,5 @@ def _interval(value: float, count: int, confidence: float) -> tuple[float | None
     held = max(-1.0 + 1e-6, min(1.0 - 1e-6, value))
     half = norm.ppf(0.5 + confidence / 2.0) * math.sqrt((1.0 + held**2 / 2.0) / (count - 3))
     centre = math.atanh(held) if abs(value) < 1.0 - 1e-6 else math.copysign(math.atanh(1.0 - 0.5 / count), value)
-    return math.tanh(centre - half), math.tanh(centre + half)
+    # The end beyond a held value is the value itself: no interval leaves out what it is about.
+    return min(math.tanh(centre - half), value), max(math.tanh(centre + half), value)

@@ -65,6 +65,22 @@ def test_few_candidates_have_a_wide_interval_or_none():
     assert equal.num_candidates == 6 and widths[1] > 1.2 * widths[0]
 
 
+@pytest.mark.parametrize("count", [5, 6, 9, 40])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_an_interval_holds_its_own_value(count, sign):
+    """Also where the order is perfect, where Fisher's transformation has no end."""
+    ranks = np.arange(float(count))
+    found = correlate(range(count), ranks, sign * ranks, 0.95)
+    assert found.value == pytest.approx(sign)
+    assert found.low <= found.value <= found.high
+    inner, outer = sorted((found.low, found.high), key=abs)
+    assert outer == found.value and abs(inner) < 1.0, "it ends at the value and stays wide"
+    rng = np.random.default_rng(count)
+    third = np.where(rng.permutation(count) < count // 2, ranks, 0.0)
+    equal = correlate(range(count), ranks, sign * ranks, 0.95, given=third)
+    assert abs(equal.value) <= 1.0 and (equal.low is None or equal.low <= equal.value <= equal.high)
+
+
 def test_what_is_not_finite_is_left_out():
     found = correlate(range(7), [1, 2, 3, 4, 5, 6, np.nan], [1, 3, 2, 4, 6, 5, 9], 0.9)
     assert found.num_runs == 6
