@@ -108,7 +108,14 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
         that has enough, and never rows whose question the task asks.""",
     ),
     ("analyse", Analyse, "What is looked at inside the runs at the chosen rates."),
-    ("derive", Derive, "What becomes of trained models that are changed without training again."),
+    (
+        "derive",
+        Derive,
+        """What becomes of trained models that are changed without training again. A tensor that holds several matrices
+        (queries, keys and values of GPT-2, GPT-NeoX, Phi-3) is cut to a rank as it was trained: an adapter's as the one
+        matrix that its factors adapt, so that it stays a LoRA of that rank; a whole model's matrix by matrix. Intruders
+        are those of each matrix in both.""",
+    ),
     ("search", Search, 'How each arm\'s learning rate is chosen: see docs/concepts.md, "Two waves".'),
     ("decide", Decide, "The numbers of the rule: see docs/concepts.md and docs/statistics.md."),
     ("execute", Execute, "Where and how work runs. Results do not depend on the number of processes."),

@@ -40,6 +40,10 @@ _PREDICTORS = {
     "rho_128": "in the base's top 128", "cka": "geometry kept (CKA)",
     "attention_divergence": "attention moved",
 }  # fmt: skip
+_FUSED = (
+    " A stored matrix that holds several (queries, keys and values in one) is cut as one in an adapter, part by part "
+    "in a whole model."
+)
 _HOWS = ("plain", "at equal size of the update")
 _FEW = 10
 
@@ -66,7 +70,8 @@ def derived_figure(derived: pl.DataFrame, style: Style, notes: Mapping[str, Sequ
         shows="Models made of the trained ones without training: the update shrunk, cut to its first directions, or "
         "its intruder dimensions scaled; each on the same items as the run itself, which stands at 1 or at its own "
         "rank. Bars are intervals over items and each arm's own seeds, so they differ from those of the plots above, "
-        "whose seeds are pooled over arms; those that reach beyond the plot are cut off at its edge.",
+        "whose seeds are pooled over arms; those that reach beyond the plot are cut off at its edge."
+        + (_FUSED if "truncate" in derived["kind"].to_list() else ""),
         reading="Where the plot of what was forgotten falls faster than that of what was learned, it can be had back "
         "for little. If cutting ranks leaves both as they were, the rank was not used.",
         caution="A point that looks better than the run was found on test items. To claim it, score it on others.",

@@ -72,6 +72,15 @@ def test_intruders_of_a_fused_tensor_are_those_of_its_matrices(share: float) -> 
     assert changed.norm == pytest.approx(float(expected.norm()))
 
 
+def test_an_adapter_of_a_fused_tensor_is_cut_as_the_one_matrix_that_it_adapts() -> None:
+    changed = Changed()
+    adapter = update(rank=4, read_factors=lambda: FACTORS)
+    A, B = changed_adapter(adapter, DerivedPoint(kind="truncate", amount=2), CONFIG, decompose, changed)
+    U, S, Vh = torch.linalg.svd(FACTORS.delta_W())
+    torch.testing.assert_close(B @ A, (U[:, :2] * S[:2]) @ Vh[:2], rtol=1e-8, atol=1e-9)
+    assert len(A) == 2 and changed.norm == pytest.approx(float(S[:2].norm()))
+
+
 def test_each_matrix_of_a_fused_tensor_is_cut_by_itself() -> None:
     changed = Changed()
     found = changed_update(whole(), DerivedPoint(kind="truncate", amount=2), CONFIG, decompose, changed)

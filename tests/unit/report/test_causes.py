@@ -150,6 +150,9 @@ def test_each_training_set_has_curves_of_its_own_measure(contents):
         ("in-domain loss removed, nats per token", ("other",)),
         ("retention accuracy lost, points", ("new", "other")),
     ]
+    assert "is cut as one in an adapter" in figure.shows
+    rewound = derived_figure(grouped.filter(pl.col("kind") != "truncate"), Style(looks(read.plan)), {})
+    assert "is cut as one" not in rewound.shows
 
 
 def test_runs_are_explained_by_what_they_forgot(contents):
