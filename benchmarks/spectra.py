@@ -30,6 +30,7 @@ from rankscope.internals.subspaces import (
     INTRUDERS_AMONG,
     Triplets,
     full_rho,
+    in_base,
     intruder_dimensions,
     lora_rho,
     lora_triplets,
@@ -59,7 +60,7 @@ def adapter(width: int, rank: int) -> Factors:
 def ours(base: Decomposition, factors: Factors) -> tuple[torch.Tensor, int]:
     """Singular values of the update, and how many intruders."""
     A, B = factors
-    triplets = lora_triplets(base, A, B, 1.0, INTRUDERS_AMONG)
+    triplets = lora_triplets(base, in_base(base, A, B, 1.0), INTRUDERS_AMONG)
     return lora_singular_values(A, B, 1.0), intruder_dimensions(triplets.left)
 
 
@@ -76,9 +77,10 @@ def ours_all(base: Decomposition, factors: Factors) -> dict[str, float]:
     """Every measure, from the factors."""
     A, B = factors
     S = lora_singular_values(A, B, 1.0)
-    triplets = lora_triplets(base, A, B, 1.0, num_triplets(base))
+    update = in_base(base, A, B, 1.0)
+    triplets = lora_triplets(base, update, num_triplets(base))
     spectra = update_measures(S, rank=len(A), base_norm=1.0, base_spectral_norm=1.0)
-    return spectra | subspace_measures(base, triplets, partial(lora_rho, base, A, B))
+    return spectra | subspace_measures(base, triplets, partial(lora_rho, update))
 
 
 def dense_all(base: Decomposition, W0: torch.Tensor, factors: Factors) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rankscope.internals.subspaces import (
     full_rho,
     full_triplets,
+    in_base,
     lora_rho,
     lora_triplets,
     num_triplets,
@@ -74,8 +75,9 @@ def _row(part: Part, base: Decomposition) -> dict[str, Any]:
     k, factors = num_triplets(base), part.factors
     if factors is not None:
         is_still = not (bool(factors.A.any()) and bool(factors.B.any()))
-        rho = partial(lora_rho, base, factors.A, factors.B)
-        triplets = unmoved(base) if is_still else lora_triplets(base, factors.A, factors.B, factors.scaling, k)
+        update = in_base(base, factors.A, factors.B, factors.scaling)
+        rho = partial(lora_rho, update)
+        triplets = unmoved(base) if is_still else lora_triplets(base, update, k)
     else:
         rho = partial(full_rho, base, part.delta_W)
         triplets = full_triplets(base, part.tuned(), k) if bool(part.delta_W.any()) else unmoved(base)

@@ -16,6 +16,7 @@ from rankscope.internals.subspaces import (
     INTRUDERS_AMONG,
     Triplets,
     full_triplets,
+    in_base,
     intruders,
     lora_triplets,
     numerical_rank,
@@ -69,7 +70,7 @@ def mended(
     """
     A, B = A.double(), scaling * B.double()
     k = min(INTRUDERS_AMONG, numerical_rank(base.S))
-    found = lora_triplets(base, A, B, 1.0, k)
+    found = lora_triplets(base, in_base(base, A, B, 1.0), k)
     U, V = _vectors(base, found, A, B)
     chosen = intruders(found.left)
     added = (share - 1.0) * found.S[chosen] * U[:, chosen]

@@ -11,16 +11,15 @@ directions of a matrix with 16) is absent, never a stand-in.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from scipy.linalg import eigh
 from torch import Tensor
 
+from rankscope.internals.eigenpairs import largest, largest_of_sum
 from rankscope.models.decompositions import Decomposition
 
 OVERLAPS = (8, 32, 128)
@@ -31,17 +30,6 @@ INTRUDERS_AMONG, INTRUDER_COSINE = 10, 0.5
 MOST_VECTORS, VECTORS_PART = 500, 8
 # Singular values below this share of the largest are rounding: their vectors point anywhere.
 _NUMERICAL_RANK = 1e-7
-# The relative residual that a small problem is laid out for, by a bound that is far too careful, and the largest that
-# is accepted of it; what was reached is in `Triplets.error`.
-_PLANNED, _ACCEPTED = 1e-5, 1e-7
-# From this part of the whole on, the whole problem is solved instead of the small one.
-_WORTH_IT = 0.75
-# Energy below this share of a block's largest is not a direction of its own.
-_DEPENDENT = 1e-12
-# Up to this size a direct solver is used for full updates; above, an iteration that stops at TOLERANCE.
-_DIRECT_SIZE = 2048
-TOLERANCE = 1e-6
-_MAX_ROUNDS = 60
 
 Side = Literal["left", "right"]
 
@@ -63,6 +51,21 @@ class Triplets:
     error: float
 
 
+@dataclass(frozen=True)
+class InBase:
+    """An adapter's update, `scaling * B @ A`, in the base's singular bases.
+
+    Attributes:
+        left: `scaling * B' U0`; `right` is `A V0`.
+        left_gram: `scaling^2 * B'B`, in which what `B` has outside a thin basis counts too; `right_gram` is `A A'`.
+    """
+
+    left: Float[Tensor, "rank num_values"]
+    right: Float[Tensor, "rank num_values"]
+    left_gram: Float[Tensor, "rank rank"]
+    right_gram: Float[Tensor, "rank rank"]
+
+
 def num_vectors(shape: tuple[int, int]) -> int:
     """How many singular vectors are compared one by one: an eighth of the smaller side, at least 1, at most 500."""
     return min(MOST_VECTORS, max(1, min(shape) // VECTORS_PART))
@@ -78,46 +81,53 @@ def numerical_rank(S: Float[Tensor, " num_values"]) -> int:
     return int((S > _NUMERICAL_RANK * S[0]).sum()) if S.numel() else 0
 
 
-def lora_triplets(
-    base: Decomposition, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float, k: int
-) -> Triplets:
+def in_base(
+    base: Decomposition, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float
+) -> InBase:
+    """An adapter's update in the base's singular bases.
+
+    The products are in the precision in which the vectors and factors are kept, float32: they round no more off than
+    keeping the vectors did, in half the time of float64.
+    """
+    kept = torch.promote_types(base.U.dtype, B.dtype)
+    # As rows, the thin factor on the left: see `eigenpairs`.
+    left, right = scaling * (B.T.to(kept) @ base.U.to(kept)).double(), (A.to(kept) @ base.Vh.T.to(kept)).double()
+    B, A = B.double(), A.double()
+    return InBase(left, right, scaling**2 * (B.T @ B), A @ A.T)
+
+
+def lora_triplets(base: Decomposition, update: InBase, k: int) -> Triplets:
     """The k largest singular triplets of `W0 + scaling * B @ A`, without writing the sum out.
 
-    With the side of `W0` that its vectors span written in them, `W'W` (or `WW'`) is `diag(S0^2) + Z K Z'` with Z of 2r
-    columns. What `B` (or `A`) has outside the base's thin basis enters through its Gram matrix, exactly.
+    With the side of `W0` that its vectors span written in them, `W'W` (or `WW'`) is a diagonal, `diag(S0^2)`, and a
+    product of 2r columns. What `B` (or `A`) has outside the base's thin basis enters through its Gram matrix, exactly.
     """
-    # The thin factor on the left: the other way round, some layouts take thirty times as long.
-    C_B = scaling * (B.double().T @ base.U.double()).T  # num_values rank
-    C_A = (A.double() @ base.Vh.double().T).T
     is_tall = base.U.shape[0] >= base.Vh.shape[1]
-    near, far = (C_A, C_B) if is_tall else (C_B, C_A)
-    gram = scaling**2 * (B.double().T @ B.double()) if is_tall else A.double() @ A.double().T
-    S0, eye = base.S, torch.eye(A.shape[0], dtype=torch.float64)
-    Z = torch.cat([near, S0.unsqueeze(1) * far], 1)
-    K = torch.cat([torch.cat([gram, eye], 1), torch.cat([eye, torch.zeros_like(eye)], 1)])
-    values, vectors, error = _largest_of_sum(S0.square(), Z, K, k)
+    near, far, gram = (
+        (update.right, update.left, update.left_gram) if is_tall else (update.left, update.right, update.right_gram)
+    )
+    H = far * base.S + (gram / 2) @ near
+    values, rows, error = largest_of_sum(base.S.square(), near, H, k)
     S = values.clamp_min(0.0).sqrt()
-    other = (S0.unsqueeze(1) * vectors + far @ (near.T @ vectors)) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return Triplets(S, other, vectors, error) if is_tall else Triplets(S, vectors, other, error)
+    other = (rows * base.S + (rows @ near.T) @ far) / S.clamp_min(torch.finfo(S.dtype).tiny).unsqueeze(1)
+    left, right = (other, rows) if is_tall else (rows, other)
+    return Triplets(S, left.T, right.T, error)
 
 
 def full_triplets(base: Decomposition, W: Float[Tensor, "d_out d_in"], k: int) -> Triplets:
     """The k largest singular triplets of a tuned matrix.
 
     Up to 2,048 on the smaller side a direct solver finds them; above, a block iteration that starts from the base's own
-    vectors and stops when no residual is above `TOLERANCE` of `s_1^2`. The error reached is stated either way.
+    vectors and stops when no residual is above 1e-6 of `s_1^2`. The error reached is stated either way.
     """
     is_tall = base.U.shape[0] >= base.Vh.shape[1]
     U, Vh = base.U.double(), base.Vh.double()
-    half = W.double() @ Vh.T if is_tall else W.double().T @ U  # the larger side, num_values
-    gram = half.T @ half
-    if len(gram) <= _DIRECT_SIZE:
-        values, vectors, error = _direct(gram, k)
-    else:
-        values, vectors, error = _iterated(gram, k)
+    half = Vh @ W.double().T if is_tall else U.T @ W.double()  # num_values, the larger side
+    values, rows, error = largest(half @ half.T, k)
     S = values.clamp_min(0.0).sqrt()
-    other = (U.T if is_tall else Vh) @ (half @ vectors) / S.clamp_min(torch.finfo(S.dtype).tiny)
-    return Triplets(S, other, vectors, error) if is_tall else Triplets(S, vectors, other, error)
+    other = ((rows @ half) @ (U if is_tall else Vh.T)) / S.clamp_min(torch.finfo(S.dtype).tiny).unsqueeze(1)
+    left, right = (other, rows) if is_tall else (rows, other)
+    return Triplets(S, left.T, right.T, error)
 
 
 def subspace_overlap(cosines: Float[Tensor, "num_values num_vectors"], k: int) -> float:
@@ -155,19 +165,15 @@ def intruders(cosines: Float[Tensor, "num_values num_vectors"]) -> Tensor:
     return cosines[:, :INTRUDERS_AMONG].abs().amax(0) < INTRUDER_COSINE
 
 
-def lora_rho(
-    base: Decomposition, A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], k: int, side: Side
-) -> float | None:
+def lora_rho(update: InBase, k: int, side: Side) -> float | None:
     """How much of an adapter's update lies in the base's top-k subspace: `||U0_k U0_k' dW||_F^2 / ||dW||_F^2`.
 
-    0: none; 1: all of it. None for an update that is zero. The scaling cancels. OPLoRA, arXiv 2510.13003.
+    0: none; 1: all of it. None for an update that is zero. OPLoRA, arXiv 2510.13003.
     """
-    B, A = B.double(), A.double()
-    inside = (B.T @ base.U[:, :k].double() if side == "left" else A @ base.Vh[:k].double().T).T
-    B_gram, A_gram = B.T @ B, A @ A.T
-    total = float((B_gram * A_gram).sum())
-    part = inside.T @ inside
-    return float((part * (A_gram if side == "left" else B_gram)).sum()) / total if total > 0.0 else None
+    total = float((update.left_gram * update.right_gram).sum())
+    inside, gram = (update.left, update.right_gram) if side == "left" else (update.right, update.left_gram)
+    part = inside[:, :k] @ inside[:, :k].T
+    return float((part * gram).sum()) / total if total > 0.0 else None
 
 
 def full_rho(base: Decomposition, delta_W: Float[Tensor, "d_out d_in"], k: int, side: Side) -> float | None:
@@ -205,106 +211,3 @@ def unmoved(base: Decomposition) -> Triplets:
     k = num_triplets(base)
     eye = torch.eye(len(base.S), k, dtype=torch.float64)
     return Triplets(base.S[:k], eye, eye, 0.0)
-
-
-Eigen = tuple[Tensor, Tensor, float]
-
-
-def _largest_of_sum(D: Tensor, Z: Tensor, K: Tensor, k: int) -> Eigen:
-    """The k largest eigenpairs of `diag(D) + Z K Z'`, D falling, and their largest residual relative to the largest.
-
-    An eigenvector is `(lambda - D)^-1 Z w`. On coordinates with D well below lambda that factor is close to a
-    polynomial of D, so the first p coordinates together with the block Krylov space of `D` and `Z` on the rest hold
-    the eigenvector up to an error that falls geometrically with the number of blocks.
-    """
-    size, width = Z.shape
-    kept, blocks = _cheapest(D, width, k)
-    while kept + blocks * width < _WORTH_IT * size:
-        values, vectors, error = _ritz(D, Z, K, k, (kept, blocks))
-        if error <= _ACCEPTED:
-            return values, vectors, error
-        blocks = blocks + max(1, blocks // 2)
-    return _direct(torch.diag(D) + Z @ K @ Z.T, k)
-
-
-def _cheapest(D: Tensor, width: int, k: int) -> tuple[int, int]:
-    """How many coordinates to keep and how many blocks to add, for the smallest problem that is expected to do."""
-    kept = torch.arange(k, len(D), max(1, k // 8))
-    z = 2.0 * D[k - 1] / D[kept].clamp_min(torch.finfo(D.dtype).tiny) - 1.0
-    kept, z = kept[z > 1.0 + 1e-6], z[z > 1.0 + 1e-6]
-    rates = torch.where(z > 1e8, z.log(), z.acosh())
-    blocks = (-math.log(_PLANNED) / rates).ceil().clamp_min(1.0)
-    sizes = kept + blocks * width
-    if not len(sizes) or float(sizes.min()) >= len(D):
-        return len(D), 0
-    best = int(sizes.argmin())
-    return int(kept[best]), int(blocks[best])
-
-
-def _ritz(D: Tensor, Z: Tensor, K: Tensor, k: int, sizes: tuple[int, int]) -> Eigen:
-    kept, blocks = sizes
-    tail, Z_tail = D[kept:].unsqueeze(1), Z[kept:]
-    basis = torch.linalg.qr(Z_tail).Q  # rest width
-    last = basis
-    for _ in range(blocks - 1):
-        last = _orthogonal(tail * last, basis)
-        basis = torch.cat([basis, last], 1)
-    outside = tail * last
-    outside = outside - basis @ (basis.T @ outside)
-    Z_small = torch.cat([Z[:kept], basis.T @ Z_tail])
-    small = Z_small @ K @ Z_small.T
-    small.diagonal()[:kept] += D[:kept]
-    small[kept:, kept:] += basis.T @ (tail * basis)
-    values, inner, _ = _direct(small, k)
-    # Z lies in the space, so all that leaves it is what the diagonal makes of the last block.
-    residual = torch.linalg.vector_norm(outside @ inner[len(inner) - last.shape[1] :], dim=0).max()
-    vectors = torch.cat([inner[:kept], basis @ inner[kept:]])
-    return values, vectors, float(residual / values[0])
-
-
-def _orthogonal(block: Tensor, basis: Tensor) -> Tensor:
-    """An orthonormal basis of what a block adds to another one; twice, because once leaves rounding behind.
-
-    What adds nothing is dropped: a factorisation would make directions of its rounding.
-    """
-    for _ in range(2):
-        block = block - basis @ (basis.T @ block)
-        energy, turn = torch.linalg.eigh(block.T @ block)
-        counts = energy > _DEPENDENT * energy[-1] if len(energy) else energy > 0.0
-        block = block @ (turn[:, counts] / energy[counts].sqrt())
-    return block
-
-
-def _direct(gram: Tensor, k: int) -> Eigen:
-    size, error = len(gram), torch.finfo(gram.dtype).eps * len(gram)
-    if 4 * k <= size:  # a few of many: LAPACK's solver for a part is about twice as fast, and torch has none
-        found = eigh(gram.numpy(), subset_by_index=[size - k, size - 1], driver="evr", check_finite=False)
-        values, vectors = (torch.from_numpy(part) for part in found)
-    else:
-        values, vectors = torch.linalg.eigh(gram)
-    return values.flip(0)[:k], vectors.flip(1)[:, :k], error
-
-
-def _iterated(gram: Tensor, k: int) -> Eigen:
-    """The k largest eigenpairs by block iteration, from the first coordinates: the base's own vectors.
-
-    Each round solves the problem within the vectors so far, their residuals and the step before (LOBPCG's space).
-    """
-    width = k + max(16, k // 4)
-    if 3 * width >= len(gram):
-        return _direct(gram, k)
-    vectors = torch.eye(len(gram), width, dtype=gram.dtype)
-    step = vectors[:, :0]
-    values = gram.diagonal()[:width]
-    error = math.inf
-    for _ in range(_MAX_ROUNDS):
-        residual = gram @ vectors - vectors * values
-        error = float(torch.linalg.vector_norm(residual[:, :k], dim=0).max() / values[0])
-        if error <= TOLERANCE:
-            break
-        added = _orthogonal(torch.cat([residual, step], 1), vectors)
-        space = torch.cat([vectors, added], 1)
-        found, inner, _ = _direct(space.T @ gram @ space, width)
-        step = added @ inner[width:]
-        values, vectors = found, space @ inner
-    return values[:k], vectors[:, :k], error

@@ -1,5 +1,8 @@
 """Subspace measures against dense float64, PEFT's intruder reduction, closed forms, and what they must ignore."""
 
+from contextlib import contextmanager
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,11 +11,12 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import intruders as published
 from torch import nn
 
-from rankscope.internals import subspaces
+from rankscope.internals import eigenpairs
 from rankscope.internals.subspaces import (
     Triplets,
     full_rho,
     full_triplets,
+    in_base,
     intruder_dimensions,
     intruders,
     lora_rho,
@@ -78,14 +82,24 @@ def dense(W0, delta_W):
 
 def of_adapter(W0, A, B, scaling):
     base = kept(decompose(W0))
-    triplets = lora_triplets(base, A, B, scaling, num_triplets(base))
-    return subspace_measures(base, triplets, lambda k, side: lora_rho(base, A, B, k, side)), triplets
+    update = in_base(base, A, B, scaling)
+    triplets = lora_triplets(base, update, num_triplets(base))
+    return subspace_measures(base, triplets, lambda k, side: lora_rho(update, k, side)), triplets
 
 
 def of_full(W0, delta_W):
     base = kept(decompose(W0))
     triplets = full_triplets(base, W0 + delta_W, num_triplets(base))
     return subspace_measures(base, triplets, lambda k, side: full_rho(base, delta_W, k, side)), triplets
+
+
+@contextmanager
+def sizes_solved():
+    """How large each problem was that a direct solver got."""
+    sizes, original = [], eigenpairs._direct
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eigenpairs, "_direct", lambda gram, k: sizes.append(len(gram)) or original(gram, k))
+        yield sizes
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (12, 200)])
@@ -111,27 +125,37 @@ def test_the_small_problem_is_used_and_is_right():
     """At this size and rank the result comes from the Ritz problem, not from the whole one."""
     W0 = matrix(400, 450, torch.logspace(0, -2, 400))
     A, B = normal(2, 450, seed=2) / 21, normal(400, 2, seed=3) / 20
-    used = []
-    original = subspaces._ritz
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subspaces, "_ritz", lambda *a: used.append(sum(a[4])) or original(*a))
+    with sizes_solved() as sizes:
         found, triplets = of_adapter(W0, A, B, 0.7)
-    assert used and triplets.error < 1e-7
+    assert sizes and max(sizes) < 300 and triplets.error < 1e-7
     assert found == pytest.approx(dense(W0, 0.7 * B @ A), rel=1e-4)
 
 
 def test_a_space_that_is_too_small_is_enlarged_until_the_error_is_small():
     W0 = matrix(400, 450, torch.logspace(0, -2, 400))
     A, B = normal(2, 450, seed=2) / 21, normal(400, 2, seed=3) / 20
-    sizes = []
-    original = subspaces._ritz
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subspaces, "_cheapest", lambda D, width, k: (k + 5, 1))
-        patch.setattr(subspaces, "_ritz", lambda *a: sizes.append(a[4]) or original(*a))
+    with pytest.MonkeyPatch.context() as patch, sizes_solved() as sizes:
+        patch.setattr(eigenpairs, "_cheapest", lambda D, k, widths: (k + 5, 1))
         found, triplets = of_adapter(W0, A, B, 0.7)
-    assert len(sizes) > 2 and sizes == sorted(sizes)
+    assert len(sizes) > 2 and sizes == sorted(set(sizes)) and sizes[-1] < 300
     assert triplets.error < 1e-7
     assert found == pytest.approx(dense(W0, 0.7 * B @ A), rel=1e-4)
+
+
+def test_an_adapter_wider_than_what_is_sought_grows_by_residuals_alone():
+    """Rank 40 and ten triplets: blocks of 80 would be most of the matrix; each round adds ten at most."""
+    W0 = matrix(400, 450, torch.arange(1, 401) ** -0.7)
+    A, B = normal(40, 450, seed=2) / 21, normal(400, 40, seed=3) / 20
+    base = kept(decompose(W0))
+    with sizes_solved() as sizes:
+        found = lora_triplets(base, in_base(base, A.float(), B.float(), 0.7), 10)
+    steps = [later - earlier for earlier, later in pairwise(sizes)]
+    assert len(sizes) > 1 and max(sizes) < 250 and all(0 < step <= 10 for step in steps)
+    U, S, _ = torch.linalg.svd(W0 + 0.7 * B @ A)
+    U0 = torch.linalg.svd(W0).U
+    assert 0.0 < found.error < 1e-7
+    torch.testing.assert_close(found.S, S[:10], rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.left.abs(), (U0.T @ U[:, :10]).abs(), rtol=0, atol=1e-5)
 
 
 def test_the_iteration_for_large_full_updates_states_its_error(monkeypatch):
@@ -139,11 +163,11 @@ def test_the_iteration_for_large_full_updates_states_its_error(monkeypatch):
     delta_W = normal(260, 220, seed=5) * 2e-3
     base = decompose(W0)
     expected = full_triplets(base, W0 + delta_W, 20)
-    monkeypatch.setattr(subspaces, "_DIRECT_SIZE", 100)
-    small_only = subspaces._direct
-    monkeypatch.setattr(subspaces, "_direct", lambda gram, k: small_only(gram, k) if len(gram) < 200 else None)
+    monkeypatch.setattr(eigenpairs, "_DIRECT_SIZE", 100)
+    small_only = eigenpairs._direct
+    monkeypatch.setattr(eigenpairs, "_direct", lambda gram, k: small_only(gram, k) if len(gram) < 200 else None)
     found = full_triplets(base, W0 + delta_W, 20)
-    assert 0.0 < found.error <= subspaces.TOLERANCE
+    assert 0.0 < found.error <= eigenpairs.TOLERANCE
     torch.testing.assert_close(found.S, expected.S, rtol=1e-6, atol=0)
     for side in ("left", "right"):
         for k in (8, 16):
