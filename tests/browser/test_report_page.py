@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import itertools
@@ -26,7 +27,7 @@ from report_study import EVIL, finished_study, poison, with_losses_of
 from synthetic import ARMS
 
 pytestmark = pytest.mark.browser
-ENTER, ESCAPE = "\ue007", "\ue00c"  # as WebDriver names the keys
+ENTER, ESCAPE, TAB, RIGHT, DOWN = "\ue007", "\ue00c", "\ue004", "\ue014", "\ue015"  # as WebDriver names the keys
 # A narrow phone and a desktop, light and dark.
 VIEWS = [(1280, "light"), (360, "dark")]
 
@@ -252,13 +253,57 @@ def test_a_number_says_what_it_rests_on_when_it_is_touched(browser, url):
     open_page(browser, url, width=360)
     cell = browser.find_element("css selector", "tr[data-arm=lora-r16] td.number[title^='gain']")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", cell)
-    time.sleep(0.2)  # scrolling takes a note away, and is told of a frame later
     browser.execute_script("arguments[0].click()", cell)
     note = browser.find_element("css selector", "#note")
     wait_for(note.is_displayed)
     assert "300 items, 3 seeds; decide/record.json" in note.text
     browser.find_element("css selector", "body").send_keys(ESCAPE)
     assert not note.is_displayed()
+
+
+def test_a_number_says_what_it_rests_on_by_keyboard(browser, url):
+    """A table is one stop of the Tab key; the arrow keys go on from there."""
+    open_page(browser, url)
+    stops = browser.execute_script("""
+        const noted = (table) => [...table.querySelectorAll('[title]:not([title=""])')];
+        return [...document.querySelectorAll('main table')].filter((table) => noted(table).length)
+          .map((table) => noted(table).filter((cell) => cell.tabIndex === 0).length);
+    """)
+    assert len(stops) > 8 and set(stops) == {1}
+    note = browser.find_element("css selector", "#note")
+    [first, *_] = browser.find_elements("css selector", "table.arms [tabindex='0']")
+    browser.execute_script("arguments[0].focus()", first)
+    assert note.is_displayed() and "accuracy" in note.text
+    said = []
+    for _ in range(20):
+        browser.switch_to.active_element.send_keys(RIGHT)
+        said.append(note.text)
+    assert any("300 items, 3 seeds" in text and "decide/record.json" in text for text in said)
+    column = browser.execute_script("return document.activeElement.cellIndex")
+    row = browser.execute_script("return document.activeElement.parentElement.rowIndex")
+    browser.switch_to.active_element.send_keys(DOWN)
+    assert browser.execute_script("return document.activeElement.cellIndex") == column
+    assert browser.execute_script("return document.activeElement.parentElement.rowIndex") > row
+    inside = browser.execute_script("const r = document.querySelector('#note').getBoundingClientRect();"
+                                    "return r.top > 0 && r.bottom < innerHeight")  # fmt: skip
+    assert note.is_displayed() and inside, "scrolling to a number does not leave its note behind"
+    browser.switch_to.active_element.send_keys(TAB)
+    assert not note.is_displayed()
+    assert browser.execute_script("return document.querySelectorAll('table.arms [tabindex=\"0\"]').length") == 2
+
+
+def test_no_number_of_a_table_is_without_its_source(browser, url, audit_url):
+    """Its own note, its row's, or the definitions and sources of its part."""
+    for address in (url, audit_url):
+        open_page(browser, address)
+        loose = browser.execute_script("""
+            return [...document.querySelectorAll('main table td.number')]
+              .filter((cell) => /[0-9]/.test(cell.textContent))
+              .filter((cell) => !cell.closest('[title]:not([title=""])'))
+              .filter((cell) => !cell.closest('.against, .figure, section').querySelector('.definitions'))
+              .map((cell) => cell.closest('section').id + ': ' + cell.parentElement.textContent.slice(0, 80));
+        """)
+        assert loose == [], address
 
 
 def test_a_mark_says_what_it_rests_on_when_it_is_pointed_at(browser, url):
@@ -300,6 +345,42 @@ def test_on_paper_every_table_is_there_and_no_button(browser, url):
         assert not any(b.is_displayed() for b in browser.find_elements("css selector", "button, input, .controls"))
         parts = browser.find_elements("css selector", "#lost > [data-only-group]")
         assert len(parts) == 2 and all(part.is_displayed() for part in parts)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_what_is_folded_away_is_printed_and_folded_again(browser, url):
+    open_page(browser, url)
+    closed = "return document.querySelectorAll('details:not([open])').length"
+    before = browser.execute_script(closed)
+    assert before > 20
+    # After the page's own listener, as the paper sees it; what it holds is laid out, so it has a height.
+    browser.execute_script("""
+        addEventListener('beforeprint', () => {
+          const parts = [...document.querySelectorAll('details')];
+          window.onPaper = [parts.filter((part) => !part.open).length, parts.length];
+        });
+    """)
+    printed = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert base64.b64decode(printed).startswith(b"%PDF-")
+    assert browser.execute_script("return window.onPaper") == [0, before + browser.execute_script(
+        "return document.querySelectorAll('details[open]').length")]  # fmt: skip
+    assert browser.execute_script(closed) == before
+
+
+def test_paper_is_no_phone(browser, url):
+    """A sheet is as narrow as one, and plots one below the other made a page of twice as many sheets."""
+    open_page(browser, url)
+    columns = """
+        const style = getComputedStyle(document.querySelector('#spectra .panels'));
+        return style.gridTemplateColumns.split(' ').length;
+    """
+    try:
+        metrics = {"width": 700, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        assert browser.execute_script(columns) == 1
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        assert browser.execute_script(columns) == 2
     finally:
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,6 +16,7 @@ _PLACES: tuple[tuple[int, int, Align], ...] = (
 _CHARACTER, _LINE = 6.6, 13.0  # of the plots' type, in pixels
 _REACH = 6.0  # half the size of a point
 _MARGIN = (-1e3, -1e3, 0.0, 1e4)  # left of the plot, where the axis has its numbers
+_STRANGER = 60.0  # as bad as covering so much (in square pixels): a name that stands nearer to another's point
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,13 @@ def places(points: Sequence[tuple[float, float, str]], others: Sequence[tuple[fl
     found = []
     for x, y, name in points:
         boxes = [_box(x, y, name, place) for place in _PLACES]
-        covered = [sum(_shared(box, other) for other in taken) for box in boxes]
-        best = covered.index(min(covered))
+        strangers = [point for point in points if point[:2] != (x, y)]
+        costs = [
+            sum(_shared(box, other) for other in taken)
+            + _STRANGER * any(_distance(box, other) <= _distance(box, (x, y)) for other in strangers)
+            for box in boxes
+        ]
+        best = costs.index(min(costs))
         found.append(Place(*_PLACES[best]))
         taken.append(boxes[best])
     return found
@@ -49,6 +56,13 @@ def _box(x: float, y: float, name: str, place: tuple[int, int, Align]) -> tuple[
     width = _CHARACTER * len(name)
     left = x + dx - {"left": 0.0, "right": width, "center": width / 2}[align]
     return left, y + dy - _LINE / 2, left + width, y + dy + _LINE / 2
+
+
+def _distance(box: tuple[float, float, float, float], point: Sequence[float | str]) -> float:
+    """How far a point lies from a box."""
+    x, y = float(point[0]), float(point[1])
+    left, top, right, bottom = box
+    return math.hypot(max(left - x, 0.0, x - right), max(top - y, 0.0, y - bottom))
 
 
 def _shared(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> float:

@@ -137,7 +137,7 @@ def _chart(frame: pl.DataFrame, measure: str, curve: _Curve, style: Style) -> al
     layers = [
         plot.mark_line(strokeWidth=2, aria=False).encode(x=x, y=y, color=tint, opacity=picked(0.08, 0.9)),
         plot.mark_point(filled=True, size=40).encode(
-            x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=hints
+            x=x, y=y, color=tint, shape=shape(style, with_base=True), opacity=picked(), tooltip=hints
         ),
     ]
     if ends:

@@ -39,9 +39,9 @@ def colour(style: Style, *, with_base: bool = False) -> alt.Color:
     return alt.Color("arm:N", scale=scale, legend=None)
 
 
-def shape(style: Style) -> alt.Shape:
-    """Methods by shape, so that colour is never the only difference."""
-    names = list(style.looks)
+def shape(style: Style, *, with_base: bool = False) -> alt.Shape:
+    """Methods by shape, so that colour is never the only difference; of the same arms as the colour, or two legends."""
+    names = [name for name in style.looks if with_base or name != "base"]
     scale = alt.Scale(domain=names, range=[style.looks[name].shape for name in names])
     return alt.Shape("arm:N", scale=scale, legend=None)
 

@@ -182,11 +182,10 @@ def _rate_curve(frame: pl.DataFrame, measure: str, style: Style) -> alt.LayerCha
     plot = alt.Chart(data(shown)).transform_filter(GROUP_FILTER)
     x = log_axis(shown["x"].to_list(), "Learning rate", base=10)
     # One rate that is far too high would press all others to the floor.
-    low, high = shown["value"].min(), shown["value"].max()
-    is_log = measure == "loss_nats_per_token" and 0.0 < _MOST_SPAN * low < high
-    scale = alt.Scale(zero=False, padding=10)
-    if is_log:
-        scale = alt.Scale(type="log", domain=[low / 1.15, high * 1.15], nice=False)
+    # Of one training set at a time, or the losses of one would press those of another together.
+    spans = shown.group_by("group").agg((pl.col("value").max() / pl.col("value").min()).alias("span"))["span"]
+    is_log = measure == "loss_nats_per_token" and shown["value"].min() > 0.0 and spans.max() > _MOST_SPAN
+    scale = alt.Scale(type="log", nice=False, padding=10) if is_log else alt.Scale(zero=False, padding=10)
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(tickCount=5, format="~g"))
     tint, hints = colour(style), tooltips(**_HINTS)
     ring = plot.transform_filter("datum.is_chosen").mark_point(size=260, strokeWidth=2, filled=False)

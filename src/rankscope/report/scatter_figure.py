@@ -237,7 +237,7 @@ def _arm_layers(frame: pl.DataFrame, up: str, right: str, style: Style) -> list[
         x=x, y=alt.Y("low:Q", title=up), y2="high:Q", color=tint, opacity=picked(0.06, 0.7)
     )
     points = plot.mark_point(filled=True, size=110, opacity=1).encode(
-        x=x, y=y, color=tint, shape=shape(style), opacity=picked(), tooltip=tooltips(**_HINTS)
+        x=x, y=y, color=tint, shape=shape(style, with_base=True), opacity=picked(), tooltip=tooltips(**_HINTS)
     )
     # A field cannot say where a text goes, but an expression of one can.
     at = {name: alt.ExprRef(f"datum._{name}") for name in ("dx", "dy", "align")}
@@ -282,7 +282,7 @@ def _derived_layer(made: pl.DataFrame, style: Style) -> list[alt.Chart]:
     marks = alt.Chart(data(made)).transform_filter(GROUP_FILTER)
     return [
         marks.mark_point(filled=False, size=45, strokeWidth=1.5).encode(
-            x="x:Q", y="y:Q", color=colour(style, with_base=True), shape=shape(style),
+            x="x:Q", y="y:Q", color=colour(style, with_base=True), shape=shape(style, with_base=True),
             opacity=picked(0.06, 0.7), tooltip=hints,
         )
     ]  # fmt: skip

@@ -66,7 +66,7 @@ def render_svgs(figures: Mapping[str, Figure], groups: list[str]) -> Iterator[tu
                 "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
                 "concat": panels,
                 "columns": min(figure.columns if not figure.tasks else 3, len(panels)),
-                "resolve": {"scale": {"color": "shared"}},
+                "resolve": {"scale": {"color": "shared", "shape": "shared"}},
                 "params": parameters(group, None),
                 "config": config(),
                 "datasets": {name: rows for panel in figure.panels for name, rows in panel.spec["datasets"].items()},
@@ -94,8 +94,7 @@ def _for_paper(spec: Mapping[str, Any], task: str | None) -> dict[str, Any]:
 def _standing_alone(node: Any) -> Any:
     if isinstance(node, dict):
         if node.get("field") == "arm" and "domain" in (node.get("scale") or {}) and "range" in node["scale"]:
-            is_shape = not str(node["scale"]["range"][0]).startswith("#")
-            return {**node, "legend": None if is_shape else _LEGEND}
+            return {**node, "legend": _LEGEND}  # colour and shape of the same arms, so they are drawn as one
         inner = {key: _standing_alone(value) for key, value in node.items()}
         return {**inner, "width": _WIDTH} if inner.get("width") == WIDTH else inner
     return [_standing_alone(value) for value in node] if isinstance(node, list) else node

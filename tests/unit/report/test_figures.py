@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import statistics
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import pytest
 
 from rankscope.measures import MEASURES
 from rankscope.report.figures import make_figures, make_glances
-from rankscope.report.labels import _box, _shared, places
+from rankscope.report.labels import Place, _box, _distance, _shared, places
 from rankscope.report.marks import Style, data
 from rankscope.report.palette import looks
 from rankscope.report.rank_figures import rate_figure
@@ -59,6 +60,20 @@ def test_no_plot_without_its_words(figures):
         assert set(figure.measures) <= set(MEASURES)
         assert figure.sources
         assert all(panel.label.endswith(".") for panel in figure.panels)
+
+
+def test_every_plot_says_of_each_number_what_it_rests_on(figures):
+    """By hover, and in the table of its numbers, which a keyboard reaches."""
+    for figure in figures.values():
+        for panel in figure.panels:
+            found = re.findall(r'"tooltip": (\[[^]]*\])', json.dumps(panel.spec))
+            hints = {hint["field"] for hints in found for hint in json.loads(hints)}
+            # Losses are of one run each, whose folder is its name.
+            rests = hints & {"evidence", "source", "run_id"}
+            assert rests, (figure.key, panel.title)
+            for row in rows_of(panel):
+                assert any(re.search(r"\.json|\.parquet|-lr", str(row[name])) for name in rests), (figure.key, row)
+                assert "evidence" in rests or "run_id" in rests or row.keys() & {"num_seeds", "num_runs"}, figure.key
 
 
 def test_the_scatter_draws_the_verdicts_numbers(reported, figures):
@@ -108,6 +123,19 @@ def test_warnings_of_rates_name_the_arm_and_its_group(figures):
     assert any(note.startswith("lora-r4: rate 0.001 gave no score") for note in notes["other"])
 
 
+def test_losses_of_one_training_set_do_not_press_those_of_another_together(reported):
+    """One had losses seven times another's: on the axis that held both, its arms lay on one line."""
+    rates = make_tables(reported.contents)["rates"].with_columns(pl.col("training_set").alias("group"))
+    losses = rates.filter(pl.col("measure") == "loss_nats_per_token")
+    apart = losses.with_columns(pl.when(pl.col("group") == "new").then(pl.col("value") * 50).otherwise(pl.col("value")))
+    wild = losses.with_columns(pl.when(pl.col("learning_rate") == pl.col("learning_rate").max())
+                               .then(pl.col("value") * 50).otherwise(pl.col("value")))  # fmt: skip
+    for table, is_log in ((losses, False), (apart, False), (wild, True)):
+        [panel] = rate_figure(table, Style(looks(reported.contents.plan))).panels
+        scales = [layer["encoding"]["y"]["scale"] for layer in panel.spec["layer"]]
+        assert all((scale.get("type") == "log") == is_log and "domain" not in scale for scale in scales)
+
+
 def test_where_halving_scored_the_last_rate_alone_only_losses_are_drawn(reported):
     rates = make_tables(reported.contents)["rates"].with_columns(pl.lit("new").alias("group"))
     style = Style(looks(reported.contents.plan))
@@ -154,7 +182,20 @@ def test_names_of_points_neither_cover_each_other_nor_the_points():
     spots = [(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     for one, other in itertools.combinations([*boxes, *spots], 2):
         assert (one in spots and other in spots) or _shared(one, other) == 0
-    assert found[0] == places(points[:1])[0]
+    assert places(points[:1]) == [Place(10, -10, "left")]
+
+
+def test_a_name_does_not_stand_nearer_to_another_point():
+    """Left above its own point it stood beside its neighbour's, and each arm read as the other."""
+    points = [(100.0, 100.0, "lora-r32"), (110.0, 106.0, "lora-r64"), (90.0, 124.0, "lora-r8")]
+    for (x, y, name), place in zip(points, places(points), strict=True):
+        box = _box(x, y, name, place_of(place))
+        nearest = min(points, key=lambda point: _distance(box, point))
+        assert nearest[2] == name
+
+
+def place_of(place):
+    return place.dx, place.dy, place.align
 
 
 def test_the_bases_directions_are_drawn_with_intruders_summed(reported, figures):
@@ -208,6 +249,20 @@ def test_each_arm_has_one_look_that_can_be_told_apart(reported):
     assert ranks == sorted(ranks, reverse=True)
     for look, paper in itertools.product(found.values(), ("#fcfcfb", "#14161a")):
         assert contrast(look.colour, paper) >= 3
+
+
+def test_the_legend_of_a_static_figure_has_the_shapes_of_the_marks(reported, figures):
+    """Once for each arm; colour alone would tell them apart nowhere else."""
+    found = looks(reported.contents.plan)
+    paths = {"circle": "A5,5", "diamond": "L0,-5L5,0L0,5Z", "cross": "L-5,2L-2,2L-2,5"}
+    seen = 0
+    some = {key: figures[key] for key in ("learned_forgotten", "rank_curves", "losses")}
+    for name, svg in render_svgs(some, ["new"]):
+        drawn = re.findall(r'role-legend-symbol".*?<path[^>]* d="([^"]+)".*?<text[^>]*>([^<]+)<', svg)
+        assert [arm for _, arm in drawn] == [arm for arm in found if arm != "base" or "learned" in name]
+        assert all(paths[found[arm].shape] in path for path, arm in drawn), name
+        seen += len(drawn)
+    assert seen == 13
 
 
 def test_many_arms_of_many_methods_each_look_different():

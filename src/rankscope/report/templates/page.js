@@ -178,17 +178,46 @@ function showFlips(list, most) {
   part.querySelector("[data-more]").hidden = found.length <= most;
 }
 
-// A number's note, for those who cannot point at it: the title of what was touched
+// A number's note, for those who cannot point at it: the title of what was touched or reached by keyboard
+
+const NOTED = 'table [title]:not([title=""])';
+let noteOf = null;
 
 function showNote(event) {
   const note = byId("note");
-  const target = event.target.closest("table [title]");
-  note.hidden = !target;
-  if (!target) return;
-  note.textContent = target.title;
-  const place = target.getBoundingClientRect();
+  noteOf = event.target.closest(NOTED);
+  note.hidden = !noteOf;
+  if (noteOf) note.textContent = noteOf.title;
+  placeNote();
+}
+
+function placeNote() {
+  if (!noteOf) return;
+  const note = byId("note");
+  const place = noteOf.getBoundingClientRect();
   note.style.left = `${Math.max(8, Math.min(place.left, innerWidth - note.offsetWidth - 8))}px`;
   note.style.top = `${place.bottom + 4}px`;
+}
+
+function hideNote() {
+  noteOf = null;
+  byId("note").hidden = true;
+}
+
+// A table is one stop of the Tab key; in it the arrow keys go from number to number, or to the same column's next.
+const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+
+function moveNote(event) {
+  const here = event.target.closest(NOTED);
+  if (!here || !(event.key in STEPS)) return;
+  event.preventDefault();
+  const isUpright = event.key === "ArrowUp" || event.key === "ArrowDown";
+  const cells = all(NOTED, here.closest("table")).filter((cell) => !isUpright || cell.cellIndex === here.cellIndex);
+  const next = cells[cells.indexOf(here) + STEPS[event.key]];
+  if (!next) return;
+  here.tabIndex = -1;
+  next.tabIndex = 0;
+  next.focus();
 }
 
 function press(button) {
@@ -212,8 +241,10 @@ function listen() {
     if (button) press(button);
     showNote(event);
   });
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape") byId("note").hidden = true; });
-  addEventListener("scroll", () => { byId("note").hidden = true; }, { passive: true, capture: true });
+  document.addEventListener("focusin", showNote);
+  document.addEventListener("keydown", (event) => (event.key === "Escape" ? hideNote() : moveNote(event)));
+  addEventListener("scroll", placeNote, { passive: true, capture: true });
+  all("table").forEach((table) => { (table.querySelector(NOTED) ?? {}).tabIndex = 0; });
   all("[data-task-choice]").forEach((choice) => {
     choice.addEventListener("change", () => { state.task = choice.value; update(); });
   });
@@ -221,8 +252,8 @@ function listen() {
     all("input, select", list.parentElement).forEach((field) =>
       field.addEventListener("input", () => showFlips(list, FLIPS_AT_ONCE)));
   }
-  // Paper cannot be opened: what is folded away as being long is printed, and folded again.
-  const folded = () => all("details.block, details.warnings, .verdict details");
+  // Paper cannot be opened: what is folded away is printed, and folded again.
+  const folded = () => all("details");
   addEventListener("beforeprint", () => folded().forEach((part) => {
     part.dataset.was = String(part.open);
     part.open = true;
