@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -256,6 +258,35 @@ def test_a_study_that_is_not_decided(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_folder_that_is_no_study(tmp_path: Path) -> None:
     assert main(["export", str(tmp_path)]) == USER_ERROR
+
+
+# Every command that the tables may hold: those of LaTeX itself, of booktabs, and letters that are written as commands.
+LATEX = {
+    "documentclass", "usepackage", "begin", "end", "input", "clearpage", "centering", "footnotesize", "setlength",
+    "tabcolsep", "toprule", "midrule", "bottomrule", "caption", "label", "textbf", "pm", "phantom", "textminus",
+    "textgreater", "textless", "textquotesingle", *",%&_#\\",
+}  # fmt: skip
+
+
+def test_the_tables_are_what_latex_reads(out: Path) -> None:
+    """What a compiler would stop at, where none is installed: `test_the_tables_compile` has one."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (out / "latex").glob("*.tex")}
+    assert set(re.findall(r"\\input\{(.+?)\}", texts["main.tex"])) == set(texts) - {"main.tex"} and len(texts) >= 3
+    for name, text in texts.items():
+        lines = [line for line in text.splitlines() if not line.startswith("%")]
+        code = re.sub(r"\\([a-zA-Z]+|.)", lambda found: f" {found[1]} " if found[1].isalpha() else "", "\n".join(lines))
+        assert set(re.findall(r"\\([a-zA-Z]+|.)", text)) <= LATEX, name
+        depths = list(itertools.accumulate({"{": 1, "}": -1}.get(letter, 0) for letter in code))
+        assert min(depths) == 0 == depths[-1] and code.count("$") % 2 == 0, name
+        assert all(letter.isascii() or "\u00c0" <= letter <= "\u00ff" for letter in code), name
+        opened = []
+        for kind, environment in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+            opened.append(environment) if kind == "begin" else opened.remove(environment)
+        assert not opened, name
+        for columns, body in re.findall(r"\\begin\{tabular\}\{([lrc]+)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+            rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+            assert len(rows) > 1
+            assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {len(columns) - 1}, name
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
