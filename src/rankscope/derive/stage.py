@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import polars as pl
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.data.examples import items_from_frame
@@ -22,7 +22,6 @@ from rankscope.errors import NotAvailable
 from rankscope.models.decompositions import Decompositions
 from rankscope.models.derived import replace_updates, write_lora
 from rankscope.models.opening import read_config
-from rankscope.models.updates import Update
 from rankscope.models.weights import iter_updates, trained_folder
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
@@ -62,25 +61,22 @@ class Watcher(Protocol):
 
 def run(pack: Pack, plan: Plan, store: Store, models: Models, watcher: Watcher) -> None:
     """Make and score the derived models of a pack that have no complete record yet."""
-    stage = _Stage(plan, store, models, Decompositions(user_cache()))
+    stage = _Stage(pack, plan, store, models, watcher, Decompositions(user_cache()))
     for run_id in pack.run_ids:
-        num_tasks = len(plan.derive_tasks(run_id))
         for number, name in enumerate(pack.names):
             if watcher.wants_stop():
                 return
-
-            def tell(done: int, run_id: str = run_id, number: int = number, num_tasks: int = num_tasks) -> None:
-                watcher.progress(run_id, number * num_tasks + done, len(pack.names) * num_tasks, None)
-
             if not stage.is_done(run_id, name):
-                stage.derive(plan.run(run_id), plan.derived_point(run_id, name), tell)
+                stage.derive(plan.run(run_id), plan.derived_point(run_id, name), number)
 
 
 @dataclass
 class _Stage:
+    pack: Pack
     plan: Plan
     store: Store
     models: Models
+    watcher: Watcher
     decompositions: Decompositions
     trees: OptionTrees | None = None
 
@@ -90,17 +86,19 @@ class _Stage:
         expected = self.plan.derive_hash(run_id, name)
         return record is not None and record.status == "complete" and record.settings_hash == expected
 
-    def derive(self, settings: RunSettings, point: DerivedPoint, tell: Callable[[int], None]) -> None:
-        """Make one model, score it, and write its items, then its record; `tell` hears of each task that is scored."""
+    def derive(self, settings: RunSettings, point: DerivedPoint, num_before: int) -> None:
+        """Make one model, score it, and write its items, then its record; `num_before` points come before it."""
         started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
         folder = self.store.derived(settings.run_id, point.name)
         changed, scores, files, notes = Changed(), {}, [], ()
+        tasks = self.plan.derive_tasks(settings.run_id)
         try:
             with self._model(settings, point, folder, changed) as model:
-                for task in self.plan.derive_tasks(settings.run_id):
+                for task in tasks:
                     scores[task] = self._score(model, settings, task, folder)
                     files.append(f"{task}/{ITEMS}")
-                    tell(len(files))
+                    done = num_before * len(tasks) + len(files)
+                    self.watcher.progress(settings.run_id, done, len(self.pack.names) * len(tasks), None)
         except NotAvailable as why:
             scores, files, notes = {}, [], (NOT_AVAILABLE + str(why),)
         record = DeriveRecord(
@@ -135,21 +133,15 @@ class _Stage:
         base_folder, train = self.models.base_folder(settings.base), self.store.train(settings.run_id)
         config = read_config(base_folder, settings.base.opening)
         updates = iter_updates(base_folder, trained_folder(train), settings.base.opening)
+        how = {"point": point, "config": config, "decomposition_of": self.decompositions.of, "changed": changed}
         if settings.arm.capabilities.saves == "adapter":
-            factors = {
-                update.name: changed_adapter(update, point, config, self.decompositions.of, changed)
-                for update in updates
-            }
+            factors = {update.name: changed_adapter(update, **how) for update in updates}
             changed.files, changed.rank = write_lora(folder, train, factors, settings.base.source)
             with self.models.tuned(settings, folder) as model:
                 yield model
             return
         with self.models.tuned(settings) as model:
-
-            def change(update: Update) -> Tensor | None:
-                return changed_update(update, point, config, self.decompositions.of, changed)
-
-            replace_updates(model, updates, change)
+            replace_updates(model, updates, partial(changed_update, **how))
             yield model
 
     def _score(self, model: PreTrainedModel, settings: RunSettings, task: str, folder: Path) -> dict[str, float]:
