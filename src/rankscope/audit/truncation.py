@@ -13,10 +13,9 @@ from rankscope.internals.pairs import difference_norm
 from rankscope.internals.spectra import lora_singular_values, update_norm
 from rankscope.internals.truncation import kept_directions, truncated
 from rankscope.models.lora_folder import Adapted, LoraFolder
+from rankscope.models.methods.folders import PEFT_PREFIX
 from rankscope.models.updates import Factors, Update
 from rankscope.models.weights import Tuned
-
-_PREFIX = "base_model.model."
 
 
 def cut_adapter(tuned: Tuned, asked: float | int) -> Cut:
@@ -75,10 +74,10 @@ class Cut:
             else:
                 self._copy(module, adapted)
         for name, key in self.lora.whole.items():
-            self.tensors[_PREFIX + name] = self.lora.files.read(key)
+            self.tensors[PEFT_PREFIX + name] = self.lora.files.read(key)
         for name, key in self.lora.base_copies.items():
             path, _, last = name.rpartition(".")
-            self.tensors[f"{_PREFIX}{path}.base_layer.{last}"] = self.lora.files.read(key)
+            self.tensors[f"{PEFT_PREFIX}{path}.base_layer.{last}"] = self.lora.files.read(key)
         if not self.ranks:
             what = "it has no pairs of factors that could be cut"
             raise UserError(what, where=self.lora.folder, mend="leave --truncate out, or name a LoRA adapter")
@@ -91,11 +90,11 @@ class Cut:
         k = kept_directions(S, self.asked)
         smaller = truncated(whole, k)
         smaller = Factors(smaller.A.to(dtype).contiguous(), smaller.B.to(dtype).contiguous(), 1.0)
-        self.tensors[f"{_PREFIX}{module}.lora_A.weight"] = smaller.A
-        self.tensors[f"{_PREFIX}{module}.lora_B.weight"] = smaller.B
+        self.tensors[f"{PEFT_PREFIX}{module}.lora_A.weight"] = smaller.A
+        self.tensors[f"{PEFT_PREFIX}{module}.lora_B.weight"] = smaller.B
         if "B_bias" in adapted.keys:
             bias = files.read(adapted.keys["B_bias"])
-            self.tensors[f"{_PREFIX}{module}.lora_B.bias"] = (bias.double() * whole.scaling).to(bias.dtype)
+            self.tensors[f"{PEFT_PREFIX}{module}.lora_B.bias"] = (bias.double() * whole.scaling).to(bias.dtype)
         self.ranks[module] = smaller.rank
         self.num_parameters += smaller.A.numel() + smaller.B.numel()
         self.num_before += whole.A.numel() + whole.B.numel()
@@ -109,7 +108,7 @@ class Cut:
             "embedding_B": "lora_embedding_B", "tokens": "token_adapter.trainable_tokens_delta",
         }  # fmt: skip
         for part, key in adapted.keys.items():
-            self.tensors[f"{_PREFIX}{module}.{names[part]}"] = self.lora.files.read(key).contiguous()
+            self.tensors[f"{PEFT_PREFIX}{module}.{names[part]}"] = self.lora.files.read(key).contiguous()
         if "tokens" in adapted.keys and len(adapted.keys) == 1:
             return
         update = self.updates.get(module.replace(".base_layer", "")) or next(

@@ -14,8 +14,8 @@ from rankscope.cost.loads import TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import known_model
 from rankscope.data.forms import understand
 from rankscope.data.paths import user_path
-from rankscope.data.presets import Preset, all_presets, find_preset
-from rankscope.data.sources import SMALL_WORLD, Role, check_source, read_rows, stated_preset
+from rankscope.data.presets import Preset
+from rankscope.data.sources import SMALL_WORLD, Role, check_source, preset_of, read_rows
 from rankscope.spec import Data, Scoring, Task, TrainingSet
 
 _TABLE = Path(__file__).parent / "datasets.yaml"
@@ -85,7 +85,7 @@ def known_sizes() -> Mapping[str, _Size]:
 
 def rows_of(data: Data, role: Role) -> Rows:
     """How many rows a source has and how long they are; files are read, the hub is not."""
-    preset = _preset(data)
+    preset = preset_of(data)
     if user_path(data.source).exists() or data.source.startswith(SMALL_WORLD):
         found = read_rows(data, role)
         contents = understand(found, data.columns).contents
@@ -160,10 +160,3 @@ def _cut(rows: Rows, data: Data) -> Rows:
     number = int(rows.number * _PARTS[data.part]) if data.part else rows.number
     number = max(1, min(number, data.max_examples or number))
     return Rows(number, rows.question, rows.answer, rows.options, rows.preset, rows.note)
-
-
-def _preset(data: Data) -> Preset | None:
-    if data.preset is not None:
-        return stated_preset(data.preset)
-    by_id = {name: preset for preset in all_presets().values() for name in (preset.hub.id, *preset.hub.others)}
-    return find_preset(data.source) or by_id.get(data.source)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,9 @@ from typing import Any, Literal
 
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME
-from peft.utils.other import get_pattern_key
 
 from rankscope.errors import UserError
+from rankscope.models.methods.folders import scaling_of
 from rankscope.models.tensor_files import TensorFiles
 
 Part = Literal["A", "B", "embedding_A", "embedding_B", "magnitude", "B_bias", "tokens"]
@@ -75,10 +74,7 @@ class LoraFolder:
 
     def scaling(self, module: str, rank: int) -> float:
         """PEFT's factor on `B @ A` for one module: alpha/rank, or alpha/sqrt(rank) for rank-stabilised LoRA."""
-        # PEFT's own rule: the first pattern that is a whole name, or a regular expression for its end.
-        patterns = self.config.alpha_pattern or {}
-        alpha = float(patterns.get(get_pattern_key(patterns.keys(), module), self.config.lora_alpha))
-        return alpha / math.sqrt(rank) if self.config.use_rslora else alpha / rank
+        return scaling_of(self.config, module, rank)
 
 
 def read_lora_folder(folder: Path) -> LoraFolder:

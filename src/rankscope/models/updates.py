@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankscope.data.targets import layer_number
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors, Source
 
@@ -106,7 +107,7 @@ def make_update(base: BaseTensors, name: str, shape: tuple[int, ...], source: So
     is_table = base.canonical(name) in base.tables
     return Update(
         name=path,
-        layer=_layer(path),
+        layer=layer_number(path),
         module=path.removesuffix(".bias").rpartition(".")[2] + (".bias" if path.endswith(".bias") else ""),
         kind="table" if is_table else _KINDS.get(len(shape), "other"),
         shape=shape,
@@ -122,7 +123,7 @@ def expert_name(parameter: str, expert: int) -> str:
 
 def in_order(name: str) -> tuple[int, str]:
     """Layers in the order of their numbers (10 after 9); what is outside them comes first."""
-    layer = _layer(name)
+    layer = layer_number(name)
     return -1 if layer is None else layer, name
 
 
@@ -161,8 +162,3 @@ WRONG_BASE = "give the base that it was tuned from"
 def by(shape: tuple[int, ...]) -> str:
     """A shape as people write it: `16 x 24`."""
     return " x ".join(str(size) for size in shape)
-
-
-def _layer(name: str) -> int | None:
-    """The first number in a module's path: `model.layers.3.mlp.down_proj` is of layer 3."""
-    return next((int(part) for part in name.split(".") if part.isdigit()), None)
