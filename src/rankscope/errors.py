@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -105,3 +106,14 @@ class DamagedFile(Exception):
 def line_of(path: str | Path, line: int | None) -> str:
     """A file and a line in the form that editors open: `data/ours.jsonl:17`."""
     return f"{path}:{line}" if line else str(path)
+
+
+def near_miss(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """A mend for a misspelt word: the nearest known one; None where none is as much alike as `cutoff` (0 to 1) says."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=cutoff)
+    return f"did you mean '{close[0]}'?" if close else None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line that is not blank; the error's kind where it says nothing."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

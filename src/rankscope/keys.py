@@ -11,7 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rankscope.methods.options import nearest
+from rankscope.errors import near_miss
 from rankscope.spec import Study
 
 _FALLBACK = "correct it, or leave it out"
@@ -89,8 +89,7 @@ def instead(location: Sequence[int | str]) -> str:
     if found:
         return f"write {' or '.join(_place(home) for home in found[:_MOST_HOMES])}"
     names = {name for section in sections for name in _names(section)}
-    word = nearest(str(location[-1]), names)
-    return word if word.startswith("did you mean") else f"valid keys are {', '.join(sorted(names))}"
+    return near_miss(str(location[-1]), names) or f"valid keys are {', '.join(sorted(names))}"
 
 
 def all_keys() -> Iterator[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from rankscope.data.architectures import GENERATION_CODE, check_architecture
 from rankscope.data.paths import user_path
 from rankscope.data.user_cache import user_cache
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 from rankscope.spec import ModelSource
 
 _SMALL_WORLD = "smallworld:"
@@ -266,11 +266,7 @@ def _fetched(source: str, revision: str | None, patterns: list[str], ignored: li
     # The hub's client raises what its transport raises: many unrelated classes, most of them OSError or ValueError.
     except Exception as error:  # noqa: BLE001
         asked = f"'{source}' at revision '{revision}'" if revision else f"'{source}'"
-        problem = f"the model {asked} cannot be had from the hub ({type(error).__name__}: {_first_line(error)})"
+        problem = f"the model {asked} cannot be had from the hub ({type(error).__name__}: {first_line(error)})"
         what = "id, revision" if revision else "id"
         mend = f"check {what} and network (HF_HUB_OFFLINE, HF_TOKEN for gated models), or name a local folder"
     raise UserError(problem, mend=mend, key=key)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "no reason given")

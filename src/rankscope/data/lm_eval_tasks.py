@@ -16,7 +16,7 @@ from rankscope.data.paths import user_path
 from rankscope.data.quiet import quiet
 from rankscope.data.tasks import distinct
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 from rankscope.runs import HarnessSettings, TaskSettings, settings_hash
 from rankscope.spec import Kind, Scoring, Task
 
@@ -118,9 +118,8 @@ def load_tasks(settings: HarnessSettings) -> dict[str, Any]:
             tasks = manager.load([settings.task])["tasks"]
         # A task's file and its loader may raise anything: it is configuration with functions in it.
         except Exception as error:  # noqa: BLE001
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UserError(
-                f"lm_eval cannot load the task '{settings.task}' ({reason})",
+                f"lm_eval cannot load the task '{settings.task}' ({first_line(error)})",
                 key=("lm_eval",),
                 mend="check its file and the network (HF_HUB_OFFLINE), or name a preset as `source`",
             ) from None

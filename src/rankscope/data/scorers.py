@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 
 from rankscope.data.paths import user_path
-from rankscope.errors import UserError, line_of
+from rankscope.errors import UserError, line_of, near_miss
 from rankscope.runs import ScorerSettings
 
 
@@ -34,7 +33,6 @@ def find_scorer(named: str) -> ScorerSettings:
         raise UserError(f"no valid Python ({error})", where=line_of(path, line), mend="correct the file") from None
     known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
     if function not in known:
-        close = difflib.get_close_matches(function, known, n=1)
-        mend = f"did you mean '{close[0]}'?" if close else f"it has {', '.join(known) or 'none'} at its top level"
+        mend = near_miss(function, known) or f"it has {', '.join(known) or 'none'} at its top level"
         raise UserError(f"'{path}' has no function '{function}'", key=("scorer",), mend=mend)
     return ScorerSettings(path=str(path.resolve()), function=function, sha256=hashlib.sha256(content).hexdigest())

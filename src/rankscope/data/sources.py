@@ -18,7 +18,7 @@ from rankscope.data.paths import user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
 from rankscope.data.readers import READERS, Header, Row, read_file
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line, near_miss
 from rankscope.runs import DataOrigin
 from rankscope.spec import Data, Kind
 
@@ -145,9 +145,9 @@ def stated_preset(name: str) -> Preset:
         return read_preset(user_path(name))
     preset = find_preset(name)
     if preset is None:
-        close = difflib.get_close_matches(name, all_presets(), n=1)
-        mend = f"did you mean '{close[0]}'? " if close else ""
-        raise UserError(f"there is no preset '{name}'", key=("preset",), mend=f"{mend}Known: {_listed(all_presets())}")
+        known, close = f"Known: {_listed(all_presets())}", near_miss(name, all_presets())
+        mend = f"{close} {known}" if close else known
+        raise UserError(f"there is no preset '{name}'", key=("preset",), mend=mend)
     return preset
 
 
@@ -296,9 +296,8 @@ def _hub(
             table = load(data.source, data.subset, revision=data.revision, split=split)
     # The hub's clients raise what their transport raises: many unrelated classes, most of them OSError or ValueError.
     except Exception as error:  # noqa: BLE001
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UserError(
-            f"the data set cannot be had from the hub ({reason})",
+            f"the data set cannot be had from the hub ({first_line(error)})",
             where=data.source,
             mend="check id, subset and split, and the network (HF_HUB_OFFLINE), or set `source` to a local file, and "
             "`preset` to how its rows are read",

@@ -10,7 +10,7 @@ from rankscope.data.architectures import taken_for_experts
 from rankscope.data.experts import expert_modules, expert_parameters, named_parameters, outside_linear_layers
 from rankscope.data.few_bits import check_few_bits
 from rankscope.data.shapes import layer_matrices
-from rankscope.errors import UserError, in_arm
+from rankscope.errors import UserError, in_arm, near_miss
 from rankscope.methods.checks import schedule_refusal
 from rankscope.methods.options import DEFAULT_TARGETS, FEEDFORWARD_TARGETS
 from rankscope.methods.resolve import ALL_LINEAR, PEFT_TARGETS
@@ -157,8 +157,7 @@ def check_parameters(arm: ArmSettings, shapes: Mapping[str, dict[str, tuple[int,
             if any(f".{name}".endswith(f".{target}") or f".{target}".endswith(f".{name}") for name in names):
                 continue
             ends = sorted(expert_parameters(of_base)) or sorted({_short(name, 2) for name in names if len(name) > 1})
-            close = difflib.get_close_matches(target, ends, n=1, cutoff=0.4)
-            mend = f"did you mean '{close[0]}'?" if close else f"name some of {', '.join(ends[:8])}"
+            mend = near_miss(target, ends, cutoff=0.4) or f"name some of {', '.join(ends[:8])}"
             text = f"no parameter of base {base} is called '{target}'"
             raise in_arm(arm.label, "target_parameters", text, mend)
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from rankscope.errors import near_miss
 from rankscope.methods.options import PEFT_METHODS, PEFT_VERSION, nearest, options_of
 from rankscope.methods.table import ALTERING, BY_NAME, REFUSED, is_plain_lora, method_named, method_names
 
@@ -23,8 +24,7 @@ def method_refusal(name: str) -> str | None:
         return None
     if name.lower() in known:
         return f"methods are written small: '{name.lower()}'"
-    close = nearest(name, known)
-    mend = close if close.startswith("did you mean") else f"there are {', '.join(BY_NAME)} and PEFT's others"
+    mend = near_miss(name, known) or f"there are {', '.join(BY_NAME)} and PEFT's others"
     return f"no method is called '{name}'; {mend}"
 
 
@@ -34,10 +34,11 @@ def unknown_option(method: str, key: str, known: Iterable[str]) -> str:
     if owners:
         shown = ", ".join(owners[:4]) + (" and others" if len(owners) > 4 else "")
         return f"it is an option of {shown}, not of {method}"
-    word = nearest(key, known)
-    if word.startswith("did you mean") or method not in PEFT_METHODS:
-        return word
-    return f"PEFT {PEFT_VERSION} has no such option for {method}; it has {', '.join(sorted(options_of(method)))}"
+    if method not in PEFT_METHODS:
+        return nearest(key, known)
+    return near_miss(key, known) or (
+        f"PEFT {PEFT_VERSION} has no such option for {method}; it has {', '.join(sorted(options_of(method)))}"
+    )
 
 
 def unknown_keys(arm: Mapping[str, Any], fields: Iterable[str]) -> dict[str, str]:
@@ -50,10 +51,10 @@ def unknown_keys(arm: Mapping[str, Any], fields: Iterable[str]) -> dict[str, str
     method = arm.get("method")
     methods = [method] if method in method_names() else method_names()
     known = {*fields, *(key for name in methods for key in options_of(name))}
-    mends = {str(key): nearest(str(key), known) for key in arm if key not in known}
     return {
-        key: mend if mend.startswith("did you mean") else unknown_option(str(method), key, known)
-        for key, mend in mends.items()
+        str(key): near_miss(str(key), known) or unknown_option(str(method), str(key), known)
+        for key in arm
+        if key not in known
     }
 
 

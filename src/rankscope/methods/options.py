@@ -6,12 +6,13 @@ bottleneck adapters) is declared here in the same form.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
+
+from rankscope.errors import near_miss
 
 _PYTHON = {"int": int, "float": (int, float), "bool": bool, "str": str, "list": (list, tuple), "dict": dict}
 _WORDS = {
@@ -122,5 +123,5 @@ def options_of(method: str) -> dict[str, Option]:
 def nearest(word: str, known: Iterable[str]) -> str:
     """A mend for a misspelt word: the nearest known one, or all of them."""
     known = sorted(known)
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}"
+    every = f"there {'is' if len(known) == 1 else 'are'} {', '.join(known)}"
+    return near_miss(str(word), known) or every

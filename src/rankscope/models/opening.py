@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 from rankscope.models.quantized import bits_and_bytes, keep_unpacked
 from rankscope.runs import Opening
 
@@ -70,8 +70,7 @@ def skeleton(folder: Path, opening: Opening = AS_IT_IS) -> nn.Module:
     try:
         config = read_config(folder, opening)
     except (ValueError, OSError, KeyError) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        text = f"the configuration is of no model that transformers knows ({first})"
+        text = f"the configuration is of no model that transformers knows ({first_line(error)})"
         mend = "take transformers of a version that has it, or put the right config.json there"
         raise UserError(text, where=folder / "config.json", mend=mend) from None
     if getattr(config, "quantization_config", None) is not None:  # an attribute that only quantised models have

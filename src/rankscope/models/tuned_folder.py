@@ -9,7 +9,7 @@ from peft import PeftModel
 from peft.utils import CONFIG_NAME
 from transformers import PreTrainedModel
 
-from rankscope.errors import UserError
+from rankscope.errors import UserError, first_line
 from rankscope.models.loading import load_model
 
 _MEND = "load it in PEFT and save it again with save_pretrained, so that the names are PEFT's own"
@@ -33,6 +33,5 @@ def load_tuned_folder(base: PreTrainedModel, folder: Path) -> PreTrainedModel:
             warnings.filterwarnings("error", message=".*missing adapter keys.*")
             wrapped = PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
     except (RuntimeError, ValueError, UserWarning) as error:
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UserError(f"PEFT cannot load it: {first[:200]}", where=folder, mend=_MEND) from None
+        raise UserError(f"PEFT cannot load it: {first_line(error)[:200]}", where=folder, mend=_MEND) from None
     return wrapped.eval().base_model.model
