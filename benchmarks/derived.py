@@ -65,7 +65,7 @@ def curves(store: Store) -> list[Curve]:
         if train is None or train.status != "complete":
             continue
         for kind, seconds in _points(store, plan, run):
-            key = (run.base.name, run.training_set.name, run.arm.label, kind)
+            key = (*run.arm_key, kind)
             by_curve.setdefault(key, []).append((train.seconds, seconds, _scoring(store, plan, run)))
     return [_curve(key, runs) for key, runs in by_curve.items()]
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 
 from rankscope.errors import DamagedFile
 from rankscope.plan import Plan
-from rankscope.records import Record, Status, TrainRecord
+from rankscope.records import UNFINISHED, Record, Status, TrainRecord
 from rankscope.store import RECORD, Store, check_files
 from rankscope.work import Work, all_work, expected_hash, folder_of, read_record
 
 _ENDED = ("complete", "failed", "diverged")
-_UNFINISHED = ("interrupted", "paused")
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Board:
 def status_of(work: Work, record: Record) -> Status:
     """What a record says of a piece of work; a run that is in the middle may have come as far as a round asked."""
     stage, _, _, name = work
-    if stage == "train" and name and isinstance(record, TrainRecord) and record.status in {"paused", "interrupted"}:
+    if stage == "train" and name and isinstance(record, TrainRecord) and record.status in UNFINISHED:
         return "complete" if record.num_steps >= int(name) else "interrupted"
     return record.status
 
@@ -82,7 +81,7 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
         if record.status == "failed" and retry_failed:
             (folder_of(store, work) / RECORD).unlink()  # so that nobody takes the old failure for the new outcome
             continue
-        if status_of(work, record) in _UNFINISHED:
+        if status_of(work, record) in UNFINISHED:
             continue
         board.note(work, record)
     return board, [*_kept(board), *remarks, *_left_over(plan, store)]

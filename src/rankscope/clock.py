@@ -138,10 +138,10 @@ class Clock:
 
     def _not_asked_yet(self, needed: Sequence[Work]) -> float:
         """What the plan expects beyond what is known to be needed: the later seeds of rates that are not chosen yet."""
-        arms = {(run.base.name, run.training_set.name, run.arm.label) for run in self._plan.runs}
+        arms = {run.arm_key for run in self._plan.runs}
         tasks = self._plan.tasks
         scored = [self._plan.run(run_id) for _, base, run_id, name in needed if run_id and name in tasks[base]]
-        if arms == {(run.base.name, run.training_set.name, run.arm.label) for run in scored}:
+        if arms == {run.arm_key for run in scored}:
             return 0.0
         planned = sum(self._plan.estimate.seconds_by_stage.get(stage, 0.0) for stage in PIECE_STAGES)
         return max(0.0, planned - sum(work_seconds(self._plan, work) for work in needed))

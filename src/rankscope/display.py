@@ -17,7 +17,7 @@ from rankscope.board import Board
 from rankscope.clock import Clock
 from rankscope.data.summaries import data_lines
 from rankscope.execute.events import Event, Failed, Finished, Progress
-from rankscope.plan import Pack, Plan
+from rankscope.plan import PIECE_STAGES, Pack, Plan
 from rankscope.work import Work
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -131,8 +131,7 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
 def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
     done = Counter(work[0] for work in needed if board.has_ended(work))
     total = Counter(work[0] for work in needed)
-    stages = ("train", "evaluate", "analyse", "derive")
-    parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in stages if total[stage]]
+    parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in PIECE_STAGES if total[stage]]
     failed = len(board.failed())
     if failed:
         parts.append(f"failed {failed}")

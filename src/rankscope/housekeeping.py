@@ -12,7 +12,7 @@ from rankscope.runs import RunSettings
 from rankscope.schedule import possible_work
 from rankscope.spec import Study
 from rankscope.store import CACHES, CHECKPOINT, Store, write_record
-from rankscope.work import arm_of, chosen_run_ids, settled_arms
+from rankscope.work import chosen_run_ids, settled_arms
 
 ADAPTER = "adapter"  # the folder of an adapter, also of a derived one
 
@@ -28,7 +28,7 @@ def delete_unchosen(study: Study, plan: Plan, store: Store, board: Board, rates:
     # With `search.evaluate: all` they are scored first.
     wanted = {work[2] for work in possible_work(plan, board, rates) if not board.has_ended(work)}
     for run in plan.runs:
-        is_over = arm_of(run) in settled and run.run_id not in chosen | wanted
+        is_over = run.arm_key in settled and run.run_id not in chosen | wanted
         if is_over and run.arm.capabilities.saves == "model":
             delete_weights(store, board, run.run_id)
         elif is_over and plan.round_steps(run):

@@ -28,7 +28,7 @@ from rankscope.layout import check_machine, layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan
-from rankscope.records import DecideRecord, ForecastRecord, Rates
+from rankscope.records import UNFINISHED, DecideRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
 from rankscope.schedule import possible_work, ready_packs
 from rankscope.spec import Study
@@ -247,7 +247,7 @@ class _Work:
         has_ended = False
         for work in works:
             record = read_record(self.store, work)
-            if record is None or status_of(work, record) in {"interrupted", "paused"}:
+            if record is None or status_of(work, record) in UNFINISHED:
                 continue
             if record.settings_hash == expected_hash(self.plan, work):
                 self.board.note(work, record)

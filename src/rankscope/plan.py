@@ -252,7 +252,7 @@ class Plan(Frozen):
     @property
     def num_runs(self) -> tuple[int, int]:
         """How many runs search for rates, and how many more are made at the chosen ones: one for each later seed."""
-        arms = {(run.base.name, run.training_set.name, run.arm.label) for run in self.runs}
+        arms = {run.arm_key for run in self.runs}
         num_seeds = len({run.seed for run in self.runs})
         first = sum(run.seed in self.search_seeds and not self.is_beyond(run) for run in self.runs)
         return first, len(arms) * (num_seeds - len(self.search_seeds))

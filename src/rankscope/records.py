@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from rankscope.measures import declared
-from rankscope.runs import DataOrigin, DerivedPoint, RunSettings
+from rankscope.runs import ArmKey, DataOrigin, DerivedPoint, RunSettings
 
 FORMAT_VERSION = 1
 
 Analysis = Literal["spectra", "subspaces", "attention", "representations", "neurons"]
 # `paused`: trained as far as the search has asked, scored there, and gone on with from its checkpoint if it is kept.
 Status = Literal["complete", "failed", "interrupted", "diverged", "paused"]
+# Of a run that may go on, and whose files may change by that.
+UNFINISHED = ("interrupted", "paused")
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
 
@@ -197,6 +199,19 @@ class Round(Frozen):
     kept: tuple[float, ...]
 
 
+class OfArm(Frozen):
+    """What is said of one arm on one base and training set."""
+
+    base: str
+    training_set: str
+    arm: str
+
+    @property
+    def arm_key(self) -> ArmKey:
+        """As of the arm's runs."""
+        return self.base, self.training_set, self.arm
+
+
 class Asked(Frozen):
     """To which step a search has asked for a rate to be trained."""
 
@@ -204,7 +219,7 @@ class Asked(Frozen):
     step: int
 
 
-class Search(Frozen):
+class Search(OfArm):
     """How far the search of one arm has come, where it goes from round to round or beyond its grid.
 
     Attributes:
@@ -212,9 +227,6 @@ class Search(Frozen):
         run_ids: The runs of the plan that the search may come to; with others it begins anew.
     """
 
-    base: str
-    training_set: str
-    arm: str
     asked: tuple[Asked, ...]
     rounds: tuple[Round, ...] = ()
     run_ids: tuple[str, ...] = ()
@@ -242,7 +254,7 @@ class DeriveRecord(Record):
     notes: tuple[str, ...] = ()
 
 
-class RateChoice(Frozen):
+class RateChoice(OfArm):
     """The learning rate chosen for one arm on one base and training set.
 
     Attributes:
@@ -256,9 +268,6 @@ class RateChoice(Frozen):
         added: Rates that were tried beyond the study file's grid, because the best lay at its edge.
     """
 
-    base: str
-    training_set: str
-    arm: str
     learning_rate: float | None
     scores: dict[str, float | None]
     losses: dict[str, float | None]
@@ -290,7 +299,7 @@ class Interval(Frozen):
     num_seeds: int
 
 
-class TaskComparison(Frozen):
+class TaskComparison(OfArm):
     """One arm against the base on one task, at the chosen rate, over seeds.
 
     Attributes:
@@ -299,9 +308,6 @@ class TaskComparison(Frozen):
         p_value: McNemar's exact test on items (first seed), None for losses; `p_holm` corrected over a family.
     """
 
-    base: str
-    training_set: str
-    arm: str
     learning_rate: float
     task: str
     category: str | None = None

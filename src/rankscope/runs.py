@@ -19,6 +19,8 @@ TRAINING_VERSION = 2
 SCORING_VERSION = 2
 ANALYSIS_VERSION = 3
 DERIVE_VERSION = 1
+# The names of a base and of a training set, and an arm's label.
+ArmKey = tuple[str, str, str]
 # Analyses of weights alone: they ask for no probe texts, and there is none of a base itself.
 OF_WEIGHTS = ("spectra", "subspaces")
 
@@ -236,15 +238,19 @@ class RunSettings(Resolved):
         return self.arm.capabilities.packs and not self.base.opening.is_batch_dependent
 
     @property
+    def arm_key(self) -> ArmKey:
+        """The base, training set and label of its arm."""
+        return self.base.name, self.training_set.name, self.arm.label
+
+    @property
     def run_id(self) -> str:
         """The run's folder name, unique in a study: base, training set, arm, rate, seed, hash."""
-        names = (self.base.name, self.training_set.name, self.arm.label)
-        return "-".join((*names, f"lr{self.learning_rate:g}", f"seed{self.seed}", self.settings_hash[:6]))
+        return "-".join((*self.arm_key, f"lr{self.learning_rate:g}", f"seed{self.seed}", self.settings_hash[:6]))
 
     @property
     def candidate(self) -> Candidate:
         """The run without its seed."""
-        return Candidate(self.base.name, self.training_set.name, self.arm.label, self.learning_rate)
+        return Candidate(*self.arm_key, self.learning_rate)
 
 
 @dataclass(frozen=True, order=True)

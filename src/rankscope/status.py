@@ -14,9 +14,16 @@ from rankscope.plan import VALIDATION, Plan
 from rankscope.runs import RunSettings
 from rankscope.schedule import possible_work
 from rankscope.store import Store, read_model
-from rankscope.work import Work, all_work, asked_step, chosen_run_ids, expected_hash, read_record, round_work
-
-_STAGES = ("train", "evaluate", "analyse", "derive")
+from rankscope.work import (
+    Work,
+    all_work,
+    asked_step,
+    chosen_run_ids,
+    expected_hash,
+    read_record,
+    round_work,
+    settled_arms,
+)
 
 
 def study_status(store: Store) -> dict[str, Any]:
@@ -42,18 +49,17 @@ def study_status(store: Store) -> dict[str, Any]:
     rates = store.read_rates()
     needed = set(possible_work(plan, board, rates))
     chosen = chosen_run_ids(plan, rates)
-    has_choice = {(c.base, c.training_set, c.arm) for c in rates.choices}
+    settled = settled_arms(rates)
     rows, possible = [], {}
     for run in plan.runs:
-        arm = (run.base.name, run.training_set.name, run.arm.label)
-        is_settled = arm in has_choice
+        is_settled = run.arm_key in settled
         if run.seed not in plan.search_seeds and is_settled and run.run_id not in chosen:
             continue  # a later seed of a rate that was not chosen: nothing will ever be done
         if plan.is_beyond(run) and run.run_id not in chosen and asked_step(plan, rates, run) is None:
             continue  # beyond the grid, and no search has asked for it
         rows.append(_row(plan, store, board, run, needed, running))
         if not is_settled and run.seed not in plan.search_seeds and rows[-1]["state"] == "waiting":
-            possible.setdefault((arm, run.seed), []).append(run.run_id)
+            possible.setdefault((run.arm_key, run.seed), []).append(run.run_id)
     counts = Counter(row["state"] for row in rows)
     counts -= Counter(waiting=sum(len(runs) - 1 for runs in possible.values()))
     is_done = store.read_decide() is not None and not set(counts) & {"waiting", "interrupted", "running"}

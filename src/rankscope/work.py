@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rankscope.plan import VALIDATION, Pack, Plan, validation_task
 from rankscope.records import Rates, Record
-from rankscope.runs import OF_WEIGHTS, RunSettings
+from rankscope.runs import OF_WEIGHTS, ArmKey, RunSettings
 from rankscope.store import Store
 
 # A piece of work: its stage, its run (None: the base itself), and the task or analysis ("" when training).
@@ -51,7 +51,7 @@ def needed_work(plan: Plan, rates: Rates) -> Iterator[Work]:
             if run.seed in plan.search_seeds:
                 yield "evaluate", base, run_id, VALIDATION
         # No test item is scored before the arm's rate is chosen; a rate that halving stopped is not trained to its end.
-        is_searched = step == run.num_steps and arm_of(run) in settled
+        is_searched = step == run.num_steps and run.arm_key in settled
         if run_id in chosen or (plan.scores_all_candidates and is_searched):
             yield from (("evaluate", base, run_id, name) for name in plan.tasks[base])
             yield from (("analyse", base, run_id, analysis) for analysis in plan.analyses)
@@ -63,8 +63,7 @@ def asked_step(plan: Plan, rates: Rates, run: RunSettings) -> int | None:
     """To which step the search asks a run to be trained, as far as is known; None: it does not ask for it."""
     if run.seed not in plan.search_seeds:
         return None
-    key = (run.base.name, run.training_set.name, run.arm.label)
-    search = next((item for item in rates.searches if (item.base, item.training_set, item.arm) == key), None)
+    search = next((item for item in rates.searches if item.arm_key == run.arm_key), None)
     if search is not None:
         return next((item.step for item in search.asked if item.learning_rate == run.learning_rate), None)
     return None if plan.is_beyond(run) else next(iter(plan.round_steps(run)), run.num_steps)
@@ -77,22 +76,13 @@ def round_work(run: RunSettings, step: int) -> Work:
 
 def chosen_run_ids(plan: Plan, rates: Rates) -> set[str]:
     """The runs at the chosen rates, all seeds."""
-    chosen = {(c.base, c.training_set, c.arm): c.learning_rate for c in rates.choices}
-    return {
-        run.run_id
-        for run in plan.runs
-        if chosen.get((run.base.name, run.training_set.name, run.arm.label)) == run.learning_rate
-    }
+    chosen = {c.arm_key: c.learning_rate for c in rates.choices}
+    return {run.run_id for run in plan.runs if chosen.get(run.arm_key) == run.learning_rate}
 
 
-def settled_arms(rates: Rates) -> set[tuple[str, str, str]]:
+def settled_arms(rates: Rates) -> set[ArmKey]:
     """The base, training set and label of every arm whose rate was chosen, or found to be none."""
-    return {(choice.base, choice.training_set, choice.arm) for choice in rates.choices}
-
-
-def arm_of(run: RunSettings) -> tuple[str, str, str]:
-    """The base, training set and label of a run's arm."""
-    return run.base.name, run.training_set.name, run.arm.label
+    return {choice.arm_key for choice in rates.choices}
 
 
 def base_tasks(plan: Plan, base: str) -> list[str]:

@@ -40,7 +40,7 @@ def disk_bytes(
     kept, unchosen = 0, 0
     seen: set[tuple[str, str, str, int]] = set()
     for run in (*candidates, *later):
-        key = (run.base.name, run.training_set.name, run.arm.label, run.seed)
+        key = (*run.arm_key, run.seed)
         is_unchosen = key in seen and run.arm.capabilities.saves == "model" and study.keep != "all"
         unchosen += sizes[run.run_id] if is_unchosen else 0
         kept += 0 if is_unchosen else sizes[run.run_id]

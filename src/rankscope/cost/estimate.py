@@ -23,7 +23,7 @@ from rankscope.cost.pieces import (
     train_piece,
 )
 from rankscope.expansion import derived_points, expand_arms
-from rankscope.plan import VALIDATION, Estimate, Layout, halved_search, piece_key, validation_task
+from rankscope.plan import PIECE_STAGES, VALIDATION, Estimate, Layout, halved_search, piece_key, validation_task
 from rankscope.records import Analysis
 from rankscope.runs import OF_WEIGHTS, DerivedPoint, RunSettings
 from rankscope.spec import Study
@@ -61,7 +61,7 @@ class Outline:
         for run in self.runs:
             if run.learning_rate not in grids[run.arm.label]:
                 continue  # whether a search will go beyond its grid is not known
-            key = (run.base.name, run.training_set.name, run.arm.label, run.seed)
+            key = (*run.arm_key, run.seed)
             if run.seed in search:
                 candidates.append(run)
             elif key not in seen:
@@ -190,7 +190,7 @@ def _search_keys(outline: Outline, candidates: Sequence[RunSettings]) -> Counter
 def _later_keys(outline: Outline, candidates: Sequence[RunSettings], later: Sequence[RunSettings]) -> list[str]:
     """What is done at the chosen rates: the other seeds, and every task and analysis."""
     keys = [piece_key("train", run.base.name, run, "") for run in later]
-    chosen = {(run.base.name, run.training_set.name, run.arm.label, run.seed): run for run in (*candidates, *later)}
+    chosen = {(*run.arm_key, run.seed): run for run in (*candidates, *later)}
     for run in chosen.values():
         keys += [piece_key("derive", run.base.name, run, point.name) for point in _points(outline, run)]
     is_all = outline.study.search.evaluate == "all"
@@ -221,7 +221,7 @@ def _base_analyses(study: Study) -> list[str]:
 
 def _totals(pieces: Mapping[str, Piece], keys: Mapping[str, int]) -> dict[str, Piece]:
     totals = {}
-    for stage in ("train", "evaluate", "analyse", "derive"):
+    for stage in PIECE_STAGES:
         chosen = [(pieces[key], number) for key, number in keys.items() if key.startswith(f"{stage}/")]
         totals[stage] = Piece(
             sum(piece.tokens * number for piece, number in chosen),
@@ -293,4 +293,4 @@ def _host_memory(outline: Outline) -> int:
 
 def _kinds(outline: Outline) -> list[RunSettings]:
     """One run of each kind that needs memory of its own: rate and seed change nothing."""
-    return list({(run.base.name, run.training_set.name, run.arm.label): run for run in outline.runs}.values())
+    return list({run.arm_key: run for run in outline.runs}.values())

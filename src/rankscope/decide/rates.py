@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from rankscope.decide.search import Choice, Trial, advance
 from rankscope.plan import VALIDATION, Grid, Plan
 from rankscope.records import Asked, RateChoice, Rates, Search
-from rankscope.runs import RunSettings
+from rankscope.runs import ArmKey, RunSettings
 from rankscope.store import Store, write_text
 
 RATES = "rates.json"
@@ -23,8 +23,8 @@ def update_rates(store: Store, plan: Plan) -> Rates:
     rates are searched in rounds or beyond their grid, what comes next is written there too.
     """
     written = store.read_rates()
-    made = {(item.base, item.training_set, item.arm): item for item in written.choices}
-    begun = {(item.base, item.training_set, item.arm): item for item in written.searches}
+    made = {item.arm_key: item for item in written.choices}
+    begun = {item.arm_key: item for item in written.searches}
     choices, searches = [], []
     for key, runs in _candidates(plan).items():
         search, choice = _searched(store, plan, runs, begun.get(key))
@@ -78,12 +78,12 @@ def _searched(
     return search, progress.choice
 
 
-def _candidates(plan: Plan) -> dict[tuple[str, str, str], list[RunSettings]]:
+def _candidates(plan: Plan) -> dict[ArmKey, list[RunSettings]]:
     """The runs on the search seeds, by base, training set and arm, in the plan's order."""
-    searches: dict[tuple[str, str, str], list[RunSettings]] = {}
+    searches: dict[ArmKey, list[RunSettings]] = {}
     for run in plan.runs:
         if run.seed in plan.search_seeds:
-            searches.setdefault((run.base.name, run.training_set.name, run.arm.label), []).append(run)
+            searches.setdefault(run.arm_key, []).append(run)
     return searches
 
 

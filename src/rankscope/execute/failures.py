@@ -11,7 +11,7 @@ from typing import Any
 
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
-from rankscope.records import AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, TrainRecord
+from rankscope.records import UNFINISHED, AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, TrainRecord
 from rankscope.store import Store, write_record
 from rankscope.work import folder_of
 
@@ -39,7 +39,7 @@ def record_failure(store: Store, plan: Plan, pack: Pack, failure: Failure) -> No
     if pack.stage == "train":
         for run_id in pack.run_ids:
             record = store.read_train(run_id)
-            if record is None or record.status in {"interrupted", "paused"} or record.weights_deleted:
+            if record is None or record.status in UNFINISHED or record.weights_deleted:
                 run = plan.run(run_id)
                 failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
                 write_record(store.train(run_id), failed)

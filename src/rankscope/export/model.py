@@ -86,7 +86,7 @@ def base_id(run: RunSettings) -> tuple[str, bool]:
 def choice_of(contents: Contents, run: RunSettings) -> RateChoice | None:
     """How the rate of the run's arm was chosen; None where the run has another rate."""
     for choice in contents.rates.choices:
-        if (choice.base, choice.training_set, choice.arm) == (run.base.name, run.training_set.name, run.arm.label):
+        if choice.arm_key == run.arm_key:
             return choice if choice.learning_rate == run.learning_rate else None
     return None
 
@@ -104,7 +104,7 @@ def _first(contents: Contents, base: str, training_set: str, arm: str) -> Chosen
         mend = "run the study to its end, or name a run"
         raise UserError(f"no rate is chosen for {where}", where="--model", mend=mend)
     for run in contents.plan.runs:
-        if (run.base.name, run.training_set.name, run.arm.label, run.learning_rate) == (base, training_set, arm, rate):
+        if (*run.arm_key, run.learning_rate) == (base, training_set, arm, rate):
             record = contents.trains.get(run.run_id)
             if record is not None and record.status == "complete":
                 return Chosen(run, record)

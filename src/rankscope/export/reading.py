@@ -10,7 +10,7 @@ import polars as pl
 from rankscope.errors import DamagedFile, UserError
 from rankscope.export.model import Chosen
 from rankscope.export.records import Found
-from rankscope.records import DeriveRecord, Record, Subject, TrainRecord
+from rankscope.records import UNFINISHED, DeriveRecord, Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
 from rankscope.store import RECORD, Store, check_files, checksum
 from rankscope.work import all_work, folder_of, read_record
@@ -30,7 +30,7 @@ def iter_records(store: Store, contents: Contents) -> Iterator[Found]:
         if record is None or (stage == "train" and name):
             continue
         folder = folder_of(store, work)
-        if record.status not in {"interrupted", "paused"}:  # whose files still grow
+        if record.status not in UNFINISHED:
             check_files(folder, record)
         source = (folder / RECORD).relative_to(store.root).as_posix()
         yield Found(record, plan.subject(base, run_id), name, source)

@@ -209,11 +209,8 @@ class _Exporter:
     def _comparisons(self, run: RunSettings) -> list:
         if choice_of(self.contents, run) is None or self.contents.decision is None:
             return []
-        place = (run.base.name, run.training_set.name, run.arm.label)
-        return [
-            one for one in self.contents.decision.comparisons
-            if (one.base, one.training_set, one.arm) == place and one.category is None
-        ]  # fmt: skip
+        comparisons = self.contents.decision.comparisons
+        return [one for one in comparisons if one.arm_key == run.arm_key and one.category is None]
 
     def _write_models(self, chosen: Sequence[Chosen]) -> str:
         for one in chosen:

@@ -9,6 +9,7 @@ import polars as pl
 
 from rankscope.report.contents import Contents
 from rankscope.report.wording import signed
+from rankscope.runs import ArmKey
 
 _MOST_NEURONS, _MOST_CHARACTERS = 3, 200
 _SCHEMA = {
@@ -37,10 +38,10 @@ def changed_neurons(contents: Contents) -> pl.DataFrame:
     """
     if contents.most_changed.is_empty():
         return pl.DataFrame(schema=_SCHEMA)
-    first: dict[tuple[str, str, str], str] = {}
+    first: dict[ArmKey, str] = {}
     there = set(contents.most_changed["run_id"])
     for run in sorted(contents.plan.runs, key=lambda run: run.seed):
-        arm = (run.base.name, run.training_set.name, run.arm.label)
+        arm = run.arm_key
         if run.run_id in there and contents.chosen_rate(*arm) == run.learning_rate:
             first.setdefault(arm, run.run_id)
     rows = [(*arm, run_id) for arm, run_id in first.items()]

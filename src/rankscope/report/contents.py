@@ -84,6 +84,6 @@ class Contents:
     def chosen_rate(self, base: str, training_set: str, arm: str) -> float | None:
         """The learning rate chosen for an arm, or None where none is (yet)."""
         for choice in self.rates.choices:
-            if (choice.base, choice.training_set, choice.arm) == (base, training_set, arm):
+            if choice.arm_key == (base, training_set, arm):
                 return choice.learning_rate
         return None

@@ -150,7 +150,7 @@ def _long(contents: Contents, wide: pl.DataFrame, measures: tuple[str, ...], key
     runs = [
         {"run_id": run.run_id, "training_set": run.training_set.name, "arm": run.arm.label, "rank": run.arm.rank}
         for run in contents.plan.runs
-        if contents.chosen_rate(run.base.name, run.training_set.name, run.arm.label) == run.learning_rate
+        if contents.chosen_rate(*run.arm_key) == run.learning_rate
     ]
     schema = {"run_id": pl.String, "training_set": pl.String, "arm": pl.String, "rank": pl.Int64}
     present = [key for key in measures if key in wide.columns and key in MEASURES]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from rankscope.errors import DamagedFile, UserError
 from rankscope.internals.neuron_means import neuron_means_by_layer
-from rankscope.plan import Plan
+from rankscope.plan import PIECE_STAGES, Plan
 from rankscope.records import Analysis, ForecastRecord, Rates, Status
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.derived_items import derived_items
@@ -23,7 +23,6 @@ from rankscope.study_file import load_study
 
 Value = TypeVar("Value", bound=BaseModel)
 
-_STAGES = ("train", "evaluate", "analyse", "derive", "decide")
 _STEPS = ("step", "loss_nats_per_token", "learning_rate", "grad_norm", "num_tokens", "seconds")
 _PROMPTS = ("item_id", "category", "prompt", "options", "target")
 _ANSWERS = ("item_id", "is_correct", "prediction")
@@ -48,8 +47,8 @@ def read_contents(store: Store) -> Contents:
         raise UserError("no study was planned here", where=store.root, mend="`rankscope run STUDY --out DIR` makes one")
     reader = _Reader(store)
     rates = reader.model(store.decide / "rates.json", lambda: store.read_rates()) or Rates()
-    chosen = {(c.base, c.training_set, c.arm, c.learning_rate) for c in rates.choices}
-    at_chosen = [r for r in plan.runs if (r.base.name, r.training_set.name, r.arm.label, r.learning_rate) in chosen]
+    chosen = {(*c.arm_key, c.learning_rate) for c in rates.choices}
+    at_chosen = [r for r in plan.runs if (*r.arm_key, r.learning_rate) in chosen]
     trains = {}
     for settings in plan.runs:
         path = store.train(settings.run_id) / RECORD
@@ -121,7 +120,7 @@ class _Reader:
 
     def note(self, path: Path, why: str) -> None:
         name = self.name(path)
-        stage = next((part for part in _STAGES if part in name.split("/")), "study")
+        stage = next((part for part in (*PIECE_STAGES, "decide") if part in name.split("/")), "study")
         self.missing.append(Missing(subject=name, stage=stage, why=why.replace(f"{self.store.root}/", ""), source=name))
 
 

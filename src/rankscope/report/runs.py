@@ -136,7 +136,7 @@ def _settings(contents: Contents, run: RunSettings) -> dict[str, Any]:
 
 
 def _chosen(contents: Contents, run: RunSettings) -> float | None:
-    return contents.chosen_rate(run.base.name, run.training_set.name, run.arm.label)
+    return contents.chosen_rate(*run.arm_key)
 
 
 def _state(contents: Contents, run: RunSettings, record: TrainRecord | None) -> str:

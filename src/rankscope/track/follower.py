@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from rankscope.errors import DamagedFile
 from rankscope.plan import Plan
-from rankscope.records import ArmResult, EvaluateRecord, Interval, TrainRecord
+from rankscope.records import UNFINISHED, ArmResult, EvaluateRecord, Interval, TrainRecord
 from rankscope.runs import RunSettings, settings_hash
 from rankscope.store import Store, read_checked, write_checked
 from rankscope.track.trackers import Scalar, Tracker
@@ -86,7 +86,7 @@ class Follower:
             self._tracker.numbers(name, step, values)
             self._told[name].step = step
         record = self._read_train(name)
-        if record is None or record.status in {"interrupted", "paused"}:
+        if record is None or record.status in UNFINISHED:
             return
         if not self._has(name, _TRAINED):
             self._begin(name, run_config(self._plan, run))

@@ -19,7 +19,7 @@ from rankscope.data.order import batches
 from rankscope.models.methods.pack import ADAPTER, MODEL, TrainablePack
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
-from rankscope.records import Status, TrainRecord
+from rankscope.records import UNFINISHED, Status, TrainRecord
 from rankscope.runs import RunSettings
 from rankscope.store import CHECKPOINT, Store, write_parquet, write_record, write_text
 from rankscope.train.batches import num_scored
@@ -181,7 +181,7 @@ def _finish(store: Store, pack: TrainablePack, state: RunState, started_at: str,
     if not pack.group.is_first:
         return
     write_record(folder, record, files)
-    if status not in {"interrupted", "paused"}:
+    if status not in UNFINISHED:
         shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
