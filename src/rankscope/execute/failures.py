@@ -11,9 +11,9 @@ from typing import Any
 
 from rankscope.plan import Pack, Plan
 from rankscope.provenance import provenance
-from rankscope.records import UNFINISHED, AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, TrainRecord
+from rankscope.records import UNFINISHED, AnalyseRecord, DeriveRecord, EvaluateRecord, Failure, Record, TrainRecord
 from rankscope.store import Store, write_record
-from rankscope.work import folder_of
+from rankscope.work import Work, expected_hash, folder_of, read_record, work_of
 
 _LITTLE_SPACE_BYTES = 1_000_000
 
@@ -44,35 +44,26 @@ def record_failure(store: Store, plan: Plan, pack: Pack, failure: Failure) -> No
                 failed = TrainRecord(run=run, settings_hash=run.settings_hash, **common)
                 write_record(store.train(run_id), failed)
         return
-    for run_id in pack.run_ids or (None,):
-        for name in pack.names:
-            if _write_if_first(store, plan, pack, run_id, name, common):
-                return
+    for work in work_of(pack):
+        if _write_if_first(store, plan, work, common):
+            return
 
 
-def _write_if_first(
-    store: Store, plan: Plan, pack: Pack, run_id: str | None, name: str, common: dict[str, Any]
-) -> bool:
-    """Record the failure of one name unless it has a good record; whether it was written."""
-    folder = folder_of(store, (pack.stage, pack.base, run_id, name))
-    subject = plan.subject(pack.base, run_id)
-    if pack.stage == "evaluate":
-        expected = plan.evaluation_hash(pack.base, run_id, name)
-        found = store.read_evaluate(folder)
-        scoring = plan.task(pack.base, run_id, name).scoring
-        record = EvaluateRecord(subject=subject, task=name, scoring=scoring, settings_hash=expected, **common)
-    elif pack.stage == "derive":
-        expected = plan.derive_hash(run_id or "", name)
-        found = store.read_derive(folder)
-        point = plan.derived_point(run_id or "", name)
-        record = DeriveRecord(subject=subject, point=point, settings_hash=expected, **common)
-    else:
-        expected = plan.analysis_hash(pack.base, run_id, name)
-        found = store.read_analyse(folder)
-        record = AnalyseRecord(subject=subject, analysis=name, settings_hash=expected, **common)
+def _write_if_first(store: Store, plan: Plan, work: Work, common: dict[str, Any]) -> bool:
+    """Record the failure of one piece of work unless it has a good record; whether it was written."""
+    stage, base, run_id, name = work
+    expected, found = expected_hash(plan, work), read_record(store, work)
     if found is not None and found.status == "complete" and found.settings_hash == expected:
         return False
-    write_record(folder, record)
+    common = {**common, "settings_hash": expected, "subject": plan.subject(base, run_id)}
+    record: Record
+    if stage == "evaluate":
+        record = EvaluateRecord(task=name, scoring=plan.task(base, run_id, name).scoring, **common)
+    elif stage == "derive":
+        record = DeriveRecord(point=plan.derived_point(run_id or "", name), **common)
+    else:
+        record = AnalyseRecord(analysis=name, **common)
+    write_record(folder_of(store, work), record)
     return True
 
 
