@@ -31,7 +31,7 @@ from rankscope.data.hub import model_folder
 from rankscope.plan import Plan
 from rankscope.results import load_results
 from rankscope.spec import Study
-from rankscope.store import Store, read_model
+from rankscope.store import EXAMPLES, PROMPTS, Store, read_model
 from rankscope.study_file import dump_study, load_study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +118,7 @@ def measure_loop(store: Store, plan: Plan, folder: Path, training_set: str, arm:
         if (run.training_set.name, run.arm.label, run.learning_rate, run.seed) == (training_set, arm, rate, 0)
     )
     base = run.base.name
-    examples = pl.read_parquet(store.training_data(base, training_set) / "examples.parquet")
+    examples = pl.read_parquet(store.training_data(base, training_set) / EXAMPLES)
     order = pl.read_parquet(store.run(run.run_id) / "order.parquet")
     rows = order.join(examples.unique("example_id"), on="example_id", how="left", maintain_order="left")
     rows.select("prompt", "completion").write_ndjson(folder / "examples.jsonl")
@@ -127,7 +127,7 @@ def measure_loop(store: Store, plan: Plan, folder: Path, training_set: str, arm:
         model=str(Path(model_folder(run.base.source, run.base.revision)).resolve()),
         examples=str(folder / "examples.jsonl"),
         runs=[Run(arm, run.arm.rank, rate)],
-        tasks={name: str(store.base_task(base, name) / "prompts.parquet") for name in plan.tasks[base]},
+        tasks={name: str(store.base_task(base, name) / PROMPTS) for name in plan.tasks[base]},
         text="",
         num_steps=run.num_steps,
         batch_size=run.optimization.batch_size,

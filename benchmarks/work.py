@@ -16,7 +16,7 @@ from rankscope.data.prepare import prepare_task
 from rankscope.data.tokens import Tokenizer
 from rankscope.planning import make_plan, write_inputs
 from rankscope.spec import Study, Task
-from rankscope.store import Store, write_text
+from rankscope.store import EXAMPLES, PROMPTS, Store, write_text
 from rankscope.study_file import dump_study
 
 HERE = Path(__file__).resolve().parent
@@ -89,7 +89,7 @@ def prepare(base: str, folder: Path) -> Work:
     write_text(store.plan_file, plan.model_dump_json(indent=1) + "\n")
     write_inputs(store, inputs)
     (name,) = study.train
-    examples = pl.read_parquet(store.training_data(base, name) / "examples.parquet").filter(pl.col("split") == "train")
+    examples = pl.read_parquet(store.training_data(base, name) / EXAMPLES).filter(pl.col("split") == "train")
     size, steps = study.optimization.batch_size, plan.runs[0].num_steps
     order = [index for batch in batches(len(examples), size, steps, study.seeds[0]) for index in batch]
     examples[order].select("prompt", "completion").write_ndjson(folder / "examples.jsonl")
@@ -99,7 +99,7 @@ def prepare(base: str, folder: Path) -> Work:
         model=str(Path(model_folder(study.model[base].source, None)).resolve()),
         examples=str(folder / "examples.jsonl"),
         runs=[Run(run.arm.label, run.arm.rank, run.learning_rate) for run in plan.runs],
-        tasks={key: str(store.base_task(base, key) / "prompts.parquet") for key in scorings},
+        tasks={key: str(store.base_task(base, key) / PROMPTS) for key in scorings},
         text=next(key for key, scoring in scorings.items() if scoring == "loss"),
         num_steps=steps,
         batch_size=size,

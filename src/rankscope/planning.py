@@ -40,7 +40,7 @@ from rankscope.layout import choose_layout, with_precision
 from rankscope.plan import Layout, Plan, validation_task
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, opening_of, settings_hash
 from rankscope.spec import Study
-from rankscope.store import Store, write_parquet
+from rankscope.store import EXAMPLES, PROMPTS, Store, write_parquet
 
 _PROBE_TOKENS = 256
 
@@ -161,9 +161,9 @@ def write_inputs(store: Store, inputs: Inputs) -> list[str]:
     """Put what the stages read where they look for it; returns which files were there and were not the same."""
     files = {}
     for (base, training_set), frame in inputs.examples.items():
-        files[store.training_data(base, training_set) / "examples.parquet"] = frame
+        files[store.training_data(base, training_set) / EXAMPLES] = frame
     for (base, task), frame in inputs.prompts.items():
-        files[store.base_task(base, task) / "prompts.parquet"] = frame
+        files[store.base_task(base, task) / PROMPTS] = frame
     for base, frame in inputs.probes.items():
         files[store.base(base) / "probes.parquet"] = frame
     return [remark for path, frame in files.items() if (remark := _write_changed(path, frame))]

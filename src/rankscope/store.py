@@ -30,6 +30,8 @@ from rankscope.runs import settings_hash
 
 RECORD = "record.json"
 CHECKPOINT = "checkpoint"  # a run in the middle of training, in its training folder
+# Tables of the stages: what is trained on, each step of it, what is asked, and what was answered.
+EXAMPLES, STEPS, PROMPTS, ITEMS = "examples.parquet", "steps.jsonl", "prompts.parquet", "items.parquet"
 # By analysis, what is kept of the base while its runs are compared with it.
 CACHES = {"attention": "patterns", "representations": "streams"}
 Model = TypeVar("Model", bound=BaseModel)

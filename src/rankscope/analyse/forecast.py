@@ -23,7 +23,7 @@ from rankscope.plan import Plan
 from rankscope.provenance import provenance
 from rankscope.records import ForecastRecord
 from rankscope.runs import settings_hash
-from rankscope.store import Store, write_parquet, write_record
+from rankscope.store import EXAMPLES, Store, write_parquet, write_record
 
 MATRICES = "matrices.parquet"
 NUM_EXAMPLES = 64
@@ -47,7 +47,7 @@ def run(plan: Plan, store: Store, models: Models) -> list[ForecastRecord]:
                 found.append(old)
                 continue
             started_at, started = datetime.now(UTC).isoformat(), time.perf_counter()
-            examples = pl.read_parquet(store.training_data(base, training_set) / "examples.parquet")
+            examples = pl.read_parquet(store.training_data(base, training_set) / EXAMPLES)
             train = examples_from_frame(examples.filter(pl.col("split") == "train"))
             values, table = forecast(models.base(settings), train)
             write_parquet(store.forecast(base, training_set) / MATRICES, table)

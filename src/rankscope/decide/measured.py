@@ -14,12 +14,10 @@ from rankscope.decide.differences import TaskScores
 from rankscope.plan import Plan
 from rankscope.records import RateChoice
 from rankscope.runs import RunSettings
-from rankscope.store import RECORD, Store, check_files, checksum
+from rankscope.store import ITEMS, PROMPTS, RECORD, Store, check_files, checksum
 
 # Categories that belong together, by the name of their group.
 Groups = Mapping[str, Sequence[str]]
-ITEMS = "items.parquet"
-PROMPTS = "prompts.parquet"
 CLUSTER = "cluster"
 
 

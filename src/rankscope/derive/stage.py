@@ -29,9 +29,7 @@ from rankscope.records import NOT_AVAILABLE, DeriveRecord
 from rankscope.runs import BaseSettings, DerivedPoint, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
 from rankscope.scoring.tasks import score_task
-from rankscope.store import Store, write_parquet, write_record
-
-ITEMS, PROMPTS = "items.parquet", "prompts.parquet"
+from rankscope.store import ITEMS, PROMPTS, Store, write_parquet, write_record
 
 
 @runtime_checkable  # the tests check types at run time

@@ -22,9 +22,7 @@ from rankscope.records import EvaluateRecord
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.scoring.likelihoods import OptionTrees
 from rankscope.scoring.tasks import ScoredTask, score_task, score_together
-from rankscope.store import Store, write_parquet, write_record
-
-ITEMS, PROMPTS = "items.parquet", "prompts.parquet"
+from rankscope.store import ITEMS, PROMPTS, Store, write_parquet, write_record
 
 
 @runtime_checkable  # the tests check types at run time

@@ -12,10 +12,9 @@ from rankscope.export.model import Chosen
 from rankscope.export.records import Found
 from rankscope.records import UNFINISHED, DeriveRecord, Record, Subject, TrainRecord
 from rankscope.report.contents import Contents
-from rankscope.store import RECORD, Store, check_files, checksum
+from rankscope.store import RECORD, STEPS, Store, check_files, checksum
 from rankscope.work import all_work, folder_of, read_record
 
-STEPS = "steps.jsonl"
 _WEIGHTS = ("adapter", "model")
 _NOT_FINITE = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}
 

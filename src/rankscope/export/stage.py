@@ -19,7 +19,7 @@ from rankscope.export.latex import MAIN, main_document, train_test_table, verdic
 from rankscope.export.model import Chosen, base_id, choice_of, named, recommended, verdict_of
 from rankscope.export.parts import PARTS, Part
 from rankscope.export.peft_results import RunResult, result_document
-from rankscope.export.reading import STEPS, iter_records, scan, tables_beside, weight_files
+from rankscope.export.reading import iter_records, scan, tables_beside, weight_files
 from rankscope.export.records import Found, csv_columns, number_table, record_table, with_subject
 from rankscope.export.records import verdict_table as verdicts_as_rows
 from rankscope.records import EvaluateRecord, Record, Subject, TrainRecord
@@ -29,7 +29,7 @@ from rankscope.report.reading import read_contents
 from rankscope.report.static import render_svgs
 from rankscope.report.tables import DECIDE_FILE, make_tables
 from rankscope.runs import RunSettings
-from rankscope.store import Store, replacing, write_text
+from rankscope.store import STEPS, Store, replacing, write_text
 
 CARD = "README.md"
 

@@ -23,7 +23,7 @@ from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.opening import AS_IT_IS, read_model
 from rankscope.plan import Place
 from rankscope.runs import BaseSettings, Opening, RunSettings
-from rankscope.store import Store
+from rankscope.store import EXAMPLES, Store
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Initialisations that look at examples see those of so many steps.
@@ -113,7 +113,7 @@ class Models:
 
     def _first_batches(self, run: RunSettings) -> list[dict[str, Tensor]]:
         """The batches of a run's first steps, for initialisations that look at examples before them."""
-        path = self.store.training_data(run.base.name, run.training_set.name) / "examples.parquet"
+        path = self.store.training_data(run.base.name, run.training_set.name) / EXAMPLES
         examples = examples_from_frame(pl.read_parquet(path).filter(pl.col("split") == "train"))
         order = batches(len(examples), run.optimization.batch_size, run.num_steps, run.seed)
         return [padded_batch([examples[i] for i in batch], self.device) for batch in order[:_FIRST_STEPS]]

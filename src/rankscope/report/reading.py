@@ -18,7 +18,7 @@ from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.derived_items import derived_items
 from rankscope.runs import RunSettings
 from rankscope.spec import Decide
-from rankscope.store import RECORD, Store, checksum, read_model
+from rankscope.store import ITEMS, PROMPTS, RECORD, STEPS, Store, checksum, read_model
 from rankscope.study_file import load_study
 
 Value = TypeVar("Value", bound=BaseModel)
@@ -178,7 +178,7 @@ def _read_analysed(reader: _Reader, plan: Plan) -> list[Analysed]:
 def _read_steps(reader: _Reader, run_ids: Iterable[str]) -> pl.DataFrame:
     frames = []
     for run_id in run_ids:
-        path = reader.store.train(run_id) / "steps.jsonl"
+        path = reader.store.train(run_id) / STEPS
         if path.is_file() and path.stat().st_size and (frame := reader.table(path, _ndjson)) is not None:
             frames.append(frame.with_columns(pl.lit(run_id).alias("run_id")))
     return _concat(frames)
@@ -194,8 +194,8 @@ def _read_prompts(reader: _Reader, scored: list[Scored]) -> pl.DataFrame:
     """The texts of every task's items with the base's own answers, for tasks with right and wrong answers."""
     frames = []
     for base, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id is None):
-        texts = reader.table(folder / "prompts.parquet", lambda path: pl.read_parquet(path, columns=list(_PROMPTS)))
-        answers = reader.table(folder / "items.parquet", lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
+        texts = reader.table(folder / PROMPTS, lambda path: pl.read_parquet(path, columns=list(_PROMPTS)))
+        answers = reader.table(folder / ITEMS, lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
         if texts is not None and answers is not None:
             joined = texts.drop("source").join(answers, on="item_id", how="inner")
             frames.append(joined.with_columns(pl.lit(base).alias("base"), pl.lit(task).alias("task")))
@@ -205,7 +205,7 @@ def _read_prompts(reader: _Reader, scored: list[Scored]) -> pl.DataFrame:
 def _read_answers(reader: _Reader, scored: list[Scored], run_ids: set[str]) -> pl.DataFrame:
     frames = []
     for run_id, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id in run_ids):
-        frame = reader.table(folder / "items.parquet", lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
+        frame = reader.table(folder / ITEMS, lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
         if frame is not None:
             frames.append(frame.with_columns(pl.lit(run_id).alias("run_id"), pl.lit(task).alias("task")))
     return _concat(frames)
@@ -255,7 +255,7 @@ def _read_derived(reader: _Reader, plan: Plan, runs: Iterable[RunSettings]) -> p
         folder = store.base_task(run.base.name, task) if run_id is None else store.task(run_id, task)
         if point is not None:
             folder = store.derived(run.run_id, point) / task
-        path = folder / "items.parquet"
+        path = folder / ITEMS
         return reader.table(path, pl.read_parquet) if path.is_file() else None
 
     for run in runs:

@@ -14,7 +14,7 @@ from rankscope.errors import DamagedFile
 from rankscope.plan import Plan
 from rankscope.records import UNFINISHED, ArmResult, EvaluateRecord, Interval, TrainRecord
 from rankscope.runs import RunSettings, settings_hash
-from rankscope.store import Store, read_checked, write_checked
+from rankscope.store import STEPS, Store, read_checked, write_checked
 from rankscope.track.trackers import Scalar, Tracker
 from rankscope.work import base_tasks
 
@@ -101,7 +101,7 @@ class Follower:
 
     def _new_steps(self, run: RunSettings) -> Iterator[tuple[int, dict[str, float]]]:
         """The whole lines of steps.jsonl beyond what was told; a file that has not changed is not read."""
-        path = self._store.train(run.run_id) / "steps.jsonl"
+        path = self._store.train(run.run_id) / STEPS
         try:
             status = path.stat()
             if self._seen.get(run.run_id) == (status.st_size, status.st_mtime_ns):

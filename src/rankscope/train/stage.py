@@ -21,12 +21,11 @@ from rankscope.plan import Pack, Plan
 from rankscope.provenance import peak_memory_bytes, provenance
 from rankscope.records import UNFINISHED, Status, TrainRecord
 from rankscope.runs import RunSettings
-from rankscope.store import CHECKPOINT, Store, write_parquet, write_record, write_text
+from rankscope.store import CHECKPOINT, EXAMPLES, STEPS, Store, write_parquet, write_record, write_text
 from rankscope.train.batches import num_scored
 from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, StepLog, start_run, train
 
-STEPS = "steps.jsonl"
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
@@ -82,7 +81,7 @@ def _is_finished(store: Store, settings: RunSettings, until: int | None) -> bool
 def _start(store: Store, pack: TrainablePack, index: int, until: int | None) -> RunState:
     """Write what the run is about to do, then bring it to its last checkpoint, if any."""
     settings = pack.runs[index]
-    data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / "examples.parquet")
+    data = pl.read_parquet(store.training_data(settings.base.name, settings.training_set.name) / EXAMPLES)
     examples = examples_from_frame(data.filter(pl.col("split") == "train"))
     validation = examples_from_frame(data.filter(pl.col("split") == "validation"))
     order = batches(len(examples), settings.optimization.batch_size, settings.num_steps, settings.seed)
