@@ -46,13 +46,12 @@ def read_contents(store: Store) -> Contents:
     if plan is None:
         raise UserError("no study was planned here", where=store.root, mend="`rankscope run STUDY --out DIR` makes one")
     reader = _Reader(store)
-    rates = reader.model(store.decide / "rates.json", lambda: store.read_rates()) or Rates()
+    rates = reader.model(store.rates_file, store.read_rates) or Rates()
     chosen = {(*c.arm_key, c.learning_rate) for c in rates.choices}
     at_chosen = [r for r in plan.runs if (*r.arm_key, r.learning_rate) in chosen]
     trains = {}
     for settings in plan.runs:
-        path = store.train(settings.run_id) / RECORD
-        if record := reader.model(path, lambda run_id=settings.run_id: store.read_train(run_id)):
+        if record := reader.model(store.train(settings.run_id) / RECORD, store.read_train, settings.run_id):
             trains[settings.run_id] = record
     scored, analysed = _read_scored(reader, plan), _read_analysed(reader, plan)
     return Contents(
@@ -90,10 +89,10 @@ class _Reader:
         """The path as the report names it: relative to the study directory."""
         return path.relative_to(self.store.root).as_posix()
 
-    def model(self, path: Path, read: Callable[[], Value | None]) -> Value | None:
+    def model(self, path: Path, read: Callable[..., Value | None], *arguments: object) -> Value | None:
         """A record, or None where it is absent or damaged (the second is noted)."""
         try:
-            return read()
+            return read(*arguments)
         except DamagedFile as error:
             self.note(path, str(error))
             return None
@@ -115,7 +114,7 @@ class _Reader:
 
     def _sums(self, folder: Path) -> dict[str, str]:
         """The checksums in a folder's record; none of a run that is still being trained, whose files grow."""
-        record = self.model(folder / RECORD, lambda: read_model(folder / RECORD, _Sums))
+        record = self.model(folder / RECORD, read_model, folder / RECORD, _Sums)
         return {} if record is None or record.status == "interrupted" else record.files
 
     def note(self, path: Path, why: str) -> None:
@@ -147,8 +146,7 @@ def _read_forecasts(reader: _Reader, plan: Plan) -> tuple[ForecastRecord, ...]:
     store, found = reader.store, []
     for base in plan.bases:
         for name in plan.relations:
-            path = store.forecast(base, name) / RECORD
-            record = reader.model(path, lambda base=base, name=name: store.read_forecast(base, name))
+            record = reader.model(store.forecast(base, name) / RECORD, store.read_forecast, base, name)
             found += [record] if record is not None else []
     return tuple(found)
 
@@ -158,9 +156,8 @@ def _read_scored(reader: _Reader, plan: Plan) -> list[Scored]:
     folders = [store.base_task(base, task) for base, tasks in plan.tasks.items() for task in tasks]
     folders += [store.task(run.run_id, task) for run in plan.runs for task in plan.tasks[run.base.name]]
     for folder in folders:
-        path = folder / RECORD
-        if record := reader.model(path, lambda folder=folder: store.read_evaluate(folder)):
-            found.append(Scored(record, reader.name(path)))
+        if record := reader.model(folder / RECORD, store.read_evaluate, folder):
+            found.append(Scored(record, reader.name(folder / RECORD)))
     return found
 
 
@@ -169,9 +166,8 @@ def _read_analysed(reader: _Reader, plan: Plan) -> list[Analysed]:
     folders = [store.base_analysis(base, "attention") for base in plan.bases]
     folders += [store.analysis(run.run_id, name) for run in plan.runs for name in get_args(Analysis)]
     for folder in folders:
-        path = folder / RECORD
-        if record := reader.model(path, lambda folder=folder: store.read_analyse(folder)):
-            found.append(Analysed(record, reader.name(path)))
+        if record := reader.model(folder / RECORD, store.read_analyse, folder):
+            found.append(Analysed(record, reader.name(folder / RECORD)))
     return found
 
 
@@ -262,7 +258,7 @@ def _read_derived(reader: _Reader, plan: Plan, runs: Iterable[RunSettings]) -> p
         records = []
         for point in plan.derived.get(run.arm.label, ()):
             folder = store.derived(run.run_id, point.name)
-            record = reader.model(folder / RECORD, lambda folder=folder: store.read_derive(folder))
+            record = reader.model(folder / RECORD, store.read_derive, folder)
             if record is not None and record.status == "complete" and record.scores:
                 records.append(record)
         frames += derived_items(plan, run, records, items_of)
