@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,10 @@ from rankscope.data.contamination import Said
 from rankscope.data.examples import Item
 from rankscope.data.paths import user_path
 from rankscope.data.quiet import quiet
-from rankscope.data.tasks import distinct
+from rankscope.data.tasks import distinct, fingerprint
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError, first_line
-from rankscope.runs import HarnessSettings, TaskSettings, settings_hash
+from rankscope.runs import HarnessSettings, TaskSettings
 from rankscope.spec import Kind, Scoring, Task
 
 # The seed with which lm_eval draws worked examples unless it is told another.
@@ -136,9 +136,6 @@ def load_tasks(settings: HarnessSettings) -> dict[str, Any]:
 
 def build_requests(tasks: dict[str, Any], settings: HarnessSettings, tokenizer: Tokenizer) -> None:
     """Let lm_eval make the prompts of every item."""
-    template = None
-    if settings.apply_chat_template:
-        template = chat_renderer(tokenizer)
     with _quiet():
         for task in tasks.values():
             task.build_all_requests(
@@ -146,17 +143,8 @@ def build_requests(tasks: dict[str, Any], settings: HarnessSettings, tokenizer: 
                 rank=0,
                 world_size=1,
                 apply_chat_template=settings.apply_chat_template,
-                chat_template=template,
+                chat_template=tokenizer.render_chat if settings.apply_chat_template else None,
             )
-
-
-def chat_renderer(tokenizer: Tokenizer) -> Any:
-    """The model's chat template in the form in which lm_eval calls it."""
-
-    def render(messages: Sequence[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        return tokenizer.render_chat(messages, add_generation_prompt)
-
-    return render
 
 
 def items_of(tasks: dict[str, Any]) -> list[Item]:
@@ -167,11 +155,6 @@ def items_of(tasks: dict[str, Any]) -> list[Item]:
     return [
         _item(name, key if several else None, task, group) for name, (key, task, group) in zip(names, made, strict=True)
     ]
-
-
-def fingerprint(items: Sequence[Item]) -> str:
-    """A hash of items as they are scored."""
-    return settings_hash([[item.prompt, item.options, item.target] for item in items])
 
 
 # Parts --------------------------------------------------------------------------------------------------------------

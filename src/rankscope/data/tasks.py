@@ -82,12 +82,17 @@ def make_task(
         answer=_answer_kind(rows, items),
         max_new_tokens=options.max_new_tokens,
         stop=_stops(items, contents, style, tokenizer) if scoring == "generate" else (),
-        fingerprint=settings_hash([[item.prompt, item.options, item.target] for item in items]),
+        fingerprint=fingerprint(items),
         num_items=len(items),
         scorer=options.scorer,
         data=rows.version,
     )
     return items, settings
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """A hash of items as they are scored."""
+    return settings_hash([[item.prompt, item.options, item.target] for item in items])
 
 
 def content_id(*parts: str) -> str:

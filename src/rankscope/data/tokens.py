@@ -161,7 +161,7 @@ class Tokenizer:
 
     # Conversations ------------------------------------------------------------------------------------------------
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the model's chat template writes it.
 
         Raises:

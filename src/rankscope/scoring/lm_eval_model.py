@@ -13,8 +13,9 @@ from lm_eval.evaluator import evaluate
 from transformers import PreTrainedModel
 
 from rankscope.data.examples import Item
-from rankscope.data.lm_eval_tasks import RIGHT, chat_renderer, fingerprint, items_of, load_tasks
+from rankscope.data.lm_eval_tasks import RIGHT, items_of, load_tasks
 from rankscope.data.quiet import quiet
+from rankscope.data.tasks import fingerprint
 from rankscope.data.tokens import Tokenizer
 from rankscope.errors import UserError, within
 from rankscope.models.heads import scored_logits
@@ -48,7 +49,6 @@ class HarnessModel(LM):
         self.scored_by: str | None = None
         self.num_truncated = 0
         self.needs_greedy = False
-        self._render = chat_renderer(tokenizer)
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
         """The log-likelihood of each continuation, and whether the model would have written it itself."""
@@ -97,7 +97,7 @@ class HarnessModel(LM):
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as the model's chat template writes it."""
-        return self._render(chat_history, add_generation_prompt)
+        return self.tokenizer.render_chat(chat_history, add_generation_prompt)
 
     @property
     def tokenizer_name(self) -> str:

@@ -225,10 +225,7 @@ def _score_losses(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
             for item, loss in zip(items, losses, strict=True)
         ]
     )
-    num_bytes = frame["num_bytes"].sum()
-    values = _loss_per_token(frame)
-    if num_bytes:
-        values["bits_per_byte"] = frame["nll_nats"].sum() / math.log(2) / num_bytes
+    values = {**_loss_per_token(frame), **_bits_per_byte(frame)}
     # A text longer than the context is read in windows, not cut; only prompts are.
     num_truncated = sum(
         len(prompt) > 1 and len(prompt) + len(completion) > scorer.context + 1 for prompt, completion in pairs
@@ -251,9 +248,8 @@ def _score_with_lm_eval(scorer: _Scorer) -> ScoredTask:
         **_mean(frame, "is_invalid", "invalid_fraction"),
         **_loss_per_token(frame),
     }
-    num_bytes = frame["num_bytes"].sum()
-    if scorer.settings.scoring == "loss" and num_bytes:
-        values["bits_per_byte"] = frame["nll_nats"].sum() / math.log(2) / num_bytes
+    if scorer.settings.scoring == "loss":
+        values |= _bits_per_byte(frame)
     return ScoredTask(frame, values, wrapped.num_truncated, wrapped.scored_by, wrapped.trees, reported)
 
 
@@ -311,3 +307,9 @@ def _loss_per_token(frame: pl.DataFrame) -> dict[str, float]:
     """Nats per token over all items, every token counting alike."""
     num_tokens = frame["num_scored_tokens"].sum()
     return {"loss_nats_per_token": frame["nll_nats"].sum() / num_tokens} if num_tokens else {}
+
+
+def _bits_per_byte(frame: pl.DataFrame) -> dict[str, float]:
+    """The same per byte of UTF-8, so that tokenizers can be compared."""
+    num_bytes = frame["num_bytes"].sum()
+    return {"bits_per_byte": frame["nll_nats"].sum() / math.log(2) / num_bytes} if num_bytes else {}
