@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from rankscope.spreads import SeedVariance, Spread
+
+Compared = Literal["within", "worse", "open"]
 
 POWER = 0.8
 MAX_SEEDS = 50
@@ -92,6 +95,21 @@ def _normal_quantile(probability: float) -> float:
     from scipy.special import ndtri
 
     return float(ndtri(probability))
+
+
+def compared(low: float | None, high: float | None, margin: float) -> Compared:
+    """How a difference stands to a margin: surely not worse than that, surely worse, or neither.
+
+    Args:
+        low: The lower end of its interval; None where there is none.
+        high: The upper end.
+        margin: How much worse, above 0, does not matter.
+    """
+    if low is None or high is None:
+        return "open"
+    if low >= -margin:
+        return "within"
+    return "worse" if high < -margin else "open"
 
 
 def mcnemar_exact(num_lost: int, num_gained: int) -> float:

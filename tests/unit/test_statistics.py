@@ -25,6 +25,7 @@ from rankscope.spreads import (
 )
 from rankscope.statistics import (
     cluster_differences,
+    compared,
     estimate,
     further_seeds,
     holm,
@@ -421,3 +422,22 @@ def test_smallest_difference_is_of_the_mean_over_tasks_at_the_study_s_confidence
     assert smallest_difference([40, 40], 3, seed_sd=0.0) < smallest_difference([40], 3, seed_sd=0.0) < alone
     # Two tasks of 20 items are as good as one of 40, but for the degrees of freedom.
     assert smallest_difference([20, 20], 3) == pytest.approx(smallest_difference([40], 3), rel=0.01)
+
+
+# How a difference stands to a margin ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (-0.02, 0.5, "within"),  # at the margin it is not beyond
+        (-0.03, -0.02, "open"),
+        (-0.05, -0.03, "worse"),
+        (-0.03, 0.5, "open"),
+        (None, None, "open"),
+    ],
+)
+def test_a_difference_is_within_the_margin_beyond_it_or_neither(
+    low: float | None, high: float | None, expected: str
+) -> None:
+    assert compared(low, high, 0.02) == expected

@@ -8,11 +8,10 @@ from typing import Literal
 
 from rankscope.records import Interval
 from rankscope.spec import Decide
-from rankscope.statistics import Estimate
+from rankscope.statistics import Compared, Estimate, compared
 
 BASE = "base"
 Eligible = Literal["yes", "no", "unknown"]
-Compared = Literal["within", "worse", "open"]
 
 
 @dataclass(frozen=True)
@@ -128,11 +127,9 @@ class Field:
     def compare(self, arm: str, other: str) -> Compared:
         """Whether an arm is surely within the margin of another, surely worse than that, or neither."""
         difference = self.difference(arm, other)
-        if difference is None or difference.low is None or difference.high is None:
+        if difference is None:
             return "open"
-        if difference.low >= -self.question.margin:
-            return "within"
-        return "worse" if difference.high < -self.question.margin else "open"
+        return compared(difference.low, difference.high, self.question.margin)
 
 
 def interval(estimate: Estimate | None) -> Interval | None:

@@ -9,6 +9,7 @@ from rankscope.records import ArmPair, Interval, Verdict
 from rankscope.report.cells import Cell, number_cell
 from rankscope.report.wording import POOLED, arm_in_words, digits_of, scaled, signed, unit_of
 from rankscope.spec import Decide
+from rankscope.statistics import compared
 
 _COLUMNS = {"gain": "Learned", "gain_nats": "Learned", "forgetting": "Forgotten", "forgetting_nats": "Forgotten"}
 _LEARNED = {"more": "Surely learned more", "within": "Learned as much", "worse": "Learned less",
@@ -112,14 +113,10 @@ def _size(found: Interval, key: str) -> str:
 
 
 def _compared(found: Interval | None, margin: float) -> str:
-    """As the rule compares two arms: surely within the margin (or better), surely worse than that, or neither."""
-    if found is None or found.low is None or found.high is None:
-        return "open"
-    if found.low > 0:
+    """As the rule compares two arms, with what is surely better by itself."""
+    if _side(found) > 0:
         return "more"
-    if found.low >= -margin:
-        return "within"
-    return "worse" if found.high < -margin else "open"
+    return "open" if found is None else compared(found.low, found.high, margin)
 
 
 def _side(found: Interval | None) -> int:
