@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from rankscope.plan import Pack
@@ -40,14 +41,12 @@ def write_parcel(root: Path, parcel: Parcel) -> None:
             temporary.write_bytes(parcel[name])
 
 
-def marks(root: Path) -> Marks:
-    """Size and time of every file."""
-    found = {}
-    for path in root.rglob("*"):
-        if path.is_file() and ".tmp" not in path.name:
-            entry = path.stat()
-            found[str(path.relative_to(root))] = (entry.st_size, entry.st_mtime_ns)
-    return found
+def marks(root: Path, names: Iterable[str] | None = None) -> Marks:
+    """Size and time of files: of all, or of those with these names that are there."""
+    if names is None:
+        names = (str(path.relative_to(root)) for path in root.rglob("*") if ".tmp" not in path.name)
+    entries = {name: (root / name).stat() for name in names if (root / name).is_file()}
+    return {name: (entry.st_size, entry.st_mtime_ns) for name, entry in entries.items()}
 
 
 def changed_files(root: Path, before: Marks) -> list[str]:

@@ -18,6 +18,7 @@ from rankscope.errors import UserError
 from rankscope.execute.events import Event, Failed, Halted, Progress
 from rankscope.execute.failures import failure_of, record_failure
 from rankscope.execute.parcels import Marks, Parcel, changed_files, marks, needed_files, read_parcel, write_parcel
+from rankscope.execute.surroundings import NUMBERS_OF_THREADS
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.spec import Execute
 from rankscope.store import Store, read_model
@@ -114,7 +115,7 @@ class RayExecutor:
             worker = self._start()
         parcel: Parcel = {}
         if self._is_fetched:
-            here = _marks_of(self._store.root, needed_files(self._store, pack))
+            here = marks(self._store.root, needed_files(self._store, pack))
             unsent = [name for name, mark in here.items() if worker.sent.get(name) != mark]
             parcel = read_parcel(self._store.root, unsent)
             # What belongs to runs leaves the node with the pack.
@@ -236,8 +237,7 @@ class ClusterWorker:
 
     def __init__(self, root: str | None, num_threads: int) -> None:
         # Read by numerical libraries when they are imported, which is after this.
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = str(num_threads)
+        os.environ.update(dict.fromkeys(NUMBERS_OF_THREADS, str(num_threads)))
         self._is_own = root is None
         self._root = Path(root) if root is not None else Path(tempfile.mkdtemp(prefix="rankscope-"))
         self._stop = threading.Event()
@@ -326,11 +326,6 @@ def _knock(address: str) -> None:
 
 def _living_nodes() -> set[str]:
     return {node["NodeID"] for node in _ray().nodes() if node["Alive"]}
-
-
-def _marks_of(root: Path, names: list[str]) -> Marks:
-    entries = {name: (root / name).stat() for name in names if (root / name).is_file()}
-    return {name: (entry.st_size, entry.st_mtime_ns) for name, entry in entries.items()}
 
 
 def _last_line(error: Exception) -> str:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from rankscope.plan import Layout
 
+# What numerical libraries read when they are imported.
+NUMBERS_OF_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
 
 @contextmanager
 def surroundings(layout: Layout, slot: int, rank: int = 0) -> Iterator[None]:
@@ -35,8 +38,7 @@ def worker_environment(layout: Layout, slot: int, rank: int = 0) -> dict[str, st
         slot: The worker's number, from 0; of the GPUs that may be used, those in its place are its own.
         rank: Of the worker's processes, with a GPU each.
     """
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    environment = dict.fromkeys(names, str(layout.threads_per_worker))
+    environment = dict.fromkeys(NUMBERS_OF_THREADS, str(layout.threads_per_worker))
     environment["TOKENIZERS_PARALLELISM"] = os.environ.get("TOKENIZERS_PARALLELISM", "false")
     if layout.device == "cuda" and layout.num_workers * layout.shard > 1:
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
