@@ -219,16 +219,11 @@ def install(model: nn.Module, names: Sequence[str], routing: Routing) -> dict[st
     layers = {}
     for name in names:
         layers[name] = PackedLoraLinear(model.get_submodule(name), routing)
-        _replace(model, name, layers[name])
+        model.set_submodule(name, layers[name])
     return layers
 
 
 def remove(model: nn.Module, layers: dict[str, PackedLoraLinear]) -> None:
     """Put the frozen layers back."""
     for name, layer in layers.items():
-        _replace(model, name, layer.base_layer)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+        model.set_submodule(name, layer.base_layer)

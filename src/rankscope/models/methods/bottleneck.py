@@ -85,7 +85,7 @@ def add_bottlenecks(model: PreTrainedModel, options: dict[str, Any]) -> dict[str
         width = module.nf if isinstance(module, Conv1D) else module.out_features
         inner = max(1, width // options["reduction_factor"])
         layers[name] = BottleneckLayer(module, width, inner, options["non_linearity"])
-        _replace(model, name, layers[name])
+        model.set_submodule(name, layers[name])
     return layers
 
 
@@ -196,7 +196,7 @@ class BottleneckPack:
     def close(self) -> None:
         """Take the bottlenecks out of the base."""
         for name, layer in self._layers.items():
-            _replace(self.model, name, layer.base_layer)
+            self.model.set_submodule(name, layer.base_layer)
 
 
 def _tensors(layers: dict[str, BottleneckLayer]) -> dict[str, nn.Parameter]:
@@ -206,8 +206,3 @@ def _tensors(layers: dict[str, BottleneckLayer]) -> dict[str, nn.Parameter]:
         for part, parameter in layer.named_parameters()
         if not part.startswith("base_layer.")
     }
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
