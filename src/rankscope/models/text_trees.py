@@ -42,8 +42,3 @@ class TextTree:
         for branch in self.branches:
             found += branch.ends(first + len(found))
         return found
-
-
-def with_leaves(length: int, sizes: tuple[int, ...]) -> TextTree:
-    """A text with branches of these sizes, which end there."""
-    return TextTree(length, tuple(TextTree(size) for size in sizes))

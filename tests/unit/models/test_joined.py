@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rankscope.models import joined
 from rankscope.models.joined import JoinedRow, can_join, joined_attention, joined_inputs
-from rankscope.models.text_trees import TextTree, with_leaves
+from rankscope.models.text_trees import TextTree
 
 _SHAPE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -31,6 +31,12 @@ ARCHITECTURES = {
         "qwen2", {**_SHAPE, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
     ),
 }  # fmt: skip
+
+
+def with_leaves(length: int, sizes: tuple[int, ...]) -> TextTree:
+    return TextTree(length, tuple(TextTree(size) for size in sizes))
+
+
 TEXTS = [
     with_leaves(9, (3, 2, 4)), TextTree(1), TextTree(14), with_leaves(6, (1, 5)), with_leaves(0, (3, 4)),
     TextTree(7, (with_leaves(2, (3, 1)), TextTree(4), with_leaves(1, (2,)))),  # items behind what they share

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from architectures import tiny_model
 from rankscope.data.architectures import IN_TREES
 from rankscope.models.masks import attention_window, option_tree_refusal, tree_mask
-from rankscope.models.text_trees import TextTree, with_leaves
+from rankscope.models.text_trees import TextTree
 from rankscope.scoring import rows as rows_module
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 
@@ -114,7 +114,7 @@ def test_what_was_not_tried_is_scored_as_each_text_alone(name):
 
 def test_the_mask_by_hand():
     # Prompt of two, a branch of two, a branch of one, one of padding.
-    tree = with_leaves(2, (2, 1))
+    tree = TextTree(2, (TextTree(2), TextTree(1)))
     ends = torch.tensor([[*tree.ends(), 6]])
     seen = tree_mask(ends, torch.float32)[0, 0] == 0
     expected = [
@@ -133,7 +133,7 @@ def test_the_mask_by_hand():
 
 def test_items_behind_what_they_share_by_hand():
     # One position that two items share: an item of one with options of one and none, and an item of two.
-    tree = TextTree(1, (with_leaves(1, (1,)), TextTree(2)))
+    tree = TextTree(1, (TextTree(1, (TextTree(1),)), TextTree(2)))
     assert tree.positions() == [0, 1, 2, 1, 2]
     seen = tree_mask(torch.tensor([tree.ends()]), torch.float32)[0, 0] == 0
     expected = [
