@@ -77,15 +77,15 @@ def score(work: Work, trained: Path, names: list[str], sizes: dict[str, int]) ->
     """The base and every run on the given tasks."""
     accuracy = {}
     for run in (None, *work.runs):
-        model = _harness(work, _tuned(work, trained, run), 1)
+        model = harness_model(work, tuned_model(work, trained, run), 1)
         label = "base" if run is None else run.label
-        accuracy[label] = {name: _score_task(model, work, name, sizes.get(name, 16)) for name in names}
+        accuracy[label] = {name: score_task(model, work, name, sizes.get(name, 16)) for name in names}
     return {"values": accuracy}
 
 
 def calibrate(work: Work) -> dict[str, int]:
     """The best batch size of each task, on its first items, with the base."""
-    model = _harness(work, _tuned(work, Path(), None), 1)
+    model = harness_model(work, tuned_model(work, Path(), None), 1)
     best = {}
     for name in work.tasks:
         seconds: dict[int, float] = {}
@@ -93,7 +93,7 @@ def calibrate(work: Work) -> dict[str, int]:
             if seconds and not _has_room(work, model, name, size):
                 break
             started = time.perf_counter()
-            _score_task(model, work, name, size, _CALIBRATED)
+            score_task(model, work, name, size, _CALIBRATED)
             seconds[size] = time.perf_counter() - started
         best[name] = min(seconds, key=seconds.__getitem__)
     return best
@@ -107,12 +107,14 @@ def _has_room(work: Work, model: harness.HFLM, name: str, size: int) -> bool:
     return 2 * 4 * size * longest * vocabulary < psutil.virtual_memory().available / 2
 
 
-def _harness(work: Work, model: torch.nn.Module, size: int) -> harness.HFLM:
+def harness_model(work: Work, model: torch.nn.Module, size: int) -> harness.HFLM:
+    """A model as lm-eval scores it, with so many rows in a batch."""
     tokenizer = AutoTokenizer.from_pretrained(work.model)
     return harness.HFLM(pretrained=model.to(_DEVICE), tokenizer=tokenizer, batch_size=size, device=_DEVICE)
 
 
-def _score_task(model: harness.HFLM, work: Work, name: str, size: int, limit: int | None = None) -> float:
+def score_task(model: harness.HFLM, work: Work, name: str, size: int, limit: int | None = None) -> float:
+    """The model's share of right answers on a task, or of a text the log-likelihood of all items."""
     items = pl.read_parquet(work.tasks[name]).head(limit or 10**9).to_dicts()
     model.batch_size_per_gpu = size
     if name == work.text:
@@ -127,7 +129,8 @@ def _score_task(model: harness.HFLM, work: Work, name: str, size: int, limit: in
     return right / len(items)
 
 
-def _tuned(work: Work, trained: Path, run: Run | None) -> torch.nn.Module:
+def tuned_model(work: Work, trained: Path, run: Run | None) -> torch.nn.Module:
+    """What the run has trained, an adapter merged; without a run the base."""
     if run is not None and run.rank is None:
         return AutoModelForCausalLM.from_pretrained(trained / run.label, dtype=torch.float32).eval()
     model = AutoModelForCausalLM.from_pretrained(work.model, dtype=torch.float32).eval()

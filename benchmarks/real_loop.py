@@ -137,13 +137,13 @@ def measure_loop(store: Store, plan: Plan, folder: Path, training_set: str, arm:
     started = time.perf_counter()
     peer.train(work, folder / "peer", {})
     trained = time.perf_counter()
-    model = peer._harness(work, peer._tuned(work, folder / "peer", work.runs[0]), 1)
+    model = peer.harness_model(work, peer.tuned_model(work, folder / "peer", work.runs[0]), 1)
     for name, settings in plan.tasks[base].items():
         size = _BATCH_SIZES.get(name, _BATCH_SIZE)
         if settings.scoring == "loss":
             _score_text(model, Path(work.tasks[name]), size)
         else:
-            peer._score_task(model, work, name, size)
+            peer.score_task(model, work, name, size)
     return {"peer_train_seconds": trained - started, "peer_score_seconds": time.perf_counter() - trained}
 
 

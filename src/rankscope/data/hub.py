@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from rankscope.data.architectures import GENERATION_CODE, check_architecture
-from rankscope.data.paths import user_path
+from rankscope.data.paths import no_revisions, user_path
 from rankscope.data.user_cache import user_cache
 from rankscope.errors import UserError, first_line
 from rankscope.spec import ModelSource
@@ -44,8 +44,7 @@ def model_folder(
         UserError: There is no such model, it cannot be reached, or the folder cannot serve as a base.
     """
     if revision is not None and (source in PACKAGED or user_path(source).exists()):
-        mend = "leave revision out, or name a hub id as the source"
-        raise UserError(f"'{source}' lies on this machine, where there are no revisions", mend=mend, key=("revision",))
+        raise no_revisions(source)
     if source in PACKAGED:
         return _checked(Path(__file__).parent / "smallworld" / PACKAGED[source], source, needs_tokenizer)
     if _is_misspelt(source):

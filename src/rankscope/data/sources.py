@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rankscope.data.folders import ALIASES, no_split, split_files, subset_folder
 from rankscope.data.hub import cached_data_commit, is_commit
-from rankscope.data.paths import user_path
+from rankscope.data.paths import no_revisions, user_path
 from rankscope.data.presets import Origin, Preset, all_presets, find_preset, read_preset
 from rankscope.data.quiet import quiet
 from rankscope.data.readers import READERS, Header, Row, read_file
@@ -71,9 +71,7 @@ def read_rows(data: Data, role: Role) -> Rows:
         found = _small_world(data, role)
     elif path.exists():
         if data.revision is not None:
-            mend = "leave revision out, or name a hub id as the source"
-            what = f"'{data.source}' lies on this machine, where there are no revisions"
-            raise UserError(what, key=("revision",), mend=mend)
+            raise no_revisions(data.source)
         found = _local(data, role, path, stated)
     elif preset := find_preset(data.source):
         used = stated or preset
