@@ -57,7 +57,7 @@ class LoraFolder:
         config: PEFT's settings.
         stored: The same as they are in the file, keys of other tools included.
         files: Its tensors.
-        adapted: By module, what was adapted; `.base_layer` at the end of a module stays, see `wrapped_depth`.
+        adapted: By module, what was adapted; `.base_layer` at the end of a module stays.
         whole: By parameter, tensors that were saved whole (`modules_to_save`, trained biases, resized tables).
         base_copies: By parameter, copies of the base's own tables that PEFT saves beside an adapter on them.
         notes: What a reader should know of how it was read.

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import copy
-import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils import CONFIG_NAME, ModulesToSaveWrapper
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
-from rankscope.models.opening import read_model
+from rankscope.models.methods.folders import PEFT_PREFIX
+from rankscope.models.opening import read_adapter, read_model
 from rankscope.models.updates import Rows, Update, check_name, finite, in_order, make_update
 
-_PREFIXES = ("base_model.model.", "base_model.")
+_PREFIXES = (PEFT_PREFIX, "base_model.")
 
 
 class CannotMerge(UserError):
@@ -38,22 +36,12 @@ class MergedTensors:
         folder: A PEFT folder.
 
     Raises:
-        UserError: PEFT cannot read it with this base.
+        UserError: As for `read_adapter`.
     """
 
     def __init__(self, base: BaseTensors, folder: Path) -> None:
         self._base = base
-        model = read_whole(base)
-        try:
-            with warnings.catch_warnings():
-                # PEFT goes on with what was drawn at random where the file has no tensor, and only warns.
-                warnings.filterwarnings("error", message="Found missing adapter keys")
-                self._peft = PeftModel.from_pretrained(model, str(folder)).eval()
-        except (ValueError, TypeError, KeyError, OSError, RuntimeError, UserWarning) as error:
-            kind = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["peft_type"]
-            first = str(error).partition("\n")[0]
-            mend = "give the base that it was tuned from, and the whole folder as PEFT saved it"
-            raise UserError(f"PEFT cannot read this {kind} adapter ({first})", where=folder, mend=mend) from error
+        self._peft = read_adapter(read_whole(base), folder)
         self.method = str(self._peft.active_peft_config.peft_type.value).lower()
 
     def updates(self) -> list[Update]:
@@ -118,8 +106,6 @@ def _merged(layer: nn.Module, method: str) -> nn.Module:
     whole = copy.deepcopy(layer).double()
     try:
         whole.merge()
-    except torch.OutOfMemoryError:
-        raise  # a RuntimeError too, but of the machine and not of the method
-    except (NotImplementedError, ValueError, AttributeError, RuntimeError) as error:
+    except (NotImplementedError, ValueError) as error:  # how PEFT says it; anything else is a bug, there or here
         raise CannotMerge(f"PEFT cannot merge {method} into weights of the base ({error})") from error
     return whole.get_base_layer()

@@ -1,10 +1,12 @@
-"""A base's configuration and classes, found by transformers; a folder's own code is run only where a study says so."""
+"""Bases as transformers opens them and adapters as PEFT does; a folder's own code runs only where a study says so."""
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -55,6 +57,28 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
     if bits is not None:
         keep_unpacked(model)
     return model
+
+
+def read_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """PEFT's model of an adapter, in the precision of its base.
+
+    Args:
+        base: The base; PEFT puts its layers into it.
+        folder: A PEFT folder.
+
+    Raises:
+        UserError: PEFT cannot put this adapter on this base, or does not find all of its tensors.
+    """
+    try:
+        with warnings.catch_warnings():
+            # What PEFT does not find in the file stays as it was drawn at random, and only a warning says so.
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
+    except torch.OutOfMemoryError:
+        raise  # a RuntimeError too, but of the machine and not of the adapter
+    except (ValueError, TypeError, KeyError, OSError, RuntimeError, UserWarning) as error:
+        mend = "give the base that it was tuned from, and the whole folder as PEFT's save_pretrained writes it"
+        raise UserError(f"PEFT cannot load it: {first_line(error)[:200]}", where=folder, mend=mend) from error
 
 
 def skeleton(folder: Path, opening: Opening = AS_IT_IS) -> nn.Module:

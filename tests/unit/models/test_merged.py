@@ -85,3 +85,16 @@ def test_what_is_no_change_of_weights_says_so(base: Path, tmp_path: Path, method
     folder, _ = saved(tmp_path, method, **said)
     with pytest.raises(CannotMerge, match=why):
         list(iter_updates(base, folder))
+
+
+def test_an_error_within_a_merge_that_is_no_word_on_the_method_is_not_named_as_one(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = saved(tmp_path, "ia3")
+
+    def merge(layer: object) -> None:
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    monkeypatch.setattr("peft.tuners.ia3.Linear.merge", merge)
+    with pytest.raises(RuntimeError, match="same dtype"):
+        list(iter_updates(base, folder))
