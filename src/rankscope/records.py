@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -18,7 +18,9 @@ Status = Literal["complete", "failed", "interrupted", "diverged", "paused"]
 UNFINISHED = ("interrupted", "paused")
 # What ended a run that diverged: a number that is no longer finite, or a loss beyond `train.loop.diverged_above`.
 Divergence = Literal["loss_not_finite", "gradient_not_finite", "loss_too_high"]
-
+# What is estimated of an arm: what it learned and forgot, in accuracy and in nats.
+ArmMeasure = Literal["gain", "gain_nats", "forgetting", "forgetting_nats"]
+ARM_MEASURES: tuple[ArmMeasure, ...] = get_args(ArmMeasure)
 
 # How the one note of an analysis begins that can say nothing of a method; the record has no numbers and no files.
 NOT_AVAILABLE = "not available: "
@@ -356,7 +358,7 @@ class ArmPair(Frozen):
 
     arm: str
     rival: str
-    measure: Literal["gain", "gain_nats", "forgetting", "forgetting_nats"]
+    measure: ArmMeasure
     difference: Interval
 
 

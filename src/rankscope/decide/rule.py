@@ -10,7 +10,7 @@ from itertools import groupby
 
 from rankscope.decide import wording
 from rankscope.decide.standing import BASE, Field, Question, Standing, interval
-from rankscope.records import ArmResult, Interval, Verdict
+from rankscope.records import ARM_MEASURES, ArmResult, Interval, Verdict
 from rankscope.statistics import Estimate
 
 
@@ -34,7 +34,7 @@ def judge(
     chosen = field.arms.get(winner) if winner else None
     safe = None if winner or field.judged == [BASE] else _safe(field)
     results = tuple(_result(field, arm) for arm in _in_order(field, [BASE, *field.arms]))
-    gains = {key: _value(field, winner, key) for key in ("gain", "gain_nats", "forgetting", "forgetting_nats")}
+    gains = {key: _value(field, winner, key) for key in ARM_MEASURES}
     return Verdict(
         base=question.base,
         training_set=question.training_set,
@@ -178,14 +178,7 @@ def _value(field: Field, arm: str | None, key: str) -> Interval | None:
         return None
     if arm == BASE:
         return _nothing(field, key)
-    item = field.arms[arm]
-    values = {
-        "gain": item.gain,
-        "gain_nats": item.gain_nats,
-        "forgetting": item.forgetting,
-        "forgetting_nats": item.forgetting_nats,
-    }
-    return interval(values[key])
+    return interval(getattr(field.arms[arm], key))  # a standing's fields are named like the measures
 
 
 def _nothing(field: Field, key: str) -> Interval | None:
@@ -207,10 +200,7 @@ def _result(field: Field, arm: str) -> ArmResult:
         rank=item.rank,
         learning_rate=item.learning_rate,
         num_trainable=item.num_trainable,
-        gain=_value(field, arm, "gain"),
-        gain_nats=_value(field, arm, "gain_nats"),
-        forgetting=_value(field, arm, "forgetting"),
-        forgetting_nats=_value(field, arm, "forgetting_nats"),
+        **{key: _value(field, arm, key) for key in ARM_MEASURES},
         eligible=field.eligible[arm] if arm in field.judged else "unknown",
         behind_best=behind,
         lost_seeds=item.lost_seeds,

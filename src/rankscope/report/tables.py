@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from rankscope.plan import VALIDATION
-from rankscope.records import ArmResult, Interval
+from rankscope.records import ARM_MEASURES, ArmResult, Interval
 from rankscope.report.changed_neurons import changed_neurons
 from rankscope.report.contents import Contents
 from rankscope.report.derived import derived_models
@@ -28,8 +28,6 @@ from rankscope.report.wording import POOLED
 
 DECIDE_FILE = "decide/record.json"
 RATES_FILE = "decide/rates.json"
-
-ARM_MEASURES = ("gain", "gain_nats", "forgetting", "forgetting_nats")
 
 
 def make_tables(contents: Contents) -> dict[str, pl.DataFrame]:

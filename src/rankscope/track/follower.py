@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from rankscope.errors import DamagedFile
-from rankscope.plan import Plan
-from rankscope.records import UNFINISHED, ArmResult, EvaluateRecord, Interval, TrainRecord
+from rankscope.plan import VALIDATION, Plan
+from rankscope.records import ARM_MEASURES, UNFINISHED, ArmResult, EvaluateRecord, Interval, TrainRecord
 from rankscope.runs import RunSettings, settings_hash
 from rankscope.store import STEPS, Store, read_checked, write_checked
 from rankscope.track.trackers import Scalar, Tracker
@@ -21,7 +21,6 @@ from rankscope.work import base_tasks
 VERDICTS = "verdicts"
 _TRAINED = "/trained"  # no name of a task: those are folders
 _STEP_VALUES = ("loss_nats_per_token", "learning_rate", "grad_norm")
-_ARM_VALUES = ("gain", "gain_nats", "forgetting", "forgetting_nats")
 
 
 class Told(BaseModel):
@@ -118,7 +117,7 @@ class Follower:
 
     def _tell_scores(self, name: str, base: str, run: RunSettings | None, step: int) -> int:
         """Tell the scores of a run (None: of the base) that are new; returns how many that was."""
-        tasks = base_tasks(self._plan, base) if run is None else ("validation", *self._plan.tasks[base])
+        tasks = base_tasks(self._plan, base) if run is None else (VALIDATION, *self._plan.tasks[base])
         number = 0
         for task in tasks:
             if self._has(name, task):
@@ -195,7 +194,7 @@ def run_config(plan: Plan, run: RunSettings) -> dict[str, Scalar]:
 def _arm_values(arm: ArmResult) -> dict[str, float]:
     """An arm's estimates and the ends of their intervals; what is not there is left out."""
     found = {}
-    for key in _ARM_VALUES:
+    for key in ARM_MEASURES:
         interval: Interval | None = dict(arm)[key]
         ends = {} if interval is None else {"": interval.value, "_low": interval.low, "_high": interval.high}
         found |= {f"{arm.arm}/{key}{end}": value for end, value in ends.items() if value is not None}
