@@ -209,12 +209,13 @@ def _user_error(path: Path, document: CommentedMap, error: ValidationError, over
 def _place(path: Path, document: CommentedMap, location: Sequence[int | str], overrides: Sequence[str]) -> str:
     """Where a mistake stands: in a line of the file, or in the last override of its key or of one above or below it."""
     parts, lines = [str(part) for part in location], _lines(document, location)
-    for override in reversed(overrides):
-        key = override.partition("=")[0].split(".")
-        # What the file has nothing of, an override has made: `train.our.max_examples=5` lacks a source.
-        shorter = min(len(key), len(parts), len(lines) + 1)
-        if shorter and key[:shorter] == parts[:shorter]:
-            return f"--set {override}"
+    # What the file has nothing of, an override has made: `train.our.max_examples=5` lacks a source.
+    for deepest in (len(parts), len(lines) + 1):
+        for override in reversed(overrides):
+            key = override.partition("=")[0].split(".")
+            shorter = min(len(key), len(parts), deepest)
+            if shorter and key[:shorter] == parts[:shorter]:
+                return f"--set {override}"
     return line_of(path, lines[-1] if lines else 1)
 
 

@@ -55,7 +55,8 @@ def test_the_line_of_a_key(tmp_path: Path, error: UserError, where: str | None) 
 def test_an_override_instead_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text(STUDY, encoding="utf-8")
-    overrides = ["arms.1.target_modules=[k_proj]", "optimization.bf16=true"]
+    # The last is of the same section, which the file does not have, and not of the key that is meant.
+    overrides = ["arms.1.target_modules=[k_proj]", "optimization.bf16=true", "optimization.max_steps=3"]
     study = load_study(path, overrides)
     for key, number in ((("arms", "lora-r2", "target_modules"), 0), (("optimization", "bf16"), 1)):
         with pytest.raises(UserError) as caught, naming_lines(path, study, overrides):
