@@ -7,6 +7,8 @@ import os
 import shlex
 import stat
 import subprocess
+import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -86,6 +88,44 @@ def test_ray_up_takes_the_cluster_file() -> None:
     (install,) = config["setup_commands"]
     words = shlex.split(install)
     assert words[-1] == f"$HOME/{wheel}[ray]" and words[words.index("-c") + 1] == "~/constraints.txt"
+
+
+@pytest.mark.slow
+def test_ray_up_sends_installs_and_starts_what_the_file_says(tmp_path: Path) -> None:
+    """Ray's own launcher goes through all of its steps; only the connections to the machines are stand-ins."""
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'rankscope[ray]')")
+    (tmp_path / "bin").mkdir()
+    for name in ("ssh", "rsync"):
+        path = tmp_path / "bin" / name
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {tmp_path}/calls\n')
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    config = YAML(typ="safe").load(FILES / "ray_up.yaml")
+    for place in (*config["file_mounts"].values(), "home/.ssh/id_ed25519"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    command = [sys.executable, "-m", "ray.scripts.scripts", "up", "-y", "--no-config-cache", FILES / "ray_up.yaml"]
+    name = f"rankscope-{os.getpid()}"  # Ray remembers a cluster by its name
+    surroundings = {**os.environ, "HOME": str(tmp_path / "home"), "PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    try:
+        done = subprocess.run(
+            [*command, "--cluster-name", name],
+            env=surroundings,
+            cwd=tmp_path,
+            timeout=300,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        for left in (Path(tempfile.gettempdir()) / "ray").glob(f"cluster-{name}.*"):
+            left.unlink()
+    assert done.returncode == 0, done.stdout + done.stderr
+    calls = (tmp_path / "calls").read_text()
+    sent = [call for call in calls.splitlines() if call.startswith("rsync")]
+    for there, here in config["file_mounts"].items():
+        assert any(call.endswith(f"{here} me@10.0.0.1:{there}") for call in sent), there
+    steps = [config["setup_commands"][0], *config["head_start_ray_commands"]]
+    places = [calls.find(step.removeprefix("ulimit -n 65536; ")) for step in steps]
+    assert -1 < places[0] < places[1] < places[2]
 
 
 def test_the_kubernetes_manifest_runs_a_command_that_exists() -> None:
