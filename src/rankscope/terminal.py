@@ -92,7 +92,9 @@ def verdict_tables(record: DecideRecord) -> list[Table | str]:
             is_chosen = verdict.decision == "recommended" and arm.arm == verdict.arm
             table.add_row(arm.arm, *_arm_cells(arm), style="bold" if is_chosen else None)
         shown += [table, _said(verdict)]
-    return [*shown, "gain and forgotten in points of accuracy, intervals over items and seeds"]
+    has_losses = any(arm.gain is None and arm.gain_nats is not None for one in record.verdicts for arm in one.arms)
+    losses = "\na gain with ± is in nats per token: its task has no right answers" if has_losses else ""
+    return [*shown, f"gain and forgotten in points of accuracy, intervals over items and seeds{losses}"]
 
 
 def _said(verdict: Verdict) -> str:

@@ -13,11 +13,11 @@ from rankscope.board import Board
 from rankscope.display import PlainDisplay
 from rankscope.execute.events import Finished
 from rankscope.plan import Pack
-from rankscope.records import Rates
+from rankscope.records import ArmResult, DecideRecord, Interval, Rates, Verdict
 from rankscope.status import study_status
-from rankscope.terminal import plan_lines, status_lines
+from rankscope.terminal import plan_lines, status_lines, verdict_tables
 from rankscope.work import needed_work
-from synthetic import Synthetic, write_study
+from synthetic import STARTED, Synthetic, write_study
 
 
 def said_by_run(study: Synthetic, *packs: Pack) -> list[str]:
@@ -56,6 +56,26 @@ def test_plan_run_and_status_count_the_same_runs(tmp_path: Path) -> None:
     state = study_status(study.store)
     assert state["counts"] == {"waiting": first + later}
     assert status_lines(state)[0].endswith(f"({first + later} waiting)")
+
+
+def test_a_gain_in_nats_is_not_called_points(tmp_path: Path) -> None:
+    """Of a training set that is judged by loss; it stands in the column of those that have right answers."""
+    interval = Interval(value=10.2, low=9.8, high=10.6, confidence=0.95, num_items=19, num_seeds=2)
+    right = ArmResult(
+        arm="full", method="full", rank=None, learning_rate=1e-3, num_trainable=1, gain=interval, gain_nats=None,
+        forgetting=None, forgetting_nats=None, eligible="yes",
+    )  # fmt: skip
+    by_loss = right.model_copy(update={"gain": None, "gain_nats": interval})
+    for arm, is_said in ((right, False), (by_loss, True)):
+        verdict = Verdict(
+            base="b", training_set="s", decision="undecided", arm=None, learning_rate=None, gain=None, forgetting=None,
+            rule="", runner_up=None, needed=None, arms=(arm,),
+        )  # fmt: skip
+        record = DecideRecord(
+            status="complete", settings_hash="0" * 64, provenance={}, started_at=STARTED, seconds=1.0,
+            verdicts=(verdict,), comparisons=(),
+        )  # fmt: skip
+        assert ("a gain with ± is in nats per token" in verdict_tables(record)[-1]) == is_said
 
 
 def test_a_round_of_halving_says_how_far_it_came(tmp_path: Path) -> None:
