@@ -15,21 +15,14 @@ from rankscope.planning import make_plan
 from rankscope.runs import BaseSettings, RunSettings
 from rankscope.store import Store
 from rankscope.study_file import load_study
-from rankscope.train.loop import RunState, start_run, train
+from rankscope.train.loop import start_run, train
+from solo import Silent
 from studies import plan_of, run, write_study
 from tiny import examples, full_run, lora_run, save_tiny
 
 NUM_RUNS, FIRST = 50, 10
 MOST_GROWTH_BYTES = 10_000_000
 EXAMPLES = examples(24)
-
-
-class Silent:
-    def after_step(self, state: RunState) -> None:
-        pass
-
-    def wants_stop(self) -> bool:
-        return False
 
 
 def train_and_read_back(models: Models, store: Store, settings: RunSettings) -> None:

@@ -16,7 +16,8 @@ from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.models.methods.pack import TrainablePack
 from rankscope.models.weights import iter_updates
 from rankscope.runs import RunSettings
-from rankscope.train.loop import RunState, start_run, train
+from rankscope.train.loop import start_run, train
+from solo import Silent
 from tiny import examples, full_run, lora_run
 
 EXAMPLES = examples(8)
@@ -39,14 +40,6 @@ pytestmark = [
     # PEFT gives Mixtral's fused experts a rank of their own, and then says that `all-linear` does not reach them.
     pytest.mark.filterwarnings("ignore:.*_pattern keys did not match.*:RuntimeWarning"),
 ]
-
-
-class Silent:
-    def after_step(self, state: RunState) -> None:
-        pass
-
-    def wants_stop(self) -> bool:
-        return False
 
 
 def trained(model: PreTrainedModel, runs: list[RunSettings]) -> tuple[TrainablePack, list[list[float]]]:

@@ -15,18 +15,11 @@ from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.runs import RunSettings
-from rankscope.train.loop import RunState, divergence, start_run, train
+from rankscope.train.loop import divergence, start_run, train
+from solo import Silent
 from tiny import examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
-
-
-class Silent:
-    def after_step(self, state: RunState) -> None:
-        pass
-
-    def wants_stop(self) -> bool:
-        return False
 
 
 def ours(runs: list[RunSettings], dtype: torch.dtype, max_tokens: int) -> tuple[list[list[float]], list[dict]]:

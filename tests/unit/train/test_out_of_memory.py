@@ -11,17 +11,10 @@ from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
 from rankscope.train import loop
 from rankscope.train.loop import RunState, start_run, train
+from solo import Silent
 from tiny import examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
-
-
-class Silent:
-    def after_step(self, state: RunState) -> None:
-        pass
-
-    def wants_stop(self) -> bool:
-        return False
 
 
 def trained(runs: list[RunSettings]) -> list[RunState]:
