@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -76,7 +77,7 @@ def read_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
             return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False).eval()
     except torch.OutOfMemoryError:
         raise  # a RuntimeError too, but of the machine and not of the adapter
-    except (ValueError, TypeError, KeyError, OSError, RuntimeError, UserWarning) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, OSError, RuntimeError, UserWarning) as error:
         mend = "give the base that it was tuned from, and the whole folder as PEFT's save_pretrained writes it"
         raise UserError(f"PEFT cannot load it: {first_line(error)[:200]}", where=folder, mend=mend) from error
 

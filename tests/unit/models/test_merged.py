@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.merged import CannotMerge
 from rankscope.models.weights import iter_updates, read_tuned
@@ -98,3 +99,12 @@ def test_an_error_within_a_merge_that_is_no_word_on_the_method_is_not_named_as_o
     monkeypatch.setattr("peft.tuners.ia3.Linear.merge", merge)
     with pytest.raises(RuntimeError, match="same dtype"):
         list(iter_updates(base, folder))
+
+
+def test_a_file_cut_short_is_named(base: Path, tmp_path: Path) -> None:
+    folder, _ = saved(tmp_path, "ia3")
+    path = folder / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match="PEFT cannot load it") as caught:
+        read_tuned(base, folder)
+    assert caught.value.where == str(folder)
