@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rankscope.internals import truncation
 from rankscope.internals.subspaces import (
     INTRUDERS_AMONG,
     Triplets,
@@ -22,6 +23,7 @@ from rankscope.internals.subspaces import (
     numerical_rank,
 )
 from rankscope.models.decompositions import Decomposition
+from rankscope.models.updates import Factors
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,8 @@ def rewound(A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scali
 
 def truncated(A: Float[Tensor, "rank d_in"], B: Float[Tensor, "d_out rank"], scaling: float, rank: int) -> Product:
     """The update of a rank that is closest to an adapter's: the first triplets of its singular value decomposition."""
-    Q_B, R_B = torch.linalg.qr(B.double())
-    Q_A, R_A = torch.linalg.qr(A.double().T)
-    U, S, Vh = torch.linalg.svd(scaling * (R_B @ R_A.T), full_matrices=False)
-    root = S[:rank].sqrt()  # shared out, so that neither factor is much the larger
-    return Product(root.unsqueeze(1) * (Vh[:rank] @ Q_A.T), (Q_B @ U[:, :rank]) * root)
+    cut = truncation.truncated(Factors(A, B, scaling), rank)
+    return Product(cut.A, cut.B)
 
 
 def mended(

@@ -173,7 +173,7 @@ def _visible(module: nn.Module, mask: Tensor | None, is_token: Bool[Tensor, "bat
     """Which keys each query may see, from the mask that the module itself was given: windows are in it."""
     num_pos = is_token.shape[1]
     visible = torch.ones(num_pos, num_pos, dtype=torch.bool, device=is_token.device).tril()
-    visible = visible & is_token.unsqueeze(1) & is_token.unsqueeze(2)
+    visible = visible & is_token.unsqueeze(2)  # padding is behind every text, so no query of a text comes to its keys
     if mask is not None:
         allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         # All heads see the same keys.

@@ -30,8 +30,7 @@ def lora_singular_values(
     """The singular values of `scaling * B @ A`, largest first, in float64: min(rank, d_out, d_in) of them."""
     R_B = torch.linalg.qr(B.double(), mode="r").R
     R_A = torch.linalg.qr(A.double().T, mode="r").R
-    S = torch.linalg.svdvals(scaling * (R_B @ R_A.T))
-    return S[: min(A.shape[0], A.shape[1], B.shape[0])]
+    return torch.linalg.svdvals(scaling * (R_B @ R_A.T))
 
 
 def dense_singular_values(delta_W: Float[Tensor, "d_out d_in"]) -> Float[Tensor, " num_values"]:

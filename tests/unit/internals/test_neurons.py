@@ -81,6 +81,13 @@ def test_a_neuron_switched_off_and_one_switched_on():
     assert newly_active(base, tuned).tolist() == [False, False, True, False]
 
 
+def test_who_still_speaks_once_is_neither_dead_nor_new():
+    often, once = torch.zeros(200, 1), torch.zeros(200, 1)
+    often[:2], once[:1] = 1.0, 1.0
+    base, tuned = neuron_sums(often, 0.0), neuron_sums(once, 0.0)
+    assert not newly_dead(base, tuned).any() and not newly_active(tuned, base).any()
+
+
 def test_all_tasks_is_every_position():
     values = normal(30, 2)
     found = all_tasks({"a": neuron_sums(values[:4], 0.1), "b": neuron_sums(values[4:], 0.1)})

@@ -50,6 +50,8 @@ def test_triplets_are_those_of_the_dense_update(shape: tuple[int, int]) -> None:
 def test_cosine_and_ratio_say_direction_and_size() -> None:
     assert update_cosine(-6.0, 2.0, 3.0) == -1.0
     assert update_cosine(3.0, 2.0, 3.0) == 0.5
+    # Rounding takes no cosine beyond 1.
+    assert update_cosine(1.0 + 1e-15, 1.0, 1.0) == -update_cosine(-1.0 - 1e-15, 1.0, 1.0) == 1.0
     assert update_cosine(0.0, 0.0, 3.0) is None
     assert update_norm_ratio(2.0, 3.0) == 1.5
     assert update_norm_ratio(0.0, 3.0) is None

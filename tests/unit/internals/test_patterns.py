@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from dozen import CONFIGS, SIZE, make_model, texts
 from rankscope.errors import NotAvailable
-from rankscope.internals.patterns import Batch, batches, packed_pattern, show_patterns, unpacked_pattern
+from rankscope.internals.patterns import Batch, _hook, batches, packed_pattern, show_patterns, unpacked_pattern
 
 WINDOWED = {
     "mistral-window": {0, 1, 2},
@@ -58,6 +58,20 @@ def test_what_does_not_show_its_pattern_is_named(name):
     with pytest.raises(NotAvailable, match="FalconAttention does not show its attention pattern"):
         shown(model, batch)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_module_that_is_given_no_mask_sees_what_came_before():
+    handed, is_token = [], torch.tensor([[True, True, True], [True, True, False]])
+
+    class Attention(torch.nn.Module):
+        def forward(self, hidden, attention_mask=None):
+            return hidden, torch.zeros(2, 1, 3, 3)
+
+    _hook(4, is_token, handed.append)(Attention(), (torch.zeros(2, 3, 8),), {}, Attention()(torch.zeros(2, 3, 8)))
+    [layer] = handed
+    assert layer.layer == 4
+    assert layer.visible[0].int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    assert layer.visible[1].int().tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_packed_and_unpacked():

@@ -266,6 +266,7 @@ class TestClosedForms:
             for suffix in ("", "_right")
         }
         assert found["intruder_dimensions"] == found["intruder_dimensions_right"] == 0
+        assert torch.equal(unmoved(base).S, base.S) and unmoved(base).error == 0.0
 
     def test_near_degenerate_values_are_compared_as_subspaces(self):
         """Two equal values: the pair's vectors may turn freely, its subspace may not."""
