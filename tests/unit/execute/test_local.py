@@ -185,7 +185,7 @@ def test_what_one_process_of_several_raises_is_recorded_and_the_others_do_not_wa
         assert time.monotonic() - started < 200, "no waiting for a timeout"
         record = store.read_train(run.run_id)
         assert record.status == "failed" and record.error.type == "ComputeError"
-        assert "examples" in record.error.traceback
+        assert "read_parquet" in record.error.traceback, "of the process that raised, down to the call that did"
     finally:
         executor.close()
 
