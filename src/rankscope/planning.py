@@ -73,6 +73,7 @@ class _Prepared:
     training: dict[str, PreparedTraining]
     tasks: dict[str, PreparedTask]
     probes: pl.DataFrame
+    context_length: int | None
 
 
 def make_plan(
@@ -135,7 +136,7 @@ def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFr
             for key, data in base.training.items()
         },
         tasks={
-            key: counted_task(task.summary, task.settings, [item.prompt for item in task.items])
+            key: counted_task(task.summary, task.settings, task.items, base.context_length)
             for key, task in base.tasks.items()
         },
         probe_lengths=tuple(base.probes["input_ids"].list.len().to_list()),
@@ -210,7 +211,7 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
     with within("model", name):
         _check_vocabulary(shape, tokenizer, folder, [data.examples for data in training.values()])
-    return _Prepared(settings, folder, shape, model_type(folder), training, tasks, probes)
+    return _Prepared(settings, folder, shape, model_type(folder), training, tasks, probes, tokenizer.context_length)
 
 
 def _check_end(tokenizer: Tokenizer, folder: Path) -> None:

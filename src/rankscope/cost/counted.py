@@ -8,6 +8,7 @@ from itertools import pairwise
 import polars as pl
 
 from rankscope.cost.loads import TaskLoad, TrainingLoad, sample_of
+from rankscope.data.examples import Item
 from rankscope.data.prefixes import common_length
 from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
@@ -30,8 +31,18 @@ def counted_training(examples: pl.DataFrame) -> TrainingLoad:
     )
 
 
-def counted_task(summary: DataSummary, settings: TaskSettings, prompts: Sequence[str]) -> TaskLoad:
-    """A task from what was understood of its items, and their prompts."""
+def counted_task(
+    summary: DataSummary, settings: TaskSettings, items: Sequence[Item], context: int | None = None
+) -> TaskLoad:
+    """A task from what was understood of its items.
+
+    Args:
+        summary: What was understood.
+        settings: How it is scored.
+        items: Its items.
+        context: The positions that the model has; None: not known.
+    """
+    is_compared = settings.scoring == "multiple_choice" and context is not None
     num_prompt_tokens = (summary.num_tokens - summary.num_scored_tokens) / max(1, summary.num_used)
     return TaskLoad(
         num_items=summary.num_used,
@@ -40,7 +51,10 @@ def counted_task(summary: DataSummary, settings: TaskSettings, prompts: Sequence
         num_answer_tokens=summary.num_scored_tokens / max(1, summary.num_used),
         longest=summary.longest_tokens,
         max_new_tokens=settings.max_new_tokens,
-        num_shared_tokens=_shared_part(prompts) * num_prompt_tokens,
+        num_shared_tokens=_shared_part([item.prompt for item in items]) * num_prompt_tokens,
+        cut_fraction=summary.num_truncated / max(1, summary.num_used) if is_compared else 0.0,
+        num_options=sum(len(set(item.options)) for item in items) / max(1, len(items)),
+        context=context or 0,
     )
 
 

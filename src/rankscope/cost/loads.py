@@ -69,6 +69,9 @@ class TaskLoad:
         longest: Tokens of the longest item.
         max_new_tokens: For generation.
         num_shared_tokens: Of a mean item's prompt, what it begins with together with its neighbours (worked examples).
+        cut_fraction: Of the items, how many have an option that does not fit the model behind the prompt.
+        num_options: Of a mean item; of one that is cut each is a row of its own, as long as the model takes.
+        context: The positions that the model has, where items are cut.
     """
 
     num_items: int
@@ -78,6 +81,9 @@ class TaskLoad:
     longest: int
     max_new_tokens: int
     num_shared_tokens: float = 0.0
+    cut_fraction: float = 0.0
+    num_options: float = 1.0
+    context: int = 0
 
     @property
     def num_tokens(self) -> float:
@@ -87,6 +93,17 @@ class TaskLoad:
     @property
     def num_read_tokens(self) -> float:
         """Those that the model sees: items whose options are compared stand in a row behind what they share."""
+        cut = self.num_items * self.num_options * self.context
+        return (1 - self.cut_fraction) * self._num_read_whole + self.cut_fraction * cut
+
+    @property
+    def row_length(self) -> float:
+        """How many keys a query meets: those of an item, or of what is left of it with one of its options."""
+        whole = self.num_prompt_tokens + self.num_answer_tokens
+        return (1 - self.cut_fraction) * whole + self.cut_fraction * self.context
+
+    @property
+    def _num_read_whole(self) -> float:
         shared = self.num_shared_tokens
         own = self.num_prompt_tokens + self.num_answer_tokens - shared
         number = max(1.0, (MOST_TOKENS - shared) / max(1.0, own))  # items in a row

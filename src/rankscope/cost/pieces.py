@@ -29,6 +29,7 @@ _FLOAT64 = 8
 _LINK_BYTES_PER_SECOND = 20e9
 # The memory of a host with GPUs as AdamW reaches it there: assumed. All processes of a worker share it.
 _HOST_BYTES_PER_SECOND = 50e9
+_PER_PATTERN, _PER_COMPARED_PATTERN = 180.0, 520.0
 # Most generations end at about the length of the reference; a few of a batch go on, and the batch with them.
 _GENERATED_STEPS, _GENERATED_TOKENS = 1.6, 1.2
 
@@ -143,8 +144,7 @@ def evaluate_piece(
         most = min(max_tokens, SCORED_TOKENS_CPU) if device.memory_bytes is None else max_tokens
         scored = load.num_items * load.num_answer_tokens
         passes = max(load.num_read_tokens / most, scored * shape.vocab_size / SCORED_LOGITS, 1)
-        length = load.num_prompt_tokens + load.num_answer_tokens
-        once = forward(shape, load.num_read_tokens, length, scored, part)
+        once = forward(shape, load.num_read_tokens, load.row_length, scored, part)
         work = Work(once.arithmetic, once.moved, once.operations * math.ceil(passes))
     return Piece(load.num_tokens, work.arithmetic, device.seconds(work) + fixed)
 
@@ -168,9 +168,11 @@ def analyse_piece(
     if name == "neurons":
         work += Work(0.0, 60.0 * tokens * shape.d_mlp * shape.num_layers, 60.0 * shape.num_layers)
         return Piece(tokens, work.arithmetic, device.seconds(work) + ANALYSE_SECONDS)
-    # Patterns of all heads are made, measured in a few passes, and compared with the base's.
+    # Patterns of all heads are made, measured in float64 and, of a tuned model, compared with the base's: entropies and
+    # divergences are logarithms, each as slow as dozens of values that are moved (docs/log.md).
     patterns = sum(number**2 for number in probe_lengths) * shape.num_heads * shape.num_layers
-    work += Work(0.0, 30.0 * patterns, 60.0 * shape.num_layers * max(1, tokens // 2048))
+    moved = (_PER_PATTERN if part is None else _PER_COMPARED_PATTERN) * patterns
+    work += Work(0.0, moved, 60.0 * shape.num_layers * max(1, tokens // 2048))
     return Piece(tokens, work.arithmetic, device.seconds(work) + ANALYSE_SECONDS)
 
 

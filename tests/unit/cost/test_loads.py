@@ -8,9 +8,11 @@ import pytest
 
 from rankscope.cost.counted import counted_task, counted_training, counted_validation
 from rankscope.cost.loads import TrainingLoad, sample_of, typical_lengths
+from rankscope.data.examples import Item
 from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
 from rankscope.scoring.prefixes import shared_beginnings
+from rankscope.scoring.rows import completion_rows
 
 
 def test_the_longest_of_a_few_is_what_drawing_them_gives() -> None:
@@ -63,12 +65,13 @@ def test_items_behind_worked_examples_are_counted_as_they_are_scored(num_shots: 
     prompts = [subjects[index % 2] + text for index, text in enumerate(texts[:100])]
     size = sum(map(len, prompts))
     summary = DataSummary.model_construct(
-        num_used=100, num_tokens=size + 2000, num_scored_tokens=2000, longest_tokens=0
+        num_used=100, num_truncated=0, num_tokens=size + 2000, num_scored_tokens=2000, longest_tokens=0
     )
     settings = TaskSettings(
         name="t", scoring="multiple_choice", kind=None, answer="text", max_new_tokens=9, fingerprint="f", num_items=100
     )
-    load = counted_task(summary, settings, prompts)
+    items = [Item(str(number), prompt, ("x" * 10, "y" * 10), "x" * 10, 0) for number, prompt in enumerate(prompts)]
+    load = counted_task(summary, settings, items, 4096)
     assert load.num_tokens == pytest.approx(size + 2000)
     rows = shared_beginnings(
         [[*map(ord, prompt)] for prompt in prompts], [len(prompt) + 20 for prompt in prompts], 4096
@@ -76,5 +79,36 @@ def test_items_behind_worked_examples_are_counted_as_they_are_scored(num_shots: 
     assert load.num_read_tokens == pytest.approx(sum(row.total for row in rows), rel=0.1)
     if num_shots == 4:
         assert load.num_read_tokens < 0.6 * load.num_tokens
-    generated = counted_task(summary, settings.model_copy(update={"scoring": "generate"}), prompts)
+    generated = counted_task(summary, settings.model_copy(update={"scoring": "generate"}), items, 4096)
     assert generated.num_read_tokens == generated.num_tokens
+
+
+def test_of_items_that_do_not_fit_each_option_is_counted_as_a_row_as_long_as_the_model_takes() -> None:
+    """With characters for tokens: CaseHOLD's five options behind prompts of 700 tokens, in a model of 512 positions."""
+    context, options = 512, ("a" * 50, "b" * 60, "c" * 40)
+    lengths = [700, 700, 700, 200]
+    items = [
+        Item(str(number), "pqrs"[number] * length, options, options[0], 0) for number, length in enumerate(lengths)
+    ]
+    summary = DataSummary.model_construct(
+        num_used=4, num_truncated=3, num_tokens=sum(lengths) + 4 * 150, num_scored_tokens=4 * 150, longest_tokens=760
+    )
+    settings = TaskSettings(
+        name="t", scoring="multiple_choice", kind=None, answer="text", max_new_tokens=9, fingerprint="f", num_items=4
+    )
+    load = counted_task(summary, settings, items, context)
+    cut = [
+        row
+        for length in lengths[:3]
+        for option in options
+        for row in completion_rows(list(range(length)), list(range(len(option))), 0, context)
+    ]
+    whole = lengths[3] + 150
+    assert sum(len(row.input_ids) for row in cut) == 9 * context
+    # Which items are cut is not known of each, so a whole one counts as long as a mean one.
+    mean = sum(lengths) / 4 + 150
+    assert load.num_read_tokens == pytest.approx(9 * context + mean)
+    assert load.num_read_tokens == pytest.approx(9 * context + whole, rel=0.1)
+    assert load.row_length == pytest.approx(0.75 * context + 0.25 * mean)
+    unknown = counted_task(summary, settings, items)
+    assert unknown.num_read_tokens == unknown.num_tokens
