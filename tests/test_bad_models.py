@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from model_folders import write_tokenizer
 from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
+from rankscope.data.architectures import check_architecture
 from studies import run, write_study
 
 STUDY = """\
@@ -95,6 +96,28 @@ def test_a_foreign_architecture(
     base = changed(write_base(tmp_path / "base"), model_type=model_type)
     error = refused(tmp_path, capsys, base)
     assert f"{base / 'config.json'}: " in error and words in error
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model_type": "bert"}, "model_type 'bert' is an encoder, which sees what comes later"),
+        ({"model_type": "roberta", "is_decoder": False}, "model_type 'roberta' is an encoder"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "model_type 'bart' is an encoder-decoder"),
+    ],
+    ids=["bert", "roberta", "bart"],
+)
+def test_an_encoder_that_transformers_loads_as_a_causal_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict, words: str
+) -> None:
+    base = changed(write_base(tmp_path / "base"), **values)
+    error = refused(tmp_path, capsys, base)
+    assert f"{base / 'config.json'}: {words}" in error and "and no causal language model" in error
+
+
+def test_an_encoder_made_a_decoder_is_one(tmp_path: Path) -> None:
+    base = changed(write_base(tmp_path / "base"), model_type="bert", is_decoder=True)
+    check_architecture(base, "base", trust_remote_code=False)
 
 
 def test_a_whole_model_that_generates_in_another_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rankscope.errors import UserError
 
-_NAMES = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+_CAUSAL, _MASKED = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
 # What of a folder's code loads a causal model; its tokenizer's is never asked for.
 _CLASSES = ("AutoConfig", "AutoModelForCausalLM")
 # Of a trusted folder transformers runs it too, asked by no configuration, and puts it in place of `model.generate`.
@@ -44,7 +44,7 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
     if config.get("quantization_config") is not None:
         mend = "name the folder or id of the same model in 16 or 32 bits"
         raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
-    code, known = _code(config), causal_model_types()
+    code, known = _code(config), _model_types(_CAUSAL)
     if trust_remote_code:
         _check_generation(folder)
     if trust_remote_code and code:
@@ -52,6 +52,7 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
         return
     kind = config.get("model_type")
     if known is None or kind in known:
+        _check_direction(path, config)
         return
     if code:
         files = ", ".join(_files(code))
@@ -90,10 +91,20 @@ def code_warnings(name: str, folder: Path, *, trust: bool) -> list[str]:
     return [f"base {name}: Python code of its folder ({files}) is not run; transformers' own class is loaded instead"]
 
 
+def _check_direction(path: Path, config: dict[str, Any]) -> None:
+    """Encoders load as causal models, and then see the answers that they are asked for."""
+    kind = config.get("model_type")
+    is_encoder = kind in (_model_types(_MASKED) or ()) and not (config.get("is_decoder") or config.get("causal"))
+    if config.get("is_encoder_decoder") or is_encoder:
+        which = "an encoder-decoder" if config.get("is_encoder_decoder") else "an encoder, which sees what comes later"
+        what = f"model_type '{kind}' is {which}, and no causal language model"
+        raise UserError(what, where=path, mend="name a causal language model")
+
+
 @functools.cache
-def causal_model_types() -> frozenset[str] | None:
-    """The `model_type`s that the installed transformers has causal models of; None where its list is not found."""
-    value = _assigned("models/auto/modeling_auto.py", _NAMES)
+def _model_types(names: str) -> frozenset[str] | None:
+    """The `model_type`s in a list of the installed transformers; None where it is not found."""
+    value = _assigned("models/auto/modeling_auto.py", names)
     return frozenset(dict(ast.literal_eval(value.args[0]))) if isinstance(value, ast.Call) else None
 
 

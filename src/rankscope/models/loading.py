@@ -20,7 +20,7 @@ from rankscope.errors import MachineError
 from rankscope.models.group import join
 from rankscope.models.methods.making import load_tuned, make_sharded, make_trainable
 from rankscope.models.methods.pack import TrainablePack
-from rankscope.models.opening import AS_IT_IS, read_model
+from rankscope.models.opening import AS_IT_IS, check_looks_back, read_model
 from rankscope.plan import Place
 from rankscope.runs import BaseSettings, Opening, RunSettings
 from rankscope.store import EXAMPLES, Store
@@ -34,9 +34,13 @@ def load_model(folder: Path, dtype: torch.dtype, device: str, opening: Opening =
     """A causal model from a Hugging Face folder, safetensors only; code of the folder's runs if the study says so.
 
     Its own dropout is off for every arm: it is in evaluation mode, and stays there when it is trained.
+
+    Raises:
+        UserError: The folder lacks weights, or the model sees what comes later in a text.
     """
-    model = read_model(folder, dtype, opening, device)
-    return model.to(device).eval().requires_grad_(False)
+    model = read_model(folder, dtype, opening, device).to(device).eval().requires_grad_(False)
+    check_looks_back(model, folder, opening)
+    return model
 
 
 class Models:

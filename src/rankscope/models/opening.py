@@ -16,6 +16,8 @@ from rankscope.models.quantized import bits_and_bytes, keep_unpacked
 from rankscope.runs import Opening
 
 AS_IT_IS = Opening()
+# Of the largest logit; in 8 bits the rows of a batch round one another in their third digit (docs/methods.md).
+_ROUNDING, _ROUNDING_8_BITS = 1e-3, 0.05
 
 
 def read_config(folder: Path, opening: Opening = AS_IT_IS) -> PretrainedConfig:
@@ -80,6 +82,29 @@ def read_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     except (SafetensorError, ValueError, TypeError, KeyError, OSError, RuntimeError, UserWarning) as error:
         mend = "give the base that it was tuned from, and the whole folder as PEFT's save_pretrained writes it"
         raise UserError(f"PEFT cannot load it: {first_line(error)[:200]}", where=folder, mend=mend) from error
+
+
+@torch.no_grad()
+def check_looks_back(model: PreTrainedModel, folder: Path, opening: Opening) -> None:
+    """Refuse a model whose logits depend on what comes later: its scores would be of texts that it has seen.
+
+    Encoders, and code of a folder's own, may load as causal models all the same.
+
+    Args:
+        model: In evaluation mode.
+        folder: What it was read from.
+        opening: What the study says of it.
+
+    Raises:
+        UserError: It looks ahead.
+    """
+    ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 0]], device=model.device)  # they differ at the end alone
+    one, other = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1].float()
+    bits = opening.quantization_config
+    rounding = _ROUNDING_8_BITS if bits is not None and bits.load_in_8bit else _ROUNDING
+    if (one - other).abs().max() > rounding * one.abs().max():
+        what = f"{type(model).__name__} sees what comes later in a text, so its likelihoods are none"
+        raise UserError(what, where=folder, mend="name a causal language model")
 
 
 def skeleton(folder: Path, opening: Opening = AS_IT_IS) -> nn.Module:
