@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import polars as pl
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.analyse.streams import Keep, Kept
@@ -20,12 +22,7 @@ def base_heads(model: PreTrainedModel, batches: Iterable[Batch], keep: Keep) -> 
     """
     table = _HeadTable()
     for index, batch in enumerate(batches):
-
-        def take(layer: LayerPattern, index: int = index) -> None:
-            table.add(layer.layer, pattern_measures(layer.pattern, layer.visible))
-            keep(index, layer.layer, packed_pattern(layer))
-
-        show_patterns(model, batch, take)
+        show_patterns(model, batch, partial(table.add_base, partial(keep, index)))
     return table.frame()
 
 
@@ -37,14 +34,7 @@ def tuned_heads(model: PreTrainedModel, batches: Iterable[Batch], kept: Kept) ->
     """
     table = _HeadTable()
     for index, batch in enumerate(batches):
-
-        def compare(layer: LayerPattern, index: int = index) -> None:
-            before = unpacked_pattern(kept(index, layer.layer).to(layer.pattern.device), layer.visible)
-            divergence = attention_divergence(before, layer.pattern, layer.visible)
-            measures = pattern_measures(layer.pattern, layer.visible)
-            table.add(layer.layer, {**measures, "attention_divergence": divergence})
-
-        show_patterns(model, batch, compare)
+        show_patterns(model, batch, partial(table.add_tuned, partial(kept, index)))
     return table.frame()
 
 
@@ -59,8 +49,19 @@ class _HeadTable:
     def __init__(self) -> None:
         self._sums: dict[int, dict[str, RowSums]] = {}
 
-    def add(self, layer: int, measures: Mapping[str, RowSums]) -> None:
-        """Add one batch's measures of one layer."""
+    def add_base(self, keep: Callable[[int, Tensor], None], layer: LayerPattern) -> None:
+        """Add one batch's measures of one layer of the base, and have its pattern kept."""
+        self._add(layer.layer, pattern_measures(layer.pattern, layer.visible))
+        keep(layer.layer, packed_pattern(layer))
+
+    def add_tuned(self, kept: Callable[[int], Tensor], layer: LayerPattern) -> None:
+        """Add those of a tuned model's, with how far it is from the base's pattern of the same batch."""
+        before = unpacked_pattern(kept(layer.layer).to(layer.pattern.device), layer.visible)
+        divergence = attention_divergence(before, layer.pattern, layer.visible)
+        measures = pattern_measures(layer.pattern, layer.visible)
+        self._add(layer.layer, {**measures, "attention_divergence": divergence})
+
+    def _add(self, layer: int, measures: Mapping[str, RowSums]) -> None:
         known = self._sums.setdefault(layer, {})
         for key, sums in measures.items():
             known[key] = known[key] + sums if key in known else sums

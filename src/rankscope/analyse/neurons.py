@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -49,10 +50,10 @@ class Activity:
     positions: dict[int, Tensor] = field(default_factory=dict)
     texts: list[str] = field(default_factory=list)
 
-    def add(self, layer: int, probe: TaskBatch, activations: Tensor, threshold: float) -> None:
+    def add(self, probe: TaskBatch, thresholds: Mapping[int, float], layer: int, activations: Tensor) -> None:
         """Add a batch's activations of one layer (batch, pos, d_mlp)."""
         is_token = probe.batch.is_token.to(activations.device)
-        sums = neuron_sums(activations[is_token], threshold)
+        sums = neuron_sums(activations[is_token], thresholds[layer])
         sums = NeuronSums(sums.num_positions, *(part.cpu() for part in (sums.total, sums.squares, sums.num_active)))
         tasks = self.sums.setdefault(layer, {})
         tasks[probe.task] = tasks[probe.task] + sums if probe.task in tasks else sums
@@ -94,15 +95,17 @@ def thresholds_of(model: PreTrainedModel, probes: Sequence[TaskBatch]) -> dict[i
     squares: dict[int, float] = {}
     counts: dict[int, int] = {}
     for probe in probes:
-
-        def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
-            kept = activations[probe.batch.is_token.to(activations.device)].double()
-            squares[layer] = squares.get(layer, 0.0) + float(kept.square().sum())
-            counts[layer] = counts.get(layer, 0) + kept.numel()
-
-        show_neurons(model, probe.batch, add)
+        show_neurons(model, probe.batch, partial(_add_squares, probe, squares, counts))
     share = 0.0 if is_relu(model) else ACTIVE_SHARE
     return {layer: share * (squares[layer] / counts[layer]) ** 0.5 for layer in squares}
+
+
+def _add_squares(
+    probe: TaskBatch, squares: dict[int, float], counts: dict[int, int], layer: int, activations: Tensor
+) -> None:
+    kept = activations[probe.batch.is_token.to(activations.device)].double()
+    squares[layer] = squares.get(layer, 0.0) + float(kept.square().sum())
+    counts[layer] = counts.get(layer, 0) + kept.numel()
 
 
 def activity_of(model: PreTrainedModel, probes: Sequence[TaskBatch], thresholds: Mapping[int, float]) -> Activity:
@@ -118,11 +121,7 @@ def activity_of(model: PreTrainedModel, probes: Sequence[TaskBatch], thresholds:
     """
     found = Activity()
     for probe in probes:
-
-        def add(layer: int, activations: Tensor, probe: TaskBatch = probe) -> None:
-            found.add(layer, probe, activations, thresholds[layer])
-
-        show_neurons(model, probe.batch, add)
+        show_neurons(model, probe.batch, partial(found.add, probe, thresholds))
         found.texts += probe.probe_ids
     return found
 

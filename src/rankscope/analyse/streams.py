@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import polars as pl
 from torch import Tensor
@@ -30,13 +31,15 @@ def keep_streams(model: PreTrainedModel, probes: Sequence[TaskBatch], keep: Keep
     """
     layers: set[int] = set()
     for index, probe in enumerate(probes):
-
-        def take(layer: int, stream: Tensor, index: int = index, probe: TaskBatch = probe) -> None:
-            layers.add(layer)
-            keep(index, layer, stream[probe.batch.is_token.to(stream.device)])
-
-        show_streams(model, probe.batch, take)
+        show_streams(model, probe.batch, partial(_keep_tokens, probe, partial(keep, index), layers))
     return sorted(layers)
+
+
+def _keep_tokens(
+    probe: TaskBatch, keep: Callable[[int, Tensor], None], layers: set[int], layer: int, stream: Tensor
+) -> None:
+    layers.add(layer)
+    keep(layer, stream[probe.batch.is_token.to(stream.device)])
 
 
 def stream_frame(layers: Sequence[int], probes: Sequence[TaskBatch], before: Kept, after: Kept) -> pl.DataFrame:
