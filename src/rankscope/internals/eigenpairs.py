@@ -53,12 +53,23 @@ def largest_of_sum(
             space.add(_orthogonal(residuals, space.basis), num_powers=blocks // 2 if is_narrow else 0)
     whole = _both_ways(P.T, H.T)
     whole.diagonal().add_(D)
-    return _direct(whole, k)
+    return direct(whole, k)
 
 
 def largest(gram: Float[Tensor, "size size"], k: int) -> Eigen:
-    """The k largest eigenpairs of a matrix that is written out: by a direct solver up to a size of 2,048."""
-    return _direct(gram, k) if len(gram) <= _DIRECT_SIZE else _iterated(gram, k)
+    """The k largest eigenpairs of a matrix that is written out; above a size of 2,048 by iteration from coordinates."""
+    return direct(gram, k) if len(gram) <= _DIRECT_SIZE else _iterated(gram, k)
+
+
+def direct(gram: Float[Tensor, "size size"], k: int) -> Eigen:
+    """The k largest eigenpairs of a matrix that is written out, of any size, by a direct solver."""
+    size, error = len(gram), torch.finfo(gram.dtype).eps * len(gram)
+    if 4 * k <= size:  # a few of many: LAPACK's solver for a part is about twice as fast, and torch has none
+        found = eigh(gram.numpy(), subset_by_index=[size - k, size - 1], driver="evr", check_finite=False)
+        values, vectors = (torch.from_numpy(part) for part in found)
+    else:
+        values, vectors = torch.linalg.eigh(gram)
+    return values.flip(0)[:k], vectors.T.flip(0)[:k], error
 
 
 class _Space:
@@ -88,7 +99,7 @@ class _Space:
 
     def solve(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
         """The k largest eigenpairs within the space, and their residuals: what the whole adds on the rest."""
-        values, inner, _ = _direct(self._inner_D + _both_ways(self._inner_P, self._inner_H), k)
+        values, inner, _ = direct(self._inner_D + _both_ways(self._inner_P, self._inner_H), k)
         rest = inner[:, self._kept :] @ self.basis
         image = rest * self._D[self._kept :] + (inner @ self._inner_H) @ self._P + (inner @ self._inner_P) @ self._H
         return values, torch.cat([inner[:, : self._kept], rest], 1), image - values.unsqueeze(1) * rest
@@ -140,16 +151,6 @@ def _orthogonal(block: Tensor, basis: Tensor) -> Tensor:
     return block
 
 
-def _direct(gram: Tensor, k: int) -> Eigen:
-    size, error = len(gram), torch.finfo(gram.dtype).eps * len(gram)
-    if 4 * k <= size:  # a few of many: LAPACK's solver for a part is about twice as fast, and torch has none
-        found = eigh(gram.numpy(), subset_by_index=[size - k, size - 1], driver="evr", check_finite=False)
-        values, vectors = (torch.from_numpy(part) for part in found)
-    else:
-        values, vectors = torch.linalg.eigh(gram)
-    return values.flip(0)[:k], vectors.T.flip(0)[:k], error
-
-
 def _iterated(gram: Tensor, k: int) -> Eigen:
     """The k largest eigenpairs by block iteration, from the first coordinates: the base's own vectors.
 
@@ -157,7 +158,7 @@ def _iterated(gram: Tensor, k: int) -> Eigen:
     """
     width = k + max(16, k // 4)
     if 3 * width >= len(gram):
-        return _direct(gram, k)
+        return direct(gram, k)
     vectors = torch.eye(width, len(gram), dtype=gram.dtype)
     step = vectors[:0]
     values = gram.diagonal()[:width]
@@ -169,7 +170,7 @@ def _iterated(gram: Tensor, k: int) -> Eigen:
             break
         added = _orthogonal(torch.cat([residual, step]), vectors)
         space = torch.cat([vectors, added])
-        values, inner, _ = _direct(space @ gram @ space.T, width)
+        values, inner, _ = direct(space @ gram @ space.T, width)
         step = inner[:, width:] @ added
         vectors = inner @ space
     return values[:k], vectors[:k], error

@@ -96,9 +96,9 @@ def of_full(W0, delta_W):
 @contextmanager
 def sizes_solved():
     """How large each problem was that a direct solver got."""
-    sizes, original = [], eigenpairs._direct
+    sizes, original = [], eigenpairs.direct
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eigenpairs, "_direct", lambda gram, k: sizes.append(len(gram)) or original(gram, k))
+        patch.setattr(eigenpairs, "direct", lambda gram, k: sizes.append(len(gram)) or original(gram, k))
         yield sizes
 
 
@@ -164,8 +164,8 @@ def test_the_iteration_for_large_full_updates_states_its_error(monkeypatch):
     base = decompose(W0)
     expected = full_triplets(base, W0 + delta_W, 20)
     monkeypatch.setattr(eigenpairs, "_DIRECT_SIZE", 100)
-    small_only = eigenpairs._direct
-    monkeypatch.setattr(eigenpairs, "_direct", lambda gram, k: small_only(gram, k) if len(gram) < 200 else None)
+    small_only = eigenpairs.direct
+    monkeypatch.setattr(eigenpairs, "direct", lambda gram, k: small_only(gram, k) if len(gram) < 200 else None)
     found = full_triplets(base, W0 + delta_W, 20)
     assert 0.0 < found.error <= eigenpairs.TOLERANCE
     torch.testing.assert_close(found.S, expected.S, rtol=1e-6, atol=0)
