@@ -159,6 +159,9 @@ def test_a_wrong_study_file(
             "{method: lora, rank: 2, target_modules: 'q_(proj'",
             [":6: arm lora-r2", "no regular expression"],
         ),
+        ("{method: lora, rank: 2, modules_to_save: [lm_haed]", [":6: arm lora-r2, modules_to_save", "'lm_head'"]),
+        ("{method: lora, rank: 2, rank_pattern: {q_prj: 4}", [":6: arm lora-r2, rank_pattern", "'q_proj'"]),
+        ("{method: lora, rank: 2, alpha_pattern: {'layers.9.*': 4}", ["no module is called 'layers.9.*'"]),
         (
             "{method: lora, rank: 2, layers_to_transform: [7]",
             [":6: arm lora-r2", "has no layer 7", "0 to 2"],

@@ -48,6 +48,7 @@ def resolve_runs(
         if targets := arm.options.get("target_modules"):
             check_targets({arm.label: targets}, shapes, vectors=not arm.capabilities.adapts_matrices)
         check_parameters(arm, shapes)
+        check_names(arm, shapes)
     resolved, arms = [], {}
     for run in runs:
         base = run.base.name
@@ -160,6 +161,26 @@ def check_parameters(arm: ArmSettings, shapes: Mapping[str, dict[str, tuple[int,
             mend = near_miss(target, ends, cutoff=0.4) or f"name some of {', '.join(ends[:8])}"
             text = f"no parameter of base {base} is called '{target}'"
             raise in_arm(arm.label, "target_parameters", text, mend)
+
+
+def check_names(arm: ArmSettings, shapes: Mapping[str, dict[str, tuple[int, ...]]]) -> None:
+    """Compare names that PEFT passes over in silence, where nothing is called so, with the modules of the bases.
+
+    Args:
+        arm: The arm, whose `modules_to_save`, `rank_pattern` and `alpha_pattern` are looked at.
+        shapes: By base, the shapes of its tensors.
+
+    Raises:
+        UserError: No base has a module of that name.
+    """
+    paths = {prefix + path for of_base in shapes.values() for path in _paths(of_base) for prefix in _PREFIXES}
+    for key in ("modules_to_save", "rank_pattern", "alpha_pattern"):
+        for name in arm.options.get(key) or ():
+            wanted = re.compile(rf"(.*\.)?({name})" if key != "modules_to_save" else rf".*{re.escape(name)}")
+            if not any(wanted.fullmatch(path) for path in paths):
+                ends = sorted({_short(path) for path in paths if not _short(path).isdigit()})
+                mend = near_miss(name, ends, cutoff=0.4) or f"name some of {', '.join(ends[:12])}"
+                raise in_arm(arm.label, key, f"no module is called '{name}'", mend)
 
 
 def target_modules(
@@ -293,6 +314,12 @@ def _is_attention(name: str) -> bool:
 
 def _short(name: str, parts: int = 1) -> str:
     return ".".join(name.split(".")[-parts:])
+
+
+def _paths(shapes: dict[str, tuple[int, ...]]) -> set[str]:
+    """Every tensor and every module of a base, layers and the model itself among them."""
+    parts = [name.split(".") for name in shapes]
+    return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)} | set(_HEADS)
 
 
 def _modules(shapes: dict[str, tuple[int, ...]], vectors: bool) -> set[str]:
