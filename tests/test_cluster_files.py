@@ -17,6 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from rankscope.arguments import make_parser
+from rankscope.cli import SOME_FAILED, UNDECIDED, USER_ERROR
 
 FILES = Path(__file__).resolve().parent.parent / "examples" / "cluster"
 
@@ -32,7 +33,7 @@ def stand_ins(tmp_path: Path) -> Path:
         "srun": note + 'while [[ ${1-} == --* ]]; do shift; done\nexec "$@"\n',
         "scontrol": 'printf "n1\\nn2\\nn3\\n"\n',
         "ray": note + '[[ " $* " == *" --block "* ]] || exit 0\nexec sleep 60\n',
-        "rankscope": note + "sleep 2\n",
+        "rankscope": note + 'sleep 2\nexit "${ENDS_WITH:-0}"\n',
     }
     for name, text in commands.items():
         path = folder / name
@@ -65,6 +66,20 @@ def test_a_slurm_allocation_becomes_a_ray_cluster(stand_ins: Path) -> None:
     assert all(place > head for place, call in enumerate(calls) if call.startswith("ray start --address"))
     options = make_parser().parse_args(shlex.split(next(call for call in calls if call.startswith("rankscope")))[1:])
     assert options.set == ["execute.backend=ray", "execute.address=n1:6379"]
+
+
+@pytest.mark.parametrize("script", ["slurm_array.sbatch", "slurm_ray.sbatch"])
+@pytest.mark.parametrize(("status", "found"), [(UNDECIDED, 0), (SOME_FAILED, SOME_FAILED), (USER_ERROR, USER_ERROR)])
+def test_a_study_that_is_done_and_undecided_is_no_failed_job(
+    stand_ins: Path, script: str, status: int, found: int
+) -> None:
+    environment = {"ENDS_WITH": str(status), "SLURM_JOB_NODELIST": "n[1-3]"}
+    if found == 0:
+        run(script, stand_ins, **environment)
+        return
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        run(script, stand_ins, **environment)
+    assert caught.value.returncode == found
 
 
 def test_scripts_without_their_arguments_say_how_they_are_used(stand_ins: Path) -> None:
