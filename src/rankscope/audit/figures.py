@@ -11,6 +11,7 @@ import polars as pl
 from rankscope.audit.result import Audit, short_name
 from rankscope.measures import MEASURES
 from rankscope.report.figure import Figure, Panel
+from rankscope.report.layer_figures import NEURONS, REPRESENTATIONS, Curve
 from rankscope.report.marks import INK, WIDTH, data, specification
 from rankscope.report.palette import GAIN_COLOUR
 
@@ -28,17 +29,6 @@ _BASE_MAPS = {
 }
 _AGAINST_MAPS = {"update_cosine": "Cosine of the two updates", "update_norm_ratio": "How far the other moved, relative"}
 _ATTENTION_MAPS = {"attention_divergence": "How far it moved", "attention_entropy": "How widely it looks"}
-# Titles, and what the upright axis says.
-_STREAM_CURVES = {
-    "procrustes_residual": ("How far the stream moved", "share that no turn, shift or scale explains, 0 to 1"),
-    "residual_cosine": ("How like the base's direction", "cosine with the base, 1 is the same"),
-    "cka": ("How alike the geometry stayed", "CKA with the base, 1 is the same"),
-}
-_NEURON_CURVES = {
-    "neuron_shift": ("How far neurons moved", "mean size of the shift, the base's standard deviations"),
-    "neurons_newly_dead": ("Neurons that fell silent", "number in the layer"),
-    "neurons_newly_active": ("Neurons that woke", "number in the layer"),
-}
 # Scales that mean the same in every audit; the others end at the largest value.
 _SCALES = {"update_cosine": 1.0, "subspace_overlap_8": 1.0}
 # Curves are drawn at so many points at most.
@@ -140,7 +130,7 @@ def _inside(audit: Audit) -> Iterator[Figure | None]:
     layers = audit.on_texts.layers
     yield _by_layer(
         layers,
-        _STREAM_CURVES,
+        REPRESENTATIONS,
         key="representations",
         title="How far the representations drifted",
         shows="The residual stream after each layer on the texts given, the tuned model's against the base's.",
@@ -150,7 +140,7 @@ def _inside(audit: Audit) -> Iterator[Figure | None]:
     )
     yield _by_layer(
         layers,
-        _NEURON_CURVES,
+        NEURONS,
         key="neurons",
         title="What became of the neurons",
         shows="The neurons of each layer's MLP on the texts given. One fell silent if it was active at one position in "
@@ -161,23 +151,23 @@ def _inside(audit: Audit) -> Iterator[Figure | None]:
     )
 
 
-def _by_layer(layers: pl.DataFrame, curves: Mapping[str, tuple[str, str]], **words: str) -> Figure | None:
+def _by_layer(layers: pl.DataFrame, curves: Mapping[str, Curve], **words: str) -> Figure | None:
     # A count that is 0 everywhere says nothing.
     keys = [key for key in curves if _has(layers, key) and (MEASURES[key].unit != "count" or layers[key].sum() > 0)]
     if not keys:
         return None
     panels = []
     for key in keys:
-        title, unit = curves[key]
         label = f"Line plot: {MEASURES[key].meaning}, by layer."
-        panels.append(Panel(title, label, specification(_layer_curve(layers, key)), unit=unit))
+        plot = specification(_layer_curve(layers, key, has_zero=curves[key].has_zero))
+        panels.append(Panel(curves[key].title, label, plot, unit=curves[key].unit))
     return Figure(panels=panels, measures=keys, sources=("tables/layers.csv",), columns=3, **words)
 
 
-def _layer_curve(layers: pl.DataFrame, key: str) -> alt.LayerChart:
+def _layer_curve(layers: pl.DataFrame, key: str, *, has_zero: bool) -> alt.LayerChart:
     plot = alt.Chart(data(layers.select("layer", pl.col(key).alias("value"))))
     x = alt.X("layer:O", title="Layer", axis=alt.Axis(labelAngle=0, labelOverlap="greedy"))
-    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=key not in {"cka", "residual_cosine"}))
+    y = alt.Y("value:Q", title=None, scale=alt.Scale(zero=has_zero))
     hints = [alt.Tooltip("layer:O", title="Layer"), alt.Tooltip("value:Q", title=key, format=".3g")]
     return alt.layer(
         plot.mark_line(color=GAIN_COLOUR, strokeWidth=2, aria=False).encode(x=x, y=y),

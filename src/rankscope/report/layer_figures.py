@@ -15,7 +15,7 @@ from rankscope.report.wording import is_fraction
 
 
 @dataclass(frozen=True)
-class _Curve:
+class Curve:
     """A panel's title, what its upright axis says, and whether that starts at zero."""
 
     title: str
@@ -24,18 +24,18 @@ class _Curve:
 
 
 _ATTENTION = {
-    "attention_divergence": _Curve("How far attention moved", "Jensen-Shannon divergence from the base, nats"),
-    "attention_entropy": _Curve("How widely heads look", "entropy, 0 one token to 1 all tokens alike", False),
+    "attention_divergence": Curve("How far attention moved", "Jensen-Shannon divergence from the base, nats"),
+    "attention_entropy": Curve("How widely heads look", "entropy, 0 one token to 1 all tokens alike", False),
 }
-_REPRESENTATIONS = {
-    "procrustes_residual": _Curve("How far the stream moved", "share that no turn, shift or scale explains, 0 to 1"),
-    "residual_cosine": _Curve("How like the base's direction", "cosine with the base, 1 is the same", False),
-    "cka": _Curve("How alike the geometry stayed", "CKA with the base, 1 is the same", False),
+REPRESENTATIONS = {
+    "procrustes_residual": Curve("How far the stream moved", "share that no turn, shift or scale explains, 0 to 1"),
+    "residual_cosine": Curve("How like the base's direction", "cosine with the base, 1 is the same", False),
+    "cka": Curve("How alike the geometry stayed", "CKA with the base, 1 is the same", False),
 }
-_NEURONS = {
-    "neuron_shift": _Curve("How far neurons moved", "mean size of the shift, the base's standard deviations"),
-    "neurons_newly_dead": _Curve("Neurons that fell silent", "number in the layer"),
-    "neurons_newly_active": _Curve("Neurons that woke", "number in the layer"),
+NEURONS = {
+    "neuron_shift": Curve("How far neurons moved", "mean size of the shift, the base's standard deviations"),
+    "neurons_newly_dead": Curve("Neurons that fell silent", "number in the layer"),
+    "neurons_newly_active": Curve("Neurons that woke", "number in the layer"),
 }
 _COUNTS = {"num_heads": "Heads", "num_tasks": "Tasks", "num_positions": "Positions", "num_neurons": "Neurons"}
 
@@ -61,7 +61,7 @@ def attention_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
 
 def representation_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
     """How far the residual stream drifted from the base's, layer by layer."""
-    panels = _panels(layers, _REPRESENTATIONS, style)
+    panels = _panels(layers, REPRESENTATIONS, style)
     if not panels:
         return None
     return Figure(
@@ -83,7 +83,7 @@ def representation_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
 
 def neuron_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
     """What became of the neurons of each layer."""
-    panels = _panels(layers, _NEURONS, style)
+    panels = _panels(layers, NEURONS, style)
     if not panels:
         return None
     return Figure(
@@ -103,7 +103,7 @@ def neuron_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
     )
 
 
-def _panels(layers: pl.DataFrame, curves: Mapping[str, _Curve], style: Style) -> dict[str, Panel]:
+def _panels(layers: pl.DataFrame, curves: Mapping[str, Curve], style: Style) -> dict[str, Panel]:
     """By measure, its panel; a count that is 0 everywhere says nothing and is left out."""
     frame = layers.with_columns(pl.col("arm").fill_null("base"))
     panels = {}
@@ -118,7 +118,7 @@ def _panels(layers: pl.DataFrame, curves: Mapping[str, _Curve], style: Style) ->
     return panels
 
 
-def _chart(frame: pl.DataFrame, measure: str, curve: _Curve, style: Style) -> alt.LayerChart:
+def _chart(frame: pl.DataFrame, measure: str, curve: Curve, style: Style) -> alt.LayerChart:
     counts = [name for name in _COUNTS if name in frame.columns]
     ends = [name for name in ("lowest", "highest") if name in frame.columns]
     shown = frame.select("group", "arm", "layer", "value", *ends, "num_seeds", *counts, "source")
