@@ -147,7 +147,8 @@ def test_a_study_that_was_only_planned_has_a_page_that_says_so(tmp_path):
     assert "There is no verdict yet" in page.words
     assert "0 of 33 runs complete, 33 waiting" in page.words
     assert "no learning rate has been chosen" in page.words
-    assert "Nothing failed, diverged or was interrupted." in page.words
+    assert "No work is left that failed, diverged or was interrupted" in page.words
+    assert "what was stopped and then went on to its end is not listed" in page.words  # its records do not tell
 
 
 def test_a_study_under_way_shows_what_it_has(tmp_path):
