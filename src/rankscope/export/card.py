@@ -11,10 +11,11 @@ from typing import Any
 
 from rankscope.plan import Plan
 from rankscope.records import Interval, RateChoice, TaskComparison, TrainRecord, Verdict
-from rankscope.runs import DataOrigin, DerivedPoint
+from rankscope.runs import DataOrigin, DerivedPoint, HarnessSettings
 
 _RELATIONS = {"in_domain": "in domain", "out_of_domain": "out of domain", "retention": "retention"}
 _PACKAGES = ("rankscope", "torch", "transformers", "peft")
+_MAX_SHOWN = 2000  # characters of one text
 _CHANGES = {
     "rewind": "its update times {amount:g}",
     "truncate": "its update cut to rank {amount:g}",
@@ -70,6 +71,8 @@ def model_card(facts: CardFacts) -> str:
         _about(facts),
         "## Use",
         _use(facts),
+        "## How prompts are written",
+        _prompts(facts),
         "## Data",
         _data(facts),
         "## Training",
@@ -169,19 +172,44 @@ def _use(facts: CardFacts) -> str:
     return f"```python\n{body}```" + ("\n\n" + " ".join(notes) if notes else "")
 
 
+def _prompts(facts: CardFacts) -> str:
+    """The first example of the training data as it was trained on: other prompts than such may do worse."""
+    run = facts.train.run
+    wanted = (run.base.name, run.training_set.name, "train")
+    found = (one for one in facts.plan.data if (one.base, one.name, one.role) == wanted)
+    summary = next(found, None)
+    if summary is None or not summary.sample_trained:
+        return "The plan of the study does not say it."
+    said = "The first training example, decoded from its tokens; a tokenizer may add the special ones itself."
+    if not summary.sample_prompt:
+        return f"{said} It has no prompt: all of it is learned.\n\n{_block(summary.sample_trained)}"
+    return (
+        f"{said} Write prompts in this form, blanks and line breaks too:\n\n{_block(summary.sample_prompt)}\n\n"
+        f"The model learned to go on with\n\n{_block(summary.sample_trained)}"
+    )
+
+
+def _block(text: str) -> str:
+    """A text as Markdown prints it on lines of its own, its middle left out where it is long."""
+    if len(text) > _MAX_SHOWN:
+        text = f"{text[: _MAX_SHOWN // 2]} [...] {text[-_MAX_SHOWN // 2 :]}"
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}text\n{text}\n{fence}"
+
+
 def _data(facts: CardFacts) -> str:
     """Which version of which data, for training and for each task."""
     run = facts.train.run
-    rows = [("trained on", run.training_set.name, run.training_set.data, run.training_set.num_examples)]
+    rows = [("trained on", run.training_set.name, _read(run.training_set.data), run.training_set.num_examples)]
     relations = facts.plan.relations[run.training_set.name]
     tasks = facts.plan.tasks[run.base.name]
-    rows += [(_RELATIONS[relations[name]], name, task.data, task.num_items) for name, task in tasks.items()]
+    rows += [
+        (_RELATIONS[relations[name]], name, _read(task.data, task.harness), task.num_items)
+        for name, task in tasks.items()
+    ]
     lines = ["| | name | source | split | revision or hash | rows |", "|---|---|---|---|---|---|"]
-    for role, name, data, number in rows:
-        version = "" if data is None else data.commit or data.revision or (data.sha256 or "")[:12]
-        source = "" if data is None else " ".join(part for part in (_origin(data), data.subset) if part)
-        split = "" if data is None else data.split or ""
-        cells = (role, _code(name), _code(source), _code(split), _code(version), f"{number:,}")
+    for role, name, read, number in rows:
+        cells = (role, _code(name), *map(_code, read), f"{number:,}")
         lines.append("| " + " | ".join(cells) + " |")
     overlaps = [
         f"{one.num_exact + one.num_ngram:,} of the {one.num_items:,} items of {_code(one.task)}"
@@ -192,6 +220,14 @@ def _data(facts: CardFacts) -> str:
     if overlaps:
         lines += ["", f"Found in the training data too: {'; '.join(overlaps)}."]
     return "\n".join(lines)
+
+
+def _read(data: DataOrigin | None, harness: HarnessSettings | None = None) -> tuple[str, str, str]:
+    """Source, split and version; a task of lm_eval, which reads its data itself, is named with lm_eval's version."""
+    if data is None:
+        return (f"lm_eval {harness.task}", "", f"lm_eval {harness.version}") if harness else ("", "", "")
+    source = " ".join(part for part in (_origin(data), data.subset) if part)
+    return source, data.split or "", data.commit or data.revision or (data.sha256 or "")[:12]
 
 
 def _origin(data: DataOrigin) -> str:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from rankscope.data.summaries import DataSummary
 from rankscope.export.card import CardFacts, model_card
 from rankscope.export.model import base_id
 from rankscope.models.loading import load_model
@@ -16,7 +17,7 @@ from rankscope.models.methods.making import make_trainable
 from rankscope.models.methods.pack import ADAPTER
 from rankscope.quantization import QuantizationConfig
 from rankscope.records import TrainRecord
-from rankscope.runs import BaseSettings, DataOrigin, Opening
+from rankscope.runs import BaseSettings, DataOrigin, HarnessSettings, Opening
 from synthetic import ARMS, Synthetic, write_study
 from tiny import lora_run, method_run, tiny_llama
 
@@ -77,6 +78,43 @@ def test_markup_in_a_name_stays_text(study: Synthetic) -> None:
     text = model_card(facts(study, base("org/small", "a" * 40), "a|b ``` <script>`\nx"))
     (row,) = [line for line in text.splitlines() if "<script>" in line]
     assert row.startswith("| trained on | `new` | ```` a\\|b ``` <script>` x ```` |")
+
+
+def with_sample(study: Synthetic, prompt: str, trained: str) -> str:
+    told = facts(study, base("org/small", "a" * 40))
+    summary = DataSummary(
+        base="small", name="new", role="train", source="new.jsonl", form="question_answer", num_rows=1, num_used=1,
+        num_duplicates=0, num_truncated=0, num_tokens=9, num_scored_tokens=3, longest_tokens=9, sample_prompt=prompt,
+        sample_trained=trained,
+    )  # fmt: skip
+    others = [summary.model_copy(update=other) for other in ({"role": "validation"}, {"base": "b"}, {"name": "n"})]
+    others = [other.model_copy(update={"sample_prompt": "ANOTHER"}) for other in others]
+    return model_card(replace(told, plan=told.plan.model_copy(update={"data": (*others, summary)})))
+
+
+def test_the_form_of_prompts_is_shown_as_it_was_trained_on(study: Synthetic) -> None:
+    text = with_sample(study, "<s>Question: 1 + 1?\nAnswer:", " 2</s>")
+    assert "```text\n<s>Question: 1 + 1?\nAnswer:\n```\n" in text and "go on with\n\n```text\n 2</s>\n```\n" in text
+    assert "ANOTHER" not in text
+    assert "all of it is learned.\n\n```text\nOnce upon\n```\n" in with_sample(study, "", "Once upon")
+    assert "does not say it" in model_card(facts(study, base("org/small", "a" * 40)))
+
+
+def test_a_prompt_with_fences_stays_one_block_and_a_long_one_is_cut_in_its_middle(study: Synthetic) -> None:
+    text = with_sample(study, "````\n# no heading\n````\nAnswer:", "x" * 9000 + "END")
+    assert "\n`````text\n````\n# no heading\n````\nAnswer:\n`````\n" in text
+    assert "xxx [...] xxx" in text and "xEND\n```" in text and len(text) < 7000
+
+
+def test_a_task_of_lm_eval_has_its_name_and_version_for_a_source(study: Synthetic) -> None:
+    told = facts(study, base("org/small", "a" * 40))
+    harness = HarnessSettings(
+        task="arc_easy", include_path="/home/me/secret", sha256=None, num_fewshot=0, apply_chat_template=False,
+        limit=None, version="0.4.9",
+    )  # fmt: skip
+    tasks = {name: task.model_copy(update={"harness": harness}) for name, task in told.plan.tasks["small"].items()}
+    text = model_card(replace(told, plan=told.plan.model_copy(update={"tasks": {"small": tasks}})))
+    assert "| in domain | `taught` | `lm_eval arc_easy` |  | `lm_eval 0.4.9` |" in text and "/home/me" not in text
 
 
 def test_the_base_is_loaded_at_the_commit_and_in_the_precision_that_were_measured(study: Synthetic) -> None:
