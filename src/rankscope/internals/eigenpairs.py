@@ -26,7 +26,7 @@ TOLERANCE = 1e-6
 _MAX_ROUNDS = 60
 
 # Values, largest first; vectors as rows; the largest residual of a pair, relative to the largest value.
-Eigen = tuple[Tensor, Tensor, float]
+Eigen = tuple[Float[Tensor, " num_pairs"], Float[Tensor, "num_pairs size"], float]
 
 
 def largest_of_sum(
@@ -151,7 +151,7 @@ def _orthogonal(block: Tensor, basis: Tensor) -> Tensor:
     return block
 
 
-def _iterated(gram: Tensor, k: int) -> Eigen:
+def _iterated(gram: Float[Tensor, "size size"], k: int) -> Eigen:
     """The k largest eigenpairs by block iteration, from the first coordinates: the base's own vectors.
 
     Each round solves the problem within the vectors so far, their residuals and the step before (LOBPCG's space).
