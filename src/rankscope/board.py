@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rankscope.errors import DamagedFile
 from rankscope.plan import Plan
 from rankscope.records import UNFINISHED, Record, Status, TrainRecord
+from rankscope.runs import OF_WEIGHTS
 from rankscope.store import RECORD, Store, check_files
 from rankscope.work import Work, all_work, expected_hash, folder_of, read_record
 
@@ -56,7 +58,9 @@ def status_of(work: Work, record: Record) -> Status:
 
 def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, list[str]]:
     """What is done, from the records on disk, every file checked; and what is kept, and what redone, and why."""
-    board, remarks = Board(), []
+    board = Board()
+    remarks: list[str] = []
+    others: list[Work] = []
     try:
         store.read_rates()
     except DamagedFile as damage:
@@ -68,7 +72,7 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
             if record is None:
                 continue
             if record.settings_hash != expected_hash(plan, work):
-                remarks.append(f"{folder_of(store, work)}: made with other settings; it is done again")
+                others.append(work)
                 continue
             if status_of(work, record) != "interrupted":
                 check_files(folder_of(store, work), record)
@@ -84,7 +88,18 @@ def read_board(plan: Plan, store: Store, *, retry_failed: bool) -> tuple[Board, 
         if status_of(work, record) in UNFINISHED:
             continue
         board.note(work, record)
-    return board, [*_kept(board), *remarks, *_left_over(plan, store)]
+    return board, [*_kept(board), *_redone(others), *remarks, *_left_over(plan, store)]
+
+
+def _redone(works: Sequence[Work]) -> list[str]:
+    """What an earlier call made with other settings, by name."""
+    if not works:
+        return []
+    counts = Counter(f"{stage} {name}".strip() for stage, _, _, name in works)
+    listed = ", ".join(f"{name} ({number})" for name, number in counts.items())
+    is_on_texts = any(stage == "analyse" and name not in OF_WEIGHTS for stage, _, _, name in works)
+    why = "; what is measured on texts draws them from all tasks" if is_on_texts else ""
+    return [f"made with other settings, and done again: {listed}{why}"]
 
 
 def _is_damaged(store: Store, work: Work) -> bool:

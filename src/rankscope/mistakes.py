@@ -105,6 +105,14 @@ def _bound(words: str, key: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda detail: f"is {_shown(detail)}, and must be {words} {detail['ctx'][key]:g}"
 
 
+def _no_list(detail: Mapping[str, Any]) -> str:
+    """That it is no list, and how it is written; of seeds their number may have been meant."""
+    value = detail.get("input")
+    if detail["loc"][-1] == "seeds" and isinstance(value, int) and 1 < value <= 20:
+        return f"is {value}, not a list: for {value} seeds write {list(range(value))}"
+    return f"is {_shown(detail)}, not a list: write [{str(value)[:_SHOWN]}]"
+
+
 def _text(detail: Mapping[str, Any]) -> str:
     hint = "; put it in quotes" if isinstance(detail.get("input"), (int, float, bool)) else ""
     return f"is {_shown(detail)}, not a text{hint}"
@@ -138,7 +146,7 @@ _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **{name: _not_a(kind) for name, kind in _KINDS.items()},
     "missing": lambda _detail: "is missing",
     "string_type": _text,
-    "tuple_type": lambda detail: f"is {_shown(detail)}, not a list: write [{str(detail.get('input'))[:_SHOWN]}]",
+    "tuple_type": _no_list,
     "model_type": _section,
     "greater_than": _bound("above", "gt"),
     "greater_than_equal": _bound("at least", "ge"),

@@ -51,10 +51,10 @@ def test_a_new_task_and_a_changed_task_are_all_that_is_scored(out: Path, tmp_pat
     on_texts = {f"analyse/{name}" for name in ON_TEXTS}
     assert parts(redone) == {"evaluate/more", "evaluate/recall", *on_texts}
     assert len(redone) == 5 * (1 + 4)  # of the base, and of two arms on two seeds
-    for name in on_texts:
-        assert len(re.findall(rf"{name}: made with other settings; it is done again", said)) == 5
+    again = re.search(r"made with other settings, and done again: (.*?); what is measured on texts", said)
+    assert again is not None
+    assert set(again[1].split(", ")) == {f"{name.replace('/', ' ')} (5)" for name in ("evaluate/recall", *on_texts)}
     assert "kept from before: 5 trained runs" in said
-    assert len(re.findall(r"evaluate/recall: made with other settings; it is done again", said)) == 5
     record = Store(out).read_decide()
     assert record is not None and "3 points" in record.verdicts[0].rule
 

@@ -46,6 +46,8 @@ CASES = [
     ("train.t.source", "", "is empty"),
     ("train.t.columns", "q", "is 'q', not a mapping of names to values"),
     ("evaluate.e.in_domain_for", "t", "is 't', not a list: write [t]"),
+    ("seeds", 3, "is 3, not a list: for 3 seeds write [0, 1, 2]"),
+    ("seeds", 7321, "is 7321, not a list: write [7321]"),
     ("evaluate.e.role", "keep", "is 'keep', and can be `retention`"),
     ("evaluate.e.scorer", "judge", "not written as file.py:function"),
     ("execute.num_workers", "many", "is 'many', neither a whole number nor `auto`"),

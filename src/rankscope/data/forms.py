@@ -69,7 +69,7 @@ class Contents:
         form: What the rows were taken for.
         contents: One for each row, in their order.
         num_blank: Rows of plain text that are blank, which part the others.
-        unread: The fields of the first row that nothing is made of, where no preset says what its fields are.
+        unread: The fields that hold something in any row and are not read, where no preset says what they are.
     """
 
     form: Form
@@ -93,21 +93,26 @@ def understand(rows: Rows, columns: Columns | None = None) -> Contents:
     if columns:
         named = [_renamed(row, columns) for row in rows.rows]
         understood = _convert(named, _common_form(named, tuple(columns)))
-        return replace(understood, unread=_unread(rows.rows[0], named[0], understood.form, columns))
+        return replace(understood, unread=_unread(rows.rows, named[0], understood.form, columns))
     layout = _layout(rows)
     if layout is not None and rows.preset is not None:
         return _by_layout(rows, layout, rows.preset)
     understood = _convert(rows.rows, _common_form(rows.rows))
-    return replace(understood, unread=_unread(rows.rows[0], rows.rows[0], understood.form))
+    return replace(understood, unread=_unread(rows.rows, rows.rows[0], understood.form))
 
 
-def _unread(row: Row, renamed: Row, form: Form, columns: Columns | None = None) -> tuple[str, ...]:
-    """The fields of a row that hold something, and of which nothing is read."""
+def _unread(rows: Sequence[Row], first: Row, form: Form, columns: Columns | None = None) -> tuple[str, ...]:
+    """The fields that hold something in any row, and of which nothing is read; `first` is the first row, renamed."""
     named = [name for column in (columns or {}).values() for name in ([column] if isinstance(column, str) else column)]
     read = {"id", "category", "cluster", *named, *(name.partition(".")[0] for name in named), *_FIELDS[form]}
     read.add("")  # a table's index column, as pandas writes it
-    read |= read_fields(renamed) if form == "multiple_choice" else set()
-    return tuple(str(name) for name, value in row.values.items() if value not in (None, "") and name not in read)
+    read |= read_fields(first) if form == "multiple_choice" else set()
+    left: dict[str, None] = {}
+    for row in rows:
+        for name, value in row.values.items():
+            if name not in read and name not in left and value not in (None, ""):
+                left[name] = None
+    return tuple(map(str, left))
 
 
 def _by_layout(rows: Rows, layout: Layout, preset: Preset) -> Contents:

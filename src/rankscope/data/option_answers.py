@@ -75,7 +75,8 @@ def _meant(asked: Sequence[Asked], starts_at: int) -> list[int]:
     fits = [name for name in read if None not in read[name]]
     if not fits:
         best = max(read, key=lambda name: sum(index is not None for index in read[name]))
-        raise _no_option(asked[read[best].index(None)])
+        number = read[best].index(None)
+        raise _no_option(asked[number], best, [name for name in read if read[name][number] is not None])
     # Names that the data gives its options, and the numbers of columns, are no accident; the rest must agree.
     chosen = "label" if "label" in fits else "number" if "number" in fits and asked[0].is_numbered else fits[0]
     if chosen not in ("label", "number") or not (asked[0].is_numbered or asked[0].labels):
@@ -91,11 +92,15 @@ def _meant(asked: Sequence[Asked], starts_at: int) -> list[int]:
     return [index for index in read[chosen] if index is not None]
 
 
-def _no_option(question: Asked) -> UserError:
+def _no_option(question: Asked, reading: str, others: Sequence[str]) -> UserError:
+    """What is wrong with an answer that the reading of most does not fit, and perhaps others do."""
     value = value_of(question.row, question.field)
     if value is None:
         return field_error(question.row, question.field, "is missing")
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
+    if others:
+        what = f"is {shown}, a {others[0]}, where other answers are each a {reading}"
+        return field_error(question.row, question.field, what, "write all answers of a source in the same way")
     return field_error(question.row, question.field, f"is {shown}, none of the {len(question.options)} options", _MEND)
 
 

@@ -48,7 +48,7 @@ class DataSummary(Frozen):
         num_refused: Rows that nothing could be made of: blank ones that part texts, prompts that leave no room.
         num_truncated: Examples cut on the right, or items whose prompt is cut from the left when it is scored.
         median_tokens, p95_tokens: Of examples, or of items with their longest option.
-        unread_fields: Of the first row, what holds something and is not read, where no preset says what its fields are.
+        unread_fields: What holds something in any row and is not read, where no preset says what its fields are.
         sample_prompt, sample_trained: The first one decoded from its tokens; the second part is what is learned.
         is_estimate: The rows were not read, or there was no tokenizer for them: numbers are from a table.
     """

@@ -92,6 +92,13 @@ class Field:
         """An arm's forgetting, `forgetting` or `forgetting_nats`."""
         return self.arms[arm].forgetting if key == "forgetting" else self.arms[arm].forgetting_nats
 
+    def overspent(self, arm: str) -> list[str]:
+        """The kinds of forgetting of which an arm surely forgets more than is accepted."""
+        lost = {key: self.forgotten(arm, key) for key in self.question.budgets}
+        return [
+            key for key, item in lost.items() if item and item.low is not None and item.low > self.question.budgets[key]
+        ]
+
     def _eligible(self, arm: str) -> Eligible:
         if arm == BASE:
             return "yes"  # it forgets nothing by definition

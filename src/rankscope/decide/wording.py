@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from rankscope.decide.standing import BASE, Field, Question
@@ -103,9 +103,9 @@ def no_arm(field: Field, winner: str | None) -> str | None:
     tuned = [arm for arm in field.judged if arm != BASE]
     within = [arm for arm in tuned if field.eligible[arm] != "no"]
     if not within:
-        key = next(iter(field.question.budgets))
-        least = min(tuned, key=lambda arm: field.forgotten(arm, key).value if field.forgotten(arm, key) else math.inf)
-        return f"Every arm forgot more than is accepted; {least} the least: it {' and '.join(_forgets(field, least))}."
+        least = min(tuned, key=lambda arm: _excess(field, arm))
+        forgets = _forgets(field, least, only=field.overspent(least))
+        return f"Every arm forgot more than is accepted; {least} the least: it {' and '.join(forgets)}."
     unit = field.question.score.removeprefix("gain")
     best = max(within, key=lambda arm: (field.score(arm), arm))
     others = len(tuned) - len(within)
@@ -138,10 +138,21 @@ def reason(field: Field, arm: str, best: str) -> str:
     return "; ".join(parts)
 
 
-def _forgets(field: Field, arm: str) -> list[str]:
-    """What an arm forgets, against each budget."""
+def _excess(field: Field, arm: str) -> float:
+    """How far an arm is beyond the budget that it overspends most, in budgets, or in units of one that is 0."""
+    worst = -math.inf
+    for key, budget in field.question.budgets.items():
+        lost = field.forgotten(arm, key)
+        worst = max(worst, math.inf if lost is None else (lost.value - budget) / (budget or 1.0))
+    return worst
+
+
+def _forgets(field: Field, arm: str, only: Collection[str] | None = None) -> list[str]:
+    """What an arm forgets, against each budget, or those of some kinds."""
     said = []
     for key, budget in field.question.budgets.items():
+        if only is not None and key not in only:
+            continue
         unit, lost = key.removeprefix("forgetting"), field.forgotten(arm, key)
         where = "not measured" if lost is None else f"{_span(lost, unit)} of at most {_amount(budget, unit)}"
         said.append(f"forgets {where}")

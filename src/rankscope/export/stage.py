@@ -226,7 +226,8 @@ class _Exporter:
             if place.exists():
                 shutil.rmtree(place)
             target.rename(place)
-        return ", ".join(f"models/{one.folder}" for one in chosen) or "none"
+        none = "none, since no arm is recommended (--model ARM writes one all the same)"
+        return ", ".join(f"models/{one.folder}" for one in chosen) or none
 
     def _facts(self, one: Chosen, has_tokenizer: bool) -> CardFacts:
         identity, is_hub = base_id(one.run)

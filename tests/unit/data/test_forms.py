@@ -209,6 +209,10 @@ REFUSED = {
     "number above": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": 2}], "none of the 2 options"),
     "number below": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": -1}], "none of the 2 options"),
     "letter above": ([{**CHOICE, "answer": "A"}, {**CHOICE, "answer": "C"}], "none of the 2 options"),
+    "number and letter": (
+        [{**CHOICE, "answer": 0}, {**CHOICE, "answer": 1}, {**CHOICE, "answer": "B"}],
+        "a letter, where",
+    ),
     "unknown text": ([{**CHOICE, "answer": "x"}, {**CHOICE, "answer": "zebra"}], "none of the 2 options"),
     "true as answer": ([{**CHOICE, "answer": 0}, {**CHOICE, "answer": True}], "none of the 2 options"),
     "no right option": ([{**CHOICE, "answer": 0}, CHOICE], "'answer' is missing"),
@@ -346,6 +350,12 @@ def test_no_rows_whatever_raise_anything_but_a_users_error(values, preset):
 )  # fmt: skip
 def test_fields_of_which_nothing_is_read_are_named(row, columns, unread):
     assert understand(rows(row, row), columns).unread == unread
+
+
+def test_a_field_that_only_later_rows_fill_is_named_too():
+    found = rows({"instruction": "Q", "input": "", "output": "A"}, {"instruction": "Q", "input": "P", "output": "A"})
+    assert understand(found, {"question": "instruction", "answer": "output"}).unread == ("input",)
+    assert understand(found).unread == ()  # as Alpaca's form it is read
 
 
 def test_a_preset_says_itself_what_its_fields_are():

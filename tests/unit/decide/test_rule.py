@@ -162,6 +162,20 @@ def test_where_the_base_wins_the_arm_that_came_nearest_is_named_with_its_numbers
     )
 
 
+def test_the_arm_that_forgot_least_is_that_of_the_budget_it_overspends_most() -> None:
+    """Right answers are kept by both, and the loss is not: that of r16 least of all, whatever its answers say."""
+    both = {"score": ["taught"], "forgetting": ["kept"], "forgetting_nats": ["text"]}
+    found = verdict(
+        replace(arm("r1", 1, est(0.3), est(0.0)), forgetting_nats=est(0.5)),
+        replace(arm("r16", 16, est(0.4), est(-0.1)), forgetting_nats=est(3.0)),
+        tasks=both,
+    )
+    assert found.because == (
+        "Every arm forgot more than is accepted; r1 the least: it forgets 0.500 nats per token (0.495 to 0.505) "
+        "of at most 0.05 nats per token."
+    )
+
+
 def test_a_larger_arm_that_may_be_eligible_but_no_better_does_not() -> None:
     found = verdict(arm("r16", 16, est(0.30)), arm("full", 900, est(0.31), est(0.03, 0.01)))
     assert found.arm == "r16"
