@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import altair as alt
 import polars as pl
 
 from rankscope.report.figure import Figure, Panel
-from rankscope.report.labels import Place, places
+from rankscope.report.labels import Box, Place, places
 from rankscope.report.marks import (
     GROUP_FILTER,
     INK,
@@ -31,7 +32,8 @@ _DERIVED = {"rewind": "rewound to {:g} of its update", "truncate": "cut to rank 
             "intruders": "intruders times {:g}"}  # fmt: skip
 _MOST_NAMES = 8
 _HEIGHT, _SMALL_HEIGHT = 360, 220
-_WIDTH = {_HEIGHT: 440, _SMALL_HEIGHT: 330}  # about as wide as they are drawn, in pixels; where names go depends on it
+# As wide as they are drawn, in pixels, on a desk and on a phone; where names go depends on it.
+_WIDTHS = {_HEIGHT: (440, 280), _SMALL_HEIGHT: (325, 245)}
 _BRIEF = {"gain": "Learned, points", "gain_nats": "Learned, nats per token", "forgetting": "Forgotten, points",
           "forgetting_nats": "Forgotten, nats per token"}  # fmt: skip
 
@@ -158,11 +160,13 @@ def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float
     down = _scale([*ys, half["y"], -(half["y"] or 0.0)])
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _WIDTH[height] * across(x), height * (1 - down(y))
+        return _WIDTHS[height][0] * across(x), height * (1 - down(y))
 
     spots = [(*at(row["x"], row["y"]), row["arm"]) for row in rows]
     order = sorted(range(len(rows)), key=lambda index: rows[index]["arm"] not in best)
-    chosen = places([spots[index] for index in order], [at(*point) for point in others])
+    line = at(farthest, 0.0)[0]  # of the accepted forgetting
+    bars = [(line, 0.0, line, float(height)), *(box for row in rows for box in _bars(row, at))]
+    chosen = places([spots[index] for index in order], [at(*point) for point in others], bars, _WIDTHS[height])
     found: dict[int, Place] = dict(zip(order, chosen, strict=True))
     return frame.with_columns(
         pl.Series("_named", [is_few or row["arm"] in best for row in rows], dtype=pl.Boolean),
@@ -170,6 +174,14 @@ def _named(frame: pl.DataFrame, height: int, others: Sequence[tuple[float, float
         pl.Series("_dy", [found[index].dy for index in range(len(rows))], dtype=pl.Int64),
         pl.Series("_align", [found[index].align for index in range(len(rows))], dtype=pl.String),
     )
+
+
+def _bars(row: dict[str, Any], at: Callable[[float, float], tuple[float, float]]) -> list[Box]:
+    """The lines of an arm's two intervals, of those that it has."""
+    if row["arm"] == "base" or None in (row["x_low"], row["x_high"], row["low"], row["high"]):
+        return []
+    ends = ((row["x_low"], row["y"]), (row["x_high"], row["y"])), ((row["x"], row["high"]), (row["x"], row["low"]))
+    return [(*at(*one), *at(*other)) for one, other in ends]
 
 
 def _scale(values: Sequence[float | None]) -> Callable[[float], float]:

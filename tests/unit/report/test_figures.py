@@ -194,6 +194,32 @@ def test_a_name_does_not_stand_nearer_to_another_point():
         assert nearest[2] == name
 
 
+def test_a_name_is_not_cut_off_at_the_right_in_any_width_of_the_plot():
+    """It fits on a desk, and ran out of the plot on a phone."""
+    points = [(260.0, 100.0, "lora-r16")]
+    assert places(points, widths=(325.0,)) == [Place(10, -10, "left")]
+    [place] = places(points, widths=(325.0, 245.0))
+    for x, width in ((260.0, 325.0), (260.0 * 245.0 / 325.0, 245.0)):
+        left, _, right, _ = _box(x, 100.0, "lora-r16", place_of(place))
+        assert 0 <= left and right <= width
+
+
+def test_no_line_of_an_interval_goes_through_a_name():
+    points, bars = [(100.0, 100.0, "full"), (130.0, 60.0, "lora-r1")], [(120.0, 20.0, 120.0, 140.0)]
+    assert _shared(_box(100.0, 100.0, "full", (10, -10, "left")), (119.0, 20.0, 121.0, 140.0)) > 0
+    for (x, y, name), place in zip(points, places(points, bars=bars), strict=True):
+        assert _shared(_box(x, y, name, place_of(place)), (119.0, 20.0, 121.0, 140.0)) == 0
+
+
+def test_the_arm_farthest_right_has_its_name_inside_the_plot(reported):
+    tables = make_tables(reported.contents)
+    is_last = (pl.col("arm") == "lora-r64") & (pl.col("measure") == "forgetting")
+    moved = [pl.when(is_last).then(0.4).otherwise(pl.col(name)).alias(name) for name in ("value", "low", "high")]
+    found = make_glances({**tables, "arms": tables["arms"].with_columns(moved)}, reported.contents)
+    [align] = {row["_align"] for row in rows_of(found["new"]) if row["arm"] == "lora-r64"}
+    assert align == "right"
+
+
 def place_of(place):
     return place.dx, place.dy, place.align
 
