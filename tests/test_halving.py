@@ -6,9 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from rankscope.display import PlainDisplay
 from rankscope.pipeline import run_study
 from rankscope.records import RateChoice
 from rankscope.spec import Study
@@ -38,7 +36,7 @@ def demo_grid(halving: bool) -> Study:
 
 def searched(out: Path, halving: bool) -> tuple[dict[str, RateChoice], int]:
     """The choices of a study, and the steps that its runs were trained in all."""
-    run_study(demo_grid(halving), out, PlainDisplay(Console(quiet=True)))
+    run_study(demo_grid(halving), out)
     records = [Store(out).read_train(run.run_id) for run in plan_of(out).runs]
     assert all(record is not None for record in records)
     choices = {choice.arm: choice for choice in Store(out).read_rates().choices}

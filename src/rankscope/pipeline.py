@@ -55,6 +55,10 @@ class Display(Protocol):
         """A line for a person."""
 
 
+class Silent(Display):
+    """A display that shows nothing."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a study ended: the verdicts, where the report is, what failed, and why its tracker was not told all."""
@@ -70,13 +74,15 @@ class Outcome:
         return all(verdict.decision == "recommended" for verdict in self.record.verdicts)
 
 
-def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool = False, share: bool = False) -> Outcome:
+def run_study(
+    study: Study, out: Path, display: Display | None = None, *, retry_failed: bool = False, share: bool = False
+) -> Outcome:
     """Run a study, or finish one that was stopped.
 
     Args:
         study: The study.
         out: The study directory; made if it does not exist.
-        display: Who shows what is going on.
+        display: Who shows what is going on; nobody where none is given.
         retry_failed: Try again what failed before.
         share: Work beside other processes that were started on the same directory in the same way.
 
@@ -86,6 +92,7 @@ def run_study(study: Study, out: Path, display: Display, *, retry_failed: bool =
         KeyboardInterrupt: The person stopped it; the same call goes on.
     """
     check_installed(study.report_to)
+    display = display or Silent()
     store = Store(out)
     earlier, damage = read_earlier(store)
     # Of a study that was carried out elsewhere, verdicts and report can be made on any machine.

@@ -60,6 +60,10 @@ class Watcher(Protocol):
         """So many of so many tensors are done."""
 
 
+class Silent(Watcher):
+    """A watcher that tells nobody."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What is to be audited.
@@ -102,12 +106,17 @@ class Outcome:
     audit: Audit
 
 
-def run(request: Request, watcher: Watcher) -> Outcome:
+def run(request: Request, watcher: Watcher | None = None) -> Outcome:
     """Audit one tuned model, and write the page, the tables and the JSON document.
+
+    Args:
+        request: What, against what, and where to.
+        watcher: Who is told how far it is; nobody where none is given.
 
     Raises:
         UserError: A folder is not what it should be, or the tuned model does not belong to the base.
     """
+    watcher = watcher or Silent()
     _check_out(request.out)
     base, tuned, notes = _open(request)
     updates = _chosen(tuned, request.layers)

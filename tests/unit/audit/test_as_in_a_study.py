@@ -6,7 +6,6 @@ import polars as pl
 import pytest
 
 from analysed import analyse, write_models
-from planted import Quiet
 from rankscope.audit.stage import Request, run
 from rankscope.models.weights import trained_folder
 
@@ -21,7 +20,7 @@ def test_every_number_is_the_studys(tmp_path, arm):
     store = synthetic.store
     tuned = trained_folder(store.train(settings.run_id))
     request = Request(str(tmp_path / "base"), str(tuned), tmp_path / "out", intruders=True)
-    found = run(request, Quiet()).audit
+    found = run(request).audit
     matrices = pl.read_parquet(store.analysis(settings.run_id, "spectra") / "matrices.parquet")
     subspaces = pl.read_parquet(store.analysis(settings.run_id, "subspaces") / "subspaces.parquet")
     others = pl.read_parquet(store.analysis(settings.run_id, "spectra") / "other_tensors.parquet")
