@@ -128,6 +128,8 @@ class EvaluateRecord(Record):
     Attributes:
         scored_by: `option_tree` or `separate_rows`, with the reason for a fallback in `note`.
         num_truncated: Items whose prompt was cut from the left to fit the model's context.
+        num_unfinished: Generated answers that neither an end token nor a stop text ended; None where none are
+            generated, and in records from before they were counted.
         lm_eval: What lm_eval itself reports of a task of its own, by its names.
         data: Which version of the task's data was scored; of a run's training set it stands in `run.training_set.data`.
     """
@@ -139,6 +141,7 @@ class EvaluateRecord(Record):
     scoring: Literal["multiple_choice", "generate", "loss"]
     num_items: int = 0
     num_truncated: int = 0
+    num_unfinished: int | None = None
     scored_by: str | None = None
     note: str | None = None
     values: Values = Field(default_factory=dict)

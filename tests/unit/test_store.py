@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from rankscope import store
 from rankscope.errors import DamagedFile, UserError
 from rankscope.records import (
     AnalyseRecord,
@@ -82,6 +83,14 @@ def test_a_record_survives_a_write_and_a_read(tmp_path: Path, record: Record) ->
     assert again.model_dump_json() == record.model_copy(update={"files": again.files}).model_dump_json()
     json.loads((tmp_path / "record.json").read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     check_files(tmp_path, again)
+
+
+def test_scores_from_before_unfinished_answers_were_counted_are_read(tmp_path: Path) -> None:
+    write_record(tmp_path, RECORDS[1], [])
+    content = json.loads((tmp_path / "record.json").read_text())
+    del content["num_unfinished"]
+    write_text(tmp_path / "record.json", json.dumps(content | {"seal": store._seal(json.dumps(content))}))
+    assert read_model(tmp_path / "record.json", EvaluateRecord).num_unfinished is None
 
 
 def test_an_undeclared_number_is_refused() -> None:

@@ -11,8 +11,9 @@ import polars as pl
 
 from rankscope.decide.comparison import MIN_CATEGORY_ITEMS
 from rankscope.decide.differences import TaskScores
+from rankscope.decide.standing import BASE
 from rankscope.plan import Plan
-from rankscope.records import RateChoice
+from rankscope.records import EvaluateRecord, RateChoice
 from rankscope.runs import RunSettings
 from rankscope.store import ITEMS, PROMPTS, RECORD, Store, check_files, checksum
 
@@ -31,6 +32,8 @@ class Measured:
         seconds: By arm, of each chosen run with its scores.
         scoring_seconds: By task, of scoring all chosen runs.
         lost_seeds: By arm, what became of its seeds at the chosen rate that gave no number.
+        unfinished: By task and arm (the base too), how many of how many generated answers nothing ended but their
+            limit, over all seeds.
         sums: Checksum of every file that was read.
     """
 
@@ -43,6 +46,7 @@ class Measured:
     scoring_seconds: dict[str, float] = field(default_factory=dict)
     lost_seeds: dict[str, list[str]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    unfinished: dict[str, dict[str, tuple[int, int]]] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,6 +74,7 @@ def read_measured(
         if frame is None or not np.isfinite(_values(frame, unit)).all():
             measured.warnings.append(f"{name}: the base has no usable scores, so the task is left out")
             continue
+        _count_unfinished(measured, BASE, name, store.read_evaluate(store.base_task(base, name)))
         measured.tasks.append(
             TaskScores(
                 task=name,
@@ -129,10 +134,18 @@ def _read_run(store: Store, measured: Measured, settings: RunSettings) -> None:
             continue
         task.tuned.setdefault(arm, {})[settings.seed] = values
         record = store.read_evaluate(folder)
+        _count_unfinished(measured, arm, task.task, record)
         taken = record.seconds if record else 0.0
         measured.scoring_seconds[task.task] = measured.scoring_seconds.get(task.task, 0.0) + taken
         seconds += taken
     measured.seconds.setdefault(arm, []).append(seconds)
+
+
+def _count_unfinished(measured: Measured, arm: str, task: str, record: EvaluateRecord | None) -> None:
+    if record is not None and record.num_unfinished is not None:
+        by_arm = measured.unfinished.setdefault(task, {})
+        unfinished, items = by_arm.get(arm, (0, 0))
+        by_arm[arm] = (unfinished + record.num_unfinished, items + record.num_items)
 
 
 def _run_values(store: Store, measured: Measured, folder: Path, task: TaskScores) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from rankscope.decide.differences import TaskScores
 from rankscope.decide.estimates import arm_pairs, by_measure, measure
 from rankscope.decide.measured import Measured, read_measured
 from rankscope.decide.rule import judge
-from rankscope.decide.standing import Question, Standing
+from rankscope.decide.standing import BASE, Question, Standing
 from rankscope.plan import Plan
 from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, TaskComparison, Verdict
@@ -110,7 +110,31 @@ def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         scoring_seconds=measured.scoring_seconds,
     )
     standings, between = measure(measured.tasks, arms, question)
-    return judge(standings, between, question, [*measured.warnings, *_overlap_warnings(measured, plan)])
+    found = judge(standings, between, question, [*measured.warnings, *_overlap_warnings(measured, plan)])
+    unfinished = _unfinished_warnings(measured, plan, found.arm or found.safe_arm)
+    return found.model_copy(update={"warnings": (*found.warnings, *unfinished)})
+
+
+# An arm is warned of where so many more of a task's answers have no end than of the base's, which may have none either.
+_UNFINISHED_FRACTION = 0.1
+
+
+def _unfinished_warnings(measured: Measured, plan: Plan, arm: str | None) -> list[str]:
+    """Tasks on which the arm that is named does not stop writing, as its base does."""
+    warnings = []
+    for task, by_arm in measured.unfinished.items():
+        if arm not in by_arm or BASE not in by_arm:
+            continue
+        (count, number), (base_count, base_number) = by_arm[arm], by_arm[BASE]
+        if count / number - base_count / base_number > _UNFINISHED_FRACTION:
+            settings = plan.tasks[measured.base][task]
+            limit = f"evaluate.{task}.max_new_tokens" if settings.harness is None else "max_gen_toks of the task's file"
+            warnings.append(
+                f"{task}: {count:,} of {number:,} answers of {arm} have no end, of the base's {base_count:,} of "
+                f"{base_number:,}: they were cut at the longest that is generated, and the model may not stop in use "
+                f"either; read some, and raise {limit} where they are cut too early"
+            )
+    return warnings
 
 
 def _overlap_warnings(measured: Measured, plan: Plan) -> list[str]:

@@ -150,6 +150,7 @@ class _Stage:
             scoring=settings.scoring,
             num_items=len(scored.items),
             num_truncated=scored.num_truncated,
+            num_unfinished=scored.num_unfinished,
             scored_by=scored.scored_by,
             note=scored.note,
             values=scored.values,

@@ -96,6 +96,8 @@ def _numbers(one: Found) -> Iterator[tuple[str | None, str, float]]:
         yield from _named(record, _TRAIN)
     elif isinstance(record, EvaluateRecord):
         counts = {"num_items": record.num_items, "num_truncated": record.num_truncated}
+        if record.num_unfinished is not None:
+            counts["num_unfinished"] = record.num_unfinished
         lm_eval = {f"lm_eval/{name}": value for name, value in record.lm_eval.items()}
         yield from _of_task(record.task, {**counts, **record.values, **lm_eval})
     elif isinstance(record, AnalyseRecord):

@@ -193,13 +193,14 @@ def scores(contents: Contents) -> pl.DataFrame:
                     "value": value,
                     "num_items": record.num_items,
                     "num_truncated": record.num_truncated,
+                    "num_unfinished": record.num_unfinished,
                     "source": scored.source,
                 }
             )
     schema = {
         "base": pl.String, "training_set": pl.String, "arm": pl.String, "learning_rate": pl.Float64, "seed": pl.Int64,
         "run_id": pl.String, "task": pl.String, "is_validation": pl.Boolean, "measure": pl.String, "value": pl.Float64,
-        "num_items": pl.Int64, "num_truncated": pl.Int64, "source": pl.String,
+        "num_items": pl.Int64, "num_truncated": pl.Int64, "num_unfinished": pl.Int64, "source": pl.String,
     }  # fmt: skip
     return pl.DataFrame(rows, schema=schema)
 

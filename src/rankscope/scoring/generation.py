@@ -32,11 +32,13 @@ class Generation:
         ids: The tokens, with the end token or the one that completed a stop text as their last.
         text: Their text, without end token and cut before the stop text.
         is_truncated: The prompt was cut from the left to fit the model's context.
+        is_unfinished: Neither an end token nor a stop text ended it: it ran to its limit or filled the context.
     """
 
     ids: tuple[int, ...]
     text: str
     is_truncated: bool
+    is_unfinished: bool
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,10 @@ class _Ends:
         lengths = range(1, len(ids) + 1)
         first = bisect.bisect_left(lengths, True, key=lambda length: self.is_stopped(ids[:length]))
         return ids[: lengths[first]]
+
+    def are_missing(self, ids: Sequence[int]) -> bool:
+        """Whether nothing but its limit ended an item."""
+        return ids[-1] not in self.token_ids and not (self.stop and self.is_stopped(ids))
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of cut tokens, without what ended it."""
@@ -147,7 +153,12 @@ def generate_together(
             batch.share([member for member, _ in chosen], route)
             for (member, index), new in zip(chosen, _generate_batch(batch, ends), strict=True):
                 ids = ends.cut(new)
-                results[member, index] = Generation(tuple(ids), ends.text(ids), len(whole[index]) > room)
+                results[member, index] = Generation(
+                    tuple(ids),
+                    ends.text(ids),
+                    is_truncated=len(whole[index]) > room,
+                    is_unfinished=ends.are_missing(ids),
+                )
     return [[results[member, index] for index in range(len(prompts))] for member in members]
 
 

@@ -48,6 +48,7 @@ class HarnessModel(LM):
         self.context = context_length(model, tokenizer.context_length or max_tokens)
         self.scored_by: str | None = None
         self.num_truncated = 0
+        self.num_unfinished: int | None = None
         self.needs_greedy = False
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
@@ -92,6 +93,7 @@ class HarnessModel(LM):
             prompts = [requests[number].args[0] for number in numbers]
             made = generate(self.model, self.tokenizer, prompts, limit, stop, self.max_tokens)
             self.num_truncated += sum(generation.is_truncated for generation in made)
+            self.num_unfinished = (self.num_unfinished or 0) + sum(generation.is_unfinished for generation in made)
             answers |= {number: generation.text for number, generation in zip(numbers, made, strict=True)}
         return [answers[number] for number in range(len(requests))]
 

@@ -51,6 +51,7 @@ class ScoredTask:
         scored_by: `option_tree` or `separate_rows` for multiple choice, else None.
         trees: Whether options may be scored in trees, once that is known: pass it on to the next task.
         lm_eval: What lm_eval itself reports, by its names (`acc_norm,none`), where the task is one of its own.
+        num_unfinished: Generated answers that nothing ended but their limit; None where none are generated.
     """
 
     items: pl.DataFrame
@@ -59,6 +60,7 @@ class ScoredTask:
     scored_by: str | None = None
     trees: OptionTrees | None = None
     lm_eval: dict[str, float] = field(default_factory=dict)
+    num_unfinished: int | None = None
 
     @property
     def note(self) -> str | None:
@@ -207,7 +209,13 @@ def _judged(scorer: _Scorer, items: Sequence[Item], generations: Sequence[Genera
     values = {**_mean(frame, "is_correct", "accuracy"), **_mean(frame, "is_invalid", "invalid_fraction")}
     if scorer.settings.answer == "number" and own is None:
         values |= _mean(frame, "is_correct_strict", "accuracy_strict")
-    return ScoredTask(frame, values, sum(generation.is_truncated for generation in generations), trees=scorer.trees)
+    return ScoredTask(
+        frame,
+        values,
+        sum(generation.is_truncated for generation in generations),
+        trees=scorer.trees,
+        num_unfinished=sum(generation.is_unfinished for generation in generations),
+    )
 
 
 def _score_losses(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
@@ -250,7 +258,9 @@ def _score_with_lm_eval(scorer: _Scorer) -> ScoredTask:
     }
     if scorer.settings.scoring == "loss":
         values |= _bits_per_byte(frame)
-    return ScoredTask(frame, values, wrapped.num_truncated, wrapped.scored_by, wrapped.trees, reported)
+    return ScoredTask(
+        frame, values, wrapped.num_truncated, wrapped.scored_by, wrapped.trees, reported, wrapped.num_unfinished
+    )
 
 
 def _choices(scorer: _Scorer, items: Sequence[Item]) -> list[Choice]:

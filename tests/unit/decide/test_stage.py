@@ -17,7 +17,7 @@ from rankscope.decide import stage
 from rankscope.decide.rates import update_rates
 from rankscope.errors import DamagedFile
 from rankscope.records import ArmResult, DecideRecord, TaskComparison, Verdict
-from rankscope.store import check_files
+from rankscope.store import check_files, write_record
 from synthetic import ARMS, TASKS, Arm, Synthetic, Task, write_study
 
 ROOMY = {"forgetting_budget": 0.06, "margin": 0.08}
@@ -330,6 +330,40 @@ def test_retention_that_could_not_be_scored_is_unknown_not_absent(tmp_path: Path
     assert not any("no retention task" in text for text in verdict.warnings)
     assert any(text.startswith("general: the base has no usable scores") for text in verdict.warnings)
     assert "does not apply" not in verdict.rule
+
+
+def set_unfinished(study: Synthetic, task: str, base: int | None, tuned: int, arm: str = "lora-r16") -> None:
+    """Put the number of unfinished answers into the records of the base and of every run of an arm."""
+    counts = {study.store.base_task("small", task): base}
+    counts |= {study.store.task(run.run_id, task): tuned for run in study.runs(arm)}
+    for folder, count in counts.items():
+        if (record := study.store.read_evaluate(folder)) is not None:
+            write_record(folder, record.model_copy(update={"num_unfinished": count}), ["items.parquet"])
+
+
+def test_an_arm_that_does_not_stop_writing_is_warned_of(tmp_path: Path) -> None:
+    study = write_study(tmp_path, decide=ROOMY)
+    update_rates(study.store, study.plan)
+    # Of 300 items: a tenth more than the base is not warned of, nor what the base does as well, nor what is not known.
+    for base, tuned, is_warned in ((0, 30, False), (0, 31, True), (290, 300, False), (None, 300, False)):
+        set_unfinished(study, "taught", base, tuned)
+        (verdict,) = stage.run(study.store, study.study, study.plan).verdicts
+        assert verdict.arm == "lora-r16"
+        found = [text for text in verdict.warnings if "have no end" in text]
+        assert len(found) == is_warned
+        if found:
+            assert found[0].startswith("taught: 93 of 900 answers of lora-r16 have no end, of the base's 0 of 300:")
+            assert "raise evaluate.taught.max_new_tokens" in found[0]
+
+
+def test_so_is_one_that_is_safe_while_it_is_undecided(tmp_path: Path) -> None:
+    alike = (ARMS[1], replace(ARMS[1], rank=64, num_trainable=64_000))
+    study = write_study(tmp_path, arms=alike, decide={"forgetting_budget": 0.06, "margin": 0.001})
+    update_rates(study.store, study.plan)
+    set_unfinished(study, "taught", 0, 300, "lora-r64")
+    (verdict,) = stage.run(study.store, study.study, study.plan).verdicts
+    assert (verdict.arm, verdict.safe_arm) == (None, "lora-r64")
+    assert any("900 of 900 answers of lora-r64 have no end" in text for text in verdict.warnings)
 
 
 def test_test_items_in_the_training_data_are_in_the_verdict(tmp_path: Path) -> None:

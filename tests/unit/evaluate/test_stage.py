@@ -134,6 +134,7 @@ def test_what_lies_on_disk(study):
             assert record.settings_hash == plan.evaluation_hash("tiny", run_id, folder.name)
             assert record.subject.run_id == run_id
             assert (record.task, record.num_items, record.num_truncated) == (folder.name, len(items), 0)
+            assert record.num_unfinished == (len(items) if folder.name == "sums" else None)
             frame = pl.read_parquet(folder / "items.parquet")
             assert frame.schema == pl.Schema(ITEM_SCHEMA)
             assert frame["item_id"].to_list() == [item.item_id for item in items]

@@ -100,6 +100,14 @@ def test_scores_are_the_means_of_the_items_they_name(reported):
     assert checked > 30
 
 
+def test_scores_say_how_many_answers_have_no_end(reported):
+    assert scores(reported.contents)["num_unfinished"].is_null().all()
+    first = reported.contents.scored[0]
+    record = first.record.model_copy(update={"num_unfinished": 7})
+    table = scores(replace(reported.contents, scored=(replace(first, record=record),)))
+    assert table["num_unfinished"].to_list() == [7] * table.height and table.height > 0
+
+
 def test_a_difference_is_tuned_less_base_over_seeds(reported):
     table = comparisons(reported.contents).filter((pl.col("training_set") == "new") & pl.col("category").is_null())
     store, checked = reported.study.store, 0

@@ -53,6 +53,7 @@ def test_tokens_equal_transformers_generate(make_llama, tokenizer, max_tokens, f
     ends = {len(result.ids) for result in results}
     assert (len(ends) > 2) == (factor == 3.0), "the test should see items that end at different steps"
     for result in results:
+        assert result.is_unfinished == (result.ids[-1] != 1)
         kept = result.ids[:-1] if result.ids[-1] == 1 else result.ids
         assert result.text == tokenizer.decode(kept)
 
@@ -94,6 +95,7 @@ def test_a_stop_text_ends_an_item_where_it_is_complete(make_llama, tokenizer, ma
         stop = long.text[11:13]
         (result,) = generate(model, tokenizer, [PROMPTS[number]], 30, (stop, "never written"), max_tokens)
         cut = long.text.index(stop)
+        assert (long.is_unfinished, result.is_unfinished) == (True, False)
         assert result.text == long.text[:cut]
         assert list(result.ids) == list(long.ids[: len(result.ids)])
         assert stop in tokenizer.decode(result.ids)
@@ -128,6 +130,7 @@ def test_long_prompts_are_cut_and_items_end_with_the_context(make_llama, tokeniz
     assert len(ids) > context
     cut, whole = generate(model, tokenizer, [prompt, "Anna"], 8, (), 10**6)
     assert (cut.is_truncated, whole.is_truncated) == (True, False)
+    assert cut.is_unfinished and whole.is_unfinished
     assert list(cut.ids) == reference(model, ids[-16:], 8)
     # More new tokens than the context leaves: half of it is the prompt's, and the last token is never read.
     short = tokenizer.encode("Anna buys")

@@ -90,7 +90,9 @@ def test_measures_of_ours_follow_from_the_items(make_llama, tokenizer, prepared)
     assert text.values["loss_nats_per_token"] == pytest.approx(nats, rel=1e-12)
     word = scored(model, tokenizer, prepared("ours_last_word"))
     assert word.lm_eval["perplexity,none"] == pytest.approx(math.exp(word.items["nll_nats"].mean()), rel=1e-9)
+    assert (choice.num_unfinished, text.num_unfinished) == (None, None)
     total = scored(model, tokenizer, prepared("ours_sum"))
+    assert 0 < total.num_unfinished <= total.items.height
     assert total.values["accuracy"] == total.lm_eval["exact_match,flexible-extract"]
     assert total.values["accuracy_strict"] == total.lm_eval["exact_match,strict-match"]
 

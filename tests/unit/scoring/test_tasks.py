@@ -120,7 +120,7 @@ def test_losses_of_texts(make_llama, tokenizer, make_settings):
     assert scored.values["loss_nats_per_token"] == pytest.approx(total / tokens)
     num_bytes = sum(len(text.encode()) for text in texts)
     assert scored.values["bits_per_byte"] == pytest.approx(total / math.log(2) / num_bytes)
-    assert (scored.num_truncated, scored.scored_by) == (0, None)
+    assert (scored.num_truncated, scored.num_unfinished, scored.scored_by) == (0, None, None)
 
 
 def test_generations(make_llama, tokenizer, make_settings, monkeypatch):
@@ -130,13 +130,14 @@ def test_generations(make_llama, tokenizer, make_settings, monkeypatch):
 
     def fake(model, tokenizer, prompts, **options):
         seen.update(options, prompts=prompts)
-        return [Generation((), next(written), is_truncated=False) for _ in prompts]
+        return [Generation((), next(written), is_truncated=False, is_unfinished=prompt != "p1") for prompt in prompts]
 
     monkeypatch.setattr(tasks, "generate", fake)
     items = [Item(f"i{number}", f"p{number}", (), "1 + 1 = 2. #### 2") for number in range(3)]
     settings = make_settings("generate", "number", stop=("Question:",))
     scored = score_task(make_llama(), tokenizer, items, settings, 512)
     assert seen == {"prompts": ["p0", "p1", "p2"], "max_new_tokens": 16, "stop": ("Question:",), "max_tokens": 512}
+    assert (scored.num_truncated, scored.num_unfinished) == (0, 2)
     assert scored.items["prediction"].to_list() == ["2", "2", None]
     assert scored.items["is_correct"].to_list() == [True, True, False]
     assert scored.items["is_correct_strict"].to_list() == [True, False, False]
