@@ -399,6 +399,23 @@ def test_the_other_pages_draw_and_keep_to_themselves(browser, across_url, audit_
         assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_an_interval_as_wide_as_its_plot_is_seen_to_end_in_it(browser, across_url):
+    """It went from edge to edge, as if it ran on outside."""
+    open_page(browser, across_url)
+    plots = browser.execute_script("""
+        return [...document.querySelectorAll('#across .plot')].map((plot) => {
+          const area = plot.querySelector('.background').getBoundingClientRect();
+          const marks = (kind) => [...plot.querySelectorAll(kind)].map((m) => m.getBoundingClientRect());
+          const lines = marks('.mark-rule.role-mark line').filter((line) => line.width > 1);
+          const air = lines.map((line) => Math.min(line.left - area.left, area.right - line.right));
+          return [lines.length, marks('.role-mark.mark-rect path').length, Math.min(...air)];
+        });
+    """)
+    assert plots
+    for num_intervals, num_ends, air in plots:
+        assert num_intervals > 1 and num_ends == 2 * num_intervals and air > 6
+
+
 def test_all_of_it_can_be_reached_by_keyboard_and_has_a_name(browser, url):
     open_page(browser, url)
     unnamed = browser.execute_script("""

@@ -15,6 +15,8 @@ from rankscope.report.palette import Look, several_looks
 from rankscope.report.standings import SHORT, TITLES, with_rates, worded
 from rankscope.report.tables import pooled
 
+_AIR = 12  # pixels
+
 
 def standings(studies: Sequence[Study]) -> pl.DataFrame:
     """One row a study, setting and measure: what the arm learned or forgot there, with its interval and file."""
@@ -97,9 +99,17 @@ def _dots(part: pl.DataFrame, settings: Sequence[str], style: Style) -> alt.Laye
     tint = alt.Color("arm:N", legend=None, scale=alt.Scale(domain=names, range=[look.colour for look in looks]))
     form = alt.Shape("arm:N", legend=None, scale=alt.Scale(domain=names, range=[look.shape for look in looks]))
     hints = tooltips(arm="Study", setting="Setting", rate="Rate", shown="Value", evidence="Rests on")
-    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=INK, opacity=0.5).encode(x=alt.X("x:Q", title=None))
+    # With air at both ends, or an interval as wide as the plot would seem to run out of it.
+    x = alt.X("x:Q", title=None, scale=alt.Scale(padding=_AIR))
+    zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=INK, opacity=0.5).encode(x=x)
+    end = plot.mark_tick(orient="vertical", size=9, thickness=2, aria=False)
+    ends = [
+        end.encode(x=alt.X(f"{name}:Q", title=None), y=y, yOffset=offset, color=tint, opacity=picked())
+        for name in ("low", "high")
+    ]
     return alt.layer(
         zero,
+        *ends,
         plot.mark_rule(strokeWidth=2, aria=False).encode(
             x=alt.X("low:Q", title=None), x2="high:Q", y=y, yOffset=offset, color=tint, opacity=picked()
         ),
