@@ -385,6 +385,24 @@ def test_paper_is_no_phone(browser, url):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
+def test_on_paper_what_says_what_follows_is_not_parted_from_it(browser, url, across_url):
+    """A heading, its words and a legend stood at the end of a sheet; the first verdict left the first one empty."""
+    ways = """
+        const names = ['h2', 'h3', '.shows', '.ramp', 'summary', 'tr.heading'];
+        const loose = names.filter((name) => [...document.querySelectorAll('main ' + name)]
+          .some((part) => getComputedStyle(part).breakAfter !== 'avoid'));
+        const there = names.filter((name) => document.querySelector('main ' + name)).length;
+        return [loose, there, getComputedStyle(document.querySelector('.verdict')).breakInside];
+    """
+    for address, num_kinds in ((url, 6), (across_url, 4)):
+        open_page(browser, address)
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+        try:
+            assert browser.execute_script(ways) == [[], num_kinds, "auto"]
+        finally:
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
 def test_the_other_pages_draw_and_keep_to_themselves(browser, across_url, audit_url):
     for address, width in itertools.product((across_url, audit_url), (1280, 360)):
         open_page(browser, address, width)
