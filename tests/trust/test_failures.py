@@ -26,6 +26,7 @@ BROKEN = {
     "RAISE_AT": str(RAISES),
     "DIE_AT": str(DIES),
     "NOISE": "1",
+    "PYTHONUNBUFFERED": "",  # as it is for most people: what is printed waits for its flush
 }
 
 

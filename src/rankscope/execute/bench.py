@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import time
 import warnings
@@ -126,6 +127,8 @@ class _Watcher:
 def redirect_output(log_file: Path) -> None:
     """Send what this process prints, its logging and warnings among it, to a log."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # what was printed so far belongs to the log before
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
