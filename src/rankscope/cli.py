@@ -157,19 +157,22 @@ def _stopping_on_request() -> Iterator[None]:
 
 
 def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
-    from rich.console import Console
+    from rankscope.execute.server import importing_early
 
-    from rankscope.display import make_display
-    from rankscope.pipeline import run_study
-    from rankscope.terminal import verdict_tables
+    with importing_early(study):
+        from rich.console import Console
 
-    console = Console()
-    display = make_display(console)
-    try:
-        with _stopping_on_request():
-            outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
-    finally:
-        display.close()
+        from rankscope.display import make_display
+        from rankscope.pipeline import run_study
+        from rankscope.terminal import verdict_tables
+
+        console = Console()
+        display = make_display(console)
+        try:
+            with _stopping_on_request():
+                outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
+        finally:
+            display.close()
     for part in verdict_tables(outcome.record):
         console.print(part, markup=False, highlight=False)
     console.print(f"report: {outcome.report}", soft_wrap=True, markup=False, highlight=False)

@@ -70,6 +70,16 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     )
 
 
+def likely_layout(study: Study) -> Layout | None:
+    """How workers of this machine's processor will most likely be laid out, before anything is known of the bases.
+
+    None where they are of another machine, or have a device of their own.
+    """
+    execute = study.execute
+    device = find_device() if execute.device == "auto" else execute.device
+    return choose_layout(study, num_parameters=0) if execute.backend == "local" and device == "cpu" else None
+
+
 def layouts_to_try(study: Study, layout: Layout) -> list[Layout]:
     """The ways of dividing the machine that may be faster than the first, which is the one chosen without measuring.
 

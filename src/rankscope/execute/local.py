@@ -5,22 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
 from rankscope.execute.failures import disk_full, failure_of, has_little_space, record_failure
-from rankscope.execute.surroundings import errors_to, surroundings
+from rankscope.execute.server import can_share_imports, start_server, stop_server
+from rankscope.execute.surroundings import surroundings
 from rankscope.execute.worker import worker_main
-from rankscope.plan import Layout, Pack, Place, Plan
+from rankscope.plan import Pack, Place, Plan
 from rankscope.store import Store
 
 # A process that dies under the same pack a second time would die a third.
@@ -28,8 +27,6 @@ _MAX_DEATHS = 2
 _STOP_SECONDS = 30.0
 # A process whose neighbour has died hears of it before that one is quite gone.
 _DEATH_SECONDS = 2.0
-# What takes seconds to import and starts no threads; polars does, so nothing that imports it is here.
-_SHARED_MODULES = ["torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto", "peft"]
 
 
 class WorkerDied(Exception):
@@ -85,9 +82,7 @@ class LocalExecutor:
         self._plan = plan
         self._shares_imports = can_share_imports(plan.layout)
         # Fork and threads do not go together: what is forked here has none yet.
-        self._context = multiprocessing.get_context("forkserver" if self._shares_imports else "spawn")
-        if self._shares_imports:
-            self._context.set_forkserver_preload(_SHARED_MODULES)
+        self._context = start_server(plan.layout) if self._shares_imports else multiprocessing.get_context("spawn")
         self._is_stopping = False
         self._workers: list[_Worker] = []
         self._deaths: dict[Pack, int] = {}
@@ -186,8 +181,7 @@ class LocalExecutor:
             worker.end()
         self._workers.clear()
         if self._shares_imports:
-            # The module has no public way to end its server, which would outlive the study with this environment.
-            forkserver._forkserver._stop()
+            stop_server(self._store.root / "logs" / "imports.log")
 
     def _start(self) -> _Worker:
         slot = next(number for number in range(len(self._workers) + 1) if number not in self._slots())
@@ -207,9 +201,6 @@ class LocalExecutor:
         arguments = (theirs, self._store.root, log_file, place)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
         with surroundings(self._plan.layout, slot, rank):
-            if self._shares_imports:
-                with errors_to(self._store.root / "logs" / "imports.log"):  # libraries talk while they are imported
-                    forkserver.ensure_running()
             process.start()
         theirs.close()
         return _Process(process, ours, rank)
@@ -245,15 +236,6 @@ def _code(worker: _Worker) -> int | None:
     for sentinel in wait(list(processes), 5.0):
         processes[sentinel].join(5.0)
     return next((code for process in processes.values() if (code := process.exitcode) is not None), None)
-
-
-def can_share_imports(layout: Layout) -> bool:
-    """Whether workers are forked from one process that has imported torch: half of the memory and of the start.
-
-    Not where there is one process, nor with a GPU, whose driver does not survive a fork and whose number each worker
-    is told before it starts; elsewhere than on Linux system libraries do not survive one.
-    """
-    return sys.platform == "linux" and layout.device == "cpu" and layout.num_workers * layout.shard > 1
 
 
 def _meaning(code: int | None) -> str:

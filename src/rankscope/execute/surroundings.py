@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from typing import IO
 
 from rankscope.plan import Layout
 
@@ -52,12 +52,10 @@ def worker_environment(layout: Layout, slot: int, rank: int = 0) -> dict[str, st
 
 
 @contextmanager
-def errors_to(log_file: Path) -> Iterator[None]:
-    """What processes that are started inside write to standard error, for as long as they live, goes to a log."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
+def errors_to(stream: IO[bytes]) -> Iterator[None]:
+    """What processes that are started inside write to standard error, for as long as they live, goes to a file."""
     own = os.dup(2)
-    with log_file.open("ab") as stream:
-        os.dup2(stream.fileno(), 2)
+    os.dup2(stream.fileno(), 2)
     try:
         yield
     finally:

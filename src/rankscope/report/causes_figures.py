@@ -17,6 +17,7 @@ from rankscope.report.marks import (
     Style,
     colour,
     data,
+    either,
     horizontal_rule,
     log_axis,
     picked,
@@ -192,7 +193,7 @@ def _forest(part: pl.DataFrame) -> alt.LayerChart:
         alt.Tooltip("source:N", title="File"),
     ]
     zero = alt.Chart(alt.Data(values=[{"x": 0}])).mark_rule(color=INK, opacity=0.5).encode(x="x:Q")
-    fill = alt.condition(f"datum.how === '{plain}'", alt.value(INK), alt.value(PAPER))
+    fill = either(alt.FillValue, f"datum.how === '{plain}'", INK, PAPER)
     return alt.layer(
         zero,
         # Its numbers are said at the point; and where no interval can be given, an empty mark has nothing to say.

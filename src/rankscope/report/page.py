@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import json
 import re
@@ -12,7 +11,6 @@ from dataclasses import asdict
 from typing import Any
 
 import polars as pl
-import vl_convert
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -26,8 +24,9 @@ from rankscope.report.figure import Figure, Panel
 from rankscope.report.figures import group_names, make_glances
 from rankscope.report.losses import category_rows, flips, task_rows
 from rankscope.report.palette import GAIN_COLOUR, Look, looks
-from rankscope.report.static import VEGALITE_VERSION, config, parameters
+from rankscope.report.static import config, parameters
 from rankscope.report.tables import DECIDE_FILE
+from rankscope.report.vega import vega_bundle
 from rankscope.report.verdicts import VerdictView, verdict_view
 
 _LISTED = ("runs", "troubles", "not_available", "separate_rows", "data", "contamination")
@@ -181,13 +180,6 @@ def content_security_policy(style: str, scripts: Sequence[str]) -> str:
         f"default-src 'none'; script-src {script_hashes}; style-src {_hash(style)}; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-
-
-@functools.cache
-def vega_bundle() -> str:
-    """Vega, Vega-Lite, Vega-Embed and Vega's interpreter as one script, from the package that also draws the SVGs."""
-    script = vl_convert.javascript_bundle(vl_version=VEGALITE_VERSION)
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _hash(text: str) -> str:

@@ -15,6 +15,7 @@ from rankscope.report.marks import (
     Style,
     colour,
     data,
+    either,
     horizontal_rule,
     log_axis,
     picked,
@@ -128,7 +129,7 @@ def _rank_curve(frame: pl.DataFrame, measure: str, ticks: Sequence[float], style
         ),
         unranked.mark_rule(strokeWidth=2).encode(y=y, color=tint, opacity=picked(), tooltip=hints),
         ranked.mark_line(color=INK, strokeWidth=1.5, aria=False).encode(
-            x=x, y=y, detail="family:N", opacity=alt.condition("length(arms) === 0", alt.value(0.45), alt.value(0.15))
+            x=x, y=y, detail="family:N", opacity=either(alt.OpacityValue, "length(arms) === 0", 0.45, 0.15)
         ),
         ranked.mark_rule(strokeWidth=2, aria=False).encode(
             x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=tint, opacity=picked()

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from rankscope.report.figure import Figure, Panel
-from rankscope.report.marks import GROUP_FILTER, WIDTH, Style, colour, data, picked, shape, specification
+from rankscope.report.marks import GROUP_FILTER, WIDTH, Style, colour, data, either, picked, shape, specification
 
 _COSTS = {
     "train_seconds": ("Training time", "seconds of one run", False),
@@ -121,7 +121,7 @@ def _losses(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
             ],
         )
     )
-    dash = alt.condition("datum.is_chosen", alt.value([1, 0]), alt.value([4, 3]))
+    dash = either(alt.StrokeDashValue, "datum.is_chosen", [1, 0], [4, 3])
     lines = plot.mark_line(strokeWidth=1.5, point={"size": 25} if has_points else False).encode(strokeDash=dash)
     ends = plot.transform_filter("datum.is_last").mark_point(filled=True, size=60).encode(shape=shape(style))
     return (lines + ends).properties(width=WIDTH, height=260)

@@ -18,6 +18,7 @@ from rankscope.report.marks import (
     Style,
     colour,
     data,
+    either,
     picked,
     shape,
     specification,
@@ -255,7 +256,7 @@ def _arm_layers(frame: pl.DataFrame, up: str, right: str, style: Style) -> list[
     at = {name: alt.ExprRef(f"datum._{name}") for name in ("dx", "dy", "align")}
     is_named = "length(arms) === 0 ? datum._named : indexof(arms, datum.arm) >= 0"
     names = plot.mark_text(fontSize=12, color=INK, aria=False, **at).encode(
-        x=x, y=y, text="arm:N", opacity=alt.condition(is_named, alt.value(1), alt.value(0))
+        x=x, y=y, text="arm:N", opacity=either(alt.OpacityValue, is_named, 1, 0)
     )
     return [across, upright, points, names]
 

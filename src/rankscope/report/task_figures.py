@@ -14,6 +14,7 @@ from rankscope.report.marks import (
     Style,
     colour,
     data,
+    either,
     horizontal_rule,
     log_axis,
     picked,
@@ -170,7 +171,7 @@ def _heat_map(frame: pl.DataFrame, style: Style) -> alt.LayerChart:
     axis = alt.Axis(labelAngle=angle, orient="top", labelLimit=130, **bare)
     x = alt.X(f"{across[0]}:N", sort=across[1], title=None, axis=axis)
     y = alt.Y(f"{down[0]}:N", sort=down[1], title=None, axis=alt.Axis(labelLimit=190, **bare))
-    sign = alt.condition("datum.value >= 0", alt.value(GAIN_COLOUR), alt.value(LOSS_COLOUR))
+    sign = either(alt.FillValue, "datum.value >= 0", GAIN_COLOUR, LOSS_COLOUR)
     strength = alt.FillOpacity("strength:Q", scale=alt.Scale(domain=[0, 1], range=[0.03, 0.62]), legend=None)
     cells = plot.mark_rect(cornerRadius=3, stroke=None).encode(
         x=x, y=y, fill=sign, fillOpacity=strength, tooltip=tooltips(**_HINTS)

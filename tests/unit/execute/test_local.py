@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -14,8 +10,8 @@ import psutil
 import pytest
 
 from rankscope.execute.events import Event, Failed, Finished, Progress
-from rankscope.execute.local import _SHARED_MODULES, LocalExecutor, can_share_imports
-from rankscope.execute.surroundings import errors_to, worker_environment
+from rankscope.execute.local import LocalExecutor
+from rankscope.execute.surroundings import worker_environment
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.planning import make_plan
 from rankscope.start import write_start
@@ -49,30 +45,6 @@ def test_each_process_of_a_model_in_parts_has_a_gpu_of_its_own(monkeypatch: pyte
         found = [worker_environment(layout, slot, rank) for slot in range(2) for rank in range(2)]
         assert [environment["CUDA_VISIBLE_DEVICES"] for environment in found] == expected
         assert all(environment["GLOO_SOCKET_IFNAME"].startswith("lo") for environment in found)
-
-
-@pytest.mark.parametrize(
-    ("device", "num_workers", "is_shared"), [("cpu", 2, True), ("cpu", 1, False), ("cuda", 2, False), ("mps", 1, False)]
-)
-def test_several_workers_on_a_processor_are_forked_from_one(device: str, num_workers: int, is_shared: bool) -> None:
-    layout = Layout(device=device, num_workers=num_workers, threads_per_worker=1)
-    assert can_share_imports(layout) is (is_shared and sys.platform == "linux")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
-def test_what_workers_are_forked_from_has_no_threads() -> None:
-    """A fork of a process with threads can hang in a lock that nobody will release."""
-    code = f"""
-        import importlib, threading
-        from pathlib import Path
-        for name in {_SHARED_MODULES!r}:
-            importlib.import_module(name)
-        print(len(list(Path("/proc/self/task").iterdir())))
-    """
-    environment = os.environ | worker_environment(Layout(device="cpu", num_workers=2, threads_per_worker=1), 0)
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    assert found.stdout.split()[-1] == "1"
 
 
 def until(executor: LocalExecutor, kind: type) -> list[Event]:
@@ -188,15 +160,3 @@ def test_what_one_process_of_several_raises_is_recorded_and_the_others_do_not_wa
         assert "read_parquet" in record.error.traceback, "of the process that raised, down to the call that did"
     finally:
         executor.close()
-
-
-def test_what_a_process_says_while_it_imports_libraries_goes_to_a_log(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    log = tmp_path / "logs" / "imports.log"
-    say = [sys.executable, "-c", "import sys; sys.stderr.write(sys.argv[1])"]
-    with errors_to(log):
-        subprocess.run([*say, "could be faster"], check=True)
-    subprocess.run([*say, "shown"], check=True)
-    assert log.read_text(encoding="utf-8") == "could be faster"
-    assert capfd.readouterr().err == "shown"
