@@ -5,7 +5,7 @@
 
 Every measurement is a process of its own. The stacks take turns (`--repeats` times) so that other work on the machine
 meets both; what counts is the median. Processor seconds are there for machines that others use too. Results go to
-benchmarks/results.json, the table to benchmarks/results.md. One part has no other stack: `derive` sets a curve of
+benchmarks/results.json, the table beside it. One part has no other stack: `derive` sets a curve of
 derived models beside the training it came from (derived.py).
 """
 
@@ -69,7 +69,7 @@ def main() -> None:
                 result = measure(part, folder, work, arguments.repeats)
                 said = f"{result['ratio']:.2f} times faster, {result['processor_ratio']:.2f} in processor time"
             _keep(arguments.results, base, part, result)
-            write_table(arguments.results, HERE / "results.md")
+            write_table(arguments.results, arguments.results.with_suffix(".md"))
             print(f"{base} {part}: {said}", flush=True)
 
 
@@ -125,8 +125,9 @@ def measure_derived(base: str, folder: Path, repeats: int) -> dict:
 
 
 def _ours(part: str, folder: Path) -> dict:
-    # Nothing that an earlier repetition decomposed: the other stack keeps nothing either.
-    shutil.rmtree(folder / "cache", ignore_errors=True)
+    # Nothing that an earlier repetition decomposed: the other stack keeps nothing either. The script that draws plots
+    # is no result, and stays as an installed file would.
+    shutil.rmtree(folder / "cache" / "decompositions", ignore_errors=True)
     _OUR_ENVIRONMENT["RANKSCOPE_CACHE"] = str(folder / "cache")
     if part != "study":
         return run_process([str(HERE / "ours.py"), part, str(folder)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,13 @@ SHOTS = (0, 2, 4, 8)
 _RANKS = tuple(range(1, 17))
 
 
-def points(folder: Path) -> Iterator[dict[str, Any]]:
+def points(folder: Path, arms: Sequence[int], items: Sequence[int], shots: Sequence[int]) -> Iterator[dict[str, Any]]:
     """One measured study after another."""
-    for number in ARMS:
+    for number in arms:
         yield {"grows": "arms", "value": number, **measure(folder, _study(number, 100, 0, folder))}
-    for number in ITEMS:
+    for number in items:
         yield {"grows": "items", "value": number, **measure(folder, _study(1, number, 0, folder))}
-    for number in SHOTS:
+    for number in shots:
         yield {"grows": "examples in the prompt", "value": number, **measure(folder, _study(1, 100, number, folder))}
 
 
@@ -78,17 +78,20 @@ def chart(frame: pl.DataFrame) -> alt.HConcatChart:
 def main() -> None:
     """Measure, and write the numbers and the plot."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arms", type=int, nargs="*", default=ARMS)
+    parser.add_argument("--items", type=int, nargs="*", default=ITEMS)
+    parser.add_argument("--shots", type=int, nargs="*", default=SHOTS, help="worked examples in the prompt")
     parser.add_argument("--out", type=Path, default=HERE / "growth.json")
     parser.add_argument("--plot", type=Path, default=HERE.parent / "docs/images/growth.svg")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "growth")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for row in points(arguments.folder):
+    for row in points(arguments.folder, arguments.arms, arguments.items, arguments.shots):
         rows.append(row)
         print(row, flush=True)
     arms = [row["seconds"] for row in rows if row["grows"] == "arms"]
-    marginal = (arms[-1] - arms[0]) / (ARMS[-1] - ARMS[0])
+    marginal = (arms[-1] - arms[0]) / (arguments.arms[-1] - arguments.arms[0])
     print(f"a run alone: {arms[0]:.1f} s; an arm more: {marginal:.1f} s")
     document = {"alone_seconds": arms[0], "marginal_arm_seconds": marginal, "points": rows}
     arguments.out.write_text(json.dumps(document, indent=1) + "\n")

@@ -172,7 +172,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
-def pretrain(seed: int, folder: Path, recipe: Recipe, *, is_plain: bool) -> None:
+def pretrain(seed: int, folder: Path, recipe: Recipe, *, is_plain: bool, max_steps: int | None = None) -> None:
     """Pretrain a base from a seed, with questions and answers or on plain text only, and write it to a folder."""
     start = time.perf_counter()
     generator = torch.Generator().manual_seed(seed)
@@ -180,6 +180,7 @@ def pretrain(seed: int, folder: Path, recipe: Recipe, *, is_plain: bool) -> None
     # The tokenizer is the same for all seeds and both kinds, so that their losses per token can be compared.
     tokenizer = train_tokenizer(pretraining_documents(build_world(), 0), recipe)
     rows = pack(documents, tokenizer, recipe.row_length)
+    rows = rows if max_steps is None else rows[: max_steps * recipe.batch_rows]
     model = initial_model(tokenizer, recipe, generator)
     for step, num_steps, loss in train(model, rows, recipe):
         if step % 100 == 0 or step == num_steps - 1:
@@ -206,9 +207,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the model")
     parser.add_argument("--plain", action="store_true", help="text only: no questions with answers")
     parser.add_argument("--threads", type=int, default=1, help="processor threads; the result depends on them slightly")
+    parser.add_argument("--max-steps", type=int, help="stop so early, for a trial; a whole pass where not given")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain(arguments.seed, arguments.out, Recipe(), is_plain=arguments.plain)
+    pretrain(arguments.seed, arguments.out, Recipe(), is_plain=arguments.plain, max_steps=arguments.max_steps)
 
 
 if __name__ == "__main__":

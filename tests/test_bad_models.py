@@ -12,8 +12,9 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config
+from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
 
+from dozen import CONFIGS, make_model
 from model_folders import write_tokenizer
 from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
 from rankscope.data.architectures import check_architecture
@@ -116,8 +117,27 @@ def test_an_encoder_that_transformers_loads_as_a_causal_model(
 
 
 def test_an_encoder_made_a_decoder_is_one(tmp_path: Path) -> None:
-    base = changed(write_base(tmp_path / "base"), model_type="bert", is_decoder=True)
-    check_architecture(base, "base", trust_remote_code=False)
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, is_decoder=True
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    check_architecture(tmp_path, "base", trust_remote_code=False)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neox", "opt", "phi3", "falcon", "bloom"])
+def test_a_configuration_over_another_architecture_s_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model_type: str
+) -> None:
+    base = changed(write_base(tmp_path / "base"), model_type=model_type)
+    error = refused(tmp_path, capsys, base)
+    assert f"{base / 'config.json'}: model_type '{model_type}' has no such weights as" in error
+    assert "is config.json of this model?" in error
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_weights_of_a_configuration_s_own_class_are_its_own(tmp_path: Path, name: str) -> None:
+    make_model(name).save_pretrained(tmp_path)
+    check_architecture(tmp_path, "base", trust_remote_code=False)
 
 
 def test_a_whole_model_that_generates_in_another_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 Commands are the lines of code blocks that begin with a program, and what stands in backticks and begins so. Those of
 blocks are run in one folder, in the order of the pages: the tutorial comes first, and the others find its study; then
-those within the text. A study is cut down by further `--set`, which win. What cannot be run here is in one of three
+those within the text. A study is cut down by further `--set`, which win. What cannot be run here is in one of two
 tables, each of which says what is done instead, and is tried itself.
 """
 
@@ -36,6 +36,8 @@ _BEGINS = rf"(?:\.venv/bin/)?(?:{'|'.join(PROGRAMS)})"
 
 # By how a command begins: the test that carries it out, or what it stands for, where this one cannot.
 _FILES, _TRACKERS = "tests/test_cluster_files.py", "tests/unit/track/test_trackers.py"
+_IN_SMALL = "tests/test_long_commands.py::test_what_make_carries_out_in_small"
+_COLLECTED = "tests/test_long_commands.py::test_tests_that_are_not_part_of_the_gate_are_found"
 ELSEWHERE = {
     "make demo": "tests/test_demo.py::test_the_demos_study_with_few_examples_and_items",
     "sbatch": f"{_FILES}::test_a_slurm_array_shares_a_study",
@@ -50,6 +52,9 @@ ELSEWHERE = {
     "mlflow ui": f"{_TRACKERS}::test_mlflow_in_a_file",
     "trackio show": f"{_TRACKERS}::test_trackio_on_this_machine",
     "make simulate": "tests/unit/decide/test_simulation.py::test_intervals_cover",
+    **dict.fromkeys(("make real", "make truth", "make bench", "make smallworld"), _IN_SMALL),
+    **dict.fromkeys(("make test-heavy", "make test-oldest", "python -m pytest"), _COLLECTED),
+    "python benchmarks/scale_simulation.py": "tests/test_long_commands.py::test_the_simulation_of_a_cluster_in_small",
     "make audit-dependencies":
         "tests/trust/test_audit_dependencies.py::test_it_ends_well_only_where_most_was_looked_up_and_nothing_is_known",
     "python benchmarks/derived.py":
@@ -60,11 +65,6 @@ ELSEWHERE = {
 }  # fmt: skip
 # What every change goes through: `.ci/run` calls them.
 GATE = ("make check", "make docs", "make test", "make test-slow")
-# What takes hours, a network or another environment: tried is that target, programs and their options are there.
-NOT_RUN = (
-    "make real", "make truth", "make bench", "make smallworld", "make test-heavy", "make test-oldest",
-    "python benchmarks/scale_simulation.py", "python -m pytest",
-)  # fmt: skip
 SMALLER = (
     "arms.0.learning_rate=1e-3", "arms.1.learning_rate=3e-3", "arms.1.rank=[4]", "optimization.num_epochs=1",
     "optimization.max_steps=2", "seeds=[0]", "train.ours.max_examples=40", "evaluate.ours_test.max_examples=16",
@@ -128,8 +128,8 @@ INLINE = [
 
 
 def rows_of(command: str) -> list[str]:
-    """The rows of the three tables that a command falls under."""
-    rows = (*ELSEWHERE, *GATE, *NOT_RUN)
+    """The rows of the two tables that a command falls under."""
+    rows = (*ELSEWHERE, *GATE)
     return [row for row in rows if f"{command} ".startswith(f"{row} ") or (row[-1] == "-" and command.startswith(row))]
 
 
@@ -142,14 +142,14 @@ def test_the_commands_are_found() -> None:
 
 def test_the_tables_name_tests_that_are_there_and_commands_of_the_pages() -> None:
     found = [command.removeprefix(".venv/bin/") for _, command in (*BLOCKS, *INLINE)]
-    assert {row for command in found for row in rows_of(command)} == {*ELSEWHERE, *GATE, *NOT_RUN}
+    assert {row for command in found for row in rows_of(command)} == {*ELSEWHERE, *GATE}
     for test in ELSEWHERE.values():
         path, name = test.split("::")
         tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
         tests = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
         assert name in tests, test
         # What only `make test-heavy` runs is in no gate.
-        assert "heavy" not in "".join(map(ast.unparse, tests[name].decorator_list)), test
+        assert "mark.heavy" not in "".join(map(ast.unparse, tests[name].decorator_list)), test
         marks = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
         assert not any("pytestmark" in mark and "heavy" in mark for mark in marks), test
 
@@ -157,29 +157,6 @@ def test_the_tables_name_tests_that_are_there_and_commands_of_the_pages() -> Non
 def test_the_gate_calls_what_pages_say_is_run() -> None:
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
     assert set(GATE) <= set(lines)
-
-
-@pytest.mark.parametrize("command", NOT_RUN)
-def test_what_is_not_run_has_its_target_programs_and_options(command: str) -> None:
-    lines = [one for _, one in (*BLOCKS, *INLINE) if command in rows_of(one.removeprefix(".venv/bin/"))]
-    if command.startswith("make"):
-        lines = [line for asked in lines for line in dry_run(shlex.split(asked))]
-    programs = 0
-    for line in lines:
-        if match := re.search(r"python (?:-m pytest )?([\w/.]+)(.*)", line):
-            path = ROOT / match[1]
-            source = path.read_text(encoding="utf-8") if path.suffix == ".py" else str(list(path.iterdir()))
-            assert all(f'"{option}"' in source for option in re.findall(r"(?<= )--[a-z-]+", match[2])), line
-            programs += 1
-    assert programs or any("-m pytest" in line for line in lines)
-
-
-def dry_run(words: list[str]) -> list[str]:
-    """What `make` would do."""
-    surroundings = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    done = subprocess.run([words[0], "-n", *words[1:]], cwd=ROOT, env=surroundings, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.replace("\\\n", " ").splitlines()
 
 
 @pytest.mark.slow  # one test, for each command finds what those before it have left

@@ -6,10 +6,12 @@ import ast
 import functools
 import importlib.util
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rankscope.data.shapes import tensor_shapes
 from rankscope.errors import UserError
 
 _CAUSAL, _MASKED = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
@@ -36,8 +38,8 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
         trust_remote_code: The study's word on the folder's code.
 
     Raises:
-        UserError: It is of no causal model, its weights are quantised, it needs code that the study does not allow, or
-            its code is not what the study allows.
+        UserError: It is of no causal model or of another than the weights, which may be quantised too, it needs code
+            that the study does not allow, or its code is not what the study allows.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -53,6 +55,7 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
     kind = config.get("model_type")
     if known is None or kind in known:
         _check_direction(path, config)
+        _check_names(folder, str(kind))
         return
     if code:
         files = ", ".join(_files(code))
@@ -101,6 +104,27 @@ def _check_direction(path: Path, config: dict[str, Any]) -> None:
         raise UserError(what, where=path, mend="name a causal language model")
 
 
+def _check_names(folder: Path, kind: str) -> None:
+    """A configuration over another architecture's weights: most of them have names that its class does not.
+
+    What is left, such as biases that the files lack, shows when the model is loaded.
+    """
+    module = kind.replace("-", "_").removesuffix("_text")
+    source = _source(f"models/{module}/modeling_{module}.py")
+    if source is None:
+        return
+    # Experts lie in files under names of their own, and are joined when they are read.
+    words = {*re.findall(r"\w+", source), *taken_for_experts(kind)}
+    matrices = [name for name, shape in tensor_shapes(folder).items() if len(shape) > 1]
+    foreign = [name for name in matrices if name.removesuffix(".weight").rpartition(".")[2] not in words]
+    if foreign and 2 * len(foreign) >= len(matrices):
+        what = (
+            f"model_type '{kind}' has no such weights as {len(foreign)} of {len(matrices)} in the files: {foreign[0]}"
+        )
+        mend = "is config.json of this model? Save or download the whole model again"
+        raise UserError(what, where=folder / "config.json", mend=mend)
+
+
 @functools.cache
 def _model_types(names: str) -> frozenset[str] | None:
     """The `model_type`s in a list of the installed transformers; None where it is not found."""
@@ -125,15 +149,18 @@ def _expert_layouts() -> dict[str, str]:
 
 
 def _assigned(file: str, name: str) -> ast.expr | None:
-    """What a file of transformers assigns to a name; read as text, since importing it would import torch."""
-    found = importlib.util.find_spec("transformers")
-    path = Path(*found.submodule_search_locations or (), file) if found else None
-    if path is None or not path.is_file():
-        return None
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    """What a file of transformers assigns to a name; None where either is not found."""
+    for node in ast.parse(_source(file) or "").body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
             return node.value
     return None
+
+
+def _source(file: str) -> str | None:
+    """A file of transformers; read as text, since importing it would import torch."""
+    found = importlib.util.find_spec("transformers")
+    path = Path(*found.submodule_search_locations or (), file) if found else None
+    return path.read_text(encoding="utf-8") if path is not None and path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
