@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +17,7 @@ from rankscope.cost.estimate import in_layout
 from rankscope.decide import stage as decide
 from rankscope.decide.rates import update_rates
 from rankscope.errors import MachineError, UserError
-from rankscope.execute.events import Event, Halted, Progress
+from rankscope.execute.events import Event, Finished, Halted, Progress
 from rankscope.execute.executor import Executor
 from rankscope.execute.failures import disk_full, is_disk_full
 from rankscope.execute.local import LocalExecutor
@@ -28,7 +28,7 @@ from rankscope.layout import check_machine, layouts_to_try
 from rankscope.leases import Leases, occupy
 from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan
-from rankscope.records import UNFINISHED, DecideRecord, ForecastRecord, Rates
+from rankscope.records import UNFINISHED, DecideRecord, EvaluateRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
 from rankscope.schedule import possible_work, ready_packs
 from rankscope.spec import Study
@@ -177,6 +177,7 @@ class _Work:
     board: Board
     leases: Leases
     tracker: Tracking
+    told: set[str] = field(default_factory=set)
 
     def carry_out(self, display: Display) -> None:
         """Hand out what is ready until nothing is left; rates are chosen on the way."""
@@ -192,6 +193,7 @@ class _Work:
                 events = executor.wait(1.0)
                 for event in events:
                     self._note(progress, event)
+                    self._tell_of_separate_rows(event, display)
                 needed = possible_work(self.plan, self.board, rates)
                 display.update(self.board, needed, events, list(progress.values()))
                 _write_running(running, list(progress.values()))
@@ -273,6 +275,18 @@ class _Work:
         self.leases.release(_lease(event.pack))
         for work in work_of(event.pack):
             progress.pop(work[2] or work[1], None)
+
+    def _tell_of_separate_rows(self, event: Event, display: Display) -> None:
+        """Say once why options are not scored in trees, where that shows only on the way; the plan told of the rest."""
+        if not isinstance(event, Finished) or event.pack.stage != "evaluate":
+            return
+        for record in (read_record(self.store, work) for work in work_of(event.pack)):
+            if not isinstance(record, EvaluateRecord) or not record.note:
+                continue
+            text = f"{record.subject.arm or f'base {record.subject.base}'}: options are scored in separate rows"
+            if text not in self.told and not any(record.note in warning for warning in self.plan.warnings):
+                self.told.add(text)
+                display.message(f"{text}, slower and with the same numbers: {record.note}")
 
 
 def _is_worth_measuring(study: Study, plan: Plan) -> bool:
