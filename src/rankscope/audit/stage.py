@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +58,7 @@ class Watcher(Protocol):
         """One line."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """So many of so many tensors are done."""
+        """So many of so many tensors or texts are done."""
 
 
 class Silent(Watcher):
@@ -254,9 +255,10 @@ def _on_texts(texts: Texts, base: Path, tuned: Path, watcher: Watcher) -> OnText
         waiting = _Scratch(Path(scratch))
         watcher.message(f"running the base on {len(texts.pairs)} texts")
         model = load_model(base, torch.float32, "cpu")
-        before = look_at_base(model, texts, waiting)
+        before = look_at_base(model, texts, waiting, partial(watcher.progress, "losses of the base: text"))
         watcher.message(f"running the tuned model on {len(texts.pairs)} texts")
-        return look_at_tuned(load_tuned_folder(model, tuned), texts, before, waiting)
+        watch = partial(watcher.progress, "losses of the tuned model: text")
+        return look_at_tuned(load_tuned_folder(model, tuned), texts, before, waiting, watch)
 
 
 @dataclass(frozen=True)

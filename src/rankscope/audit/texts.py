@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -31,7 +31,11 @@ _TOKENS_PER_BATCH = 2048
 # Where nothing says how many positions a model has.
 _CONTEXT = 2048
 
+# A word is said between so many, which are enough to be sorted by length.
+_TEXTS_AT_ONCE = 64
+
 Pair = tuple[list[int], list[int]]
+Watch = Callable[[int, int], None]  # how many texts of how many have been scored
 
 
 class Scratch(Protocol):
@@ -110,7 +114,7 @@ class BaseLook:
     notes: tuple[str, ...]
 
 
-def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch) -> BaseLook:
+def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch, watch: Watch) -> BaseLook:
     """The base's losses, heads and neurons; its patterns and residual streams go to the scratch.
 
     Raises:
@@ -125,15 +129,15 @@ def look_at_base(model: PreTrainedModel, texts: Texts, scratch: Scratch) -> Base
         activity = activity_of(model, probes, thresholds)
     except NotAvailable as why:
         notes = (str(why),)
-    return BaseLook(_losses(model, texts), heads, layers, thresholds, activity, notes)
+    return BaseLook(_losses(model, texts, watch), heads, layers, thresholds, activity, notes)
 
 
-def look_at_tuned(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch) -> OnTexts:
+def look_at_tuned(model: PreTrainedModel, texts: Texts, base: BaseLook, scratch: Scratch, watch: Watch) -> OnTexts:
     """The tuned model beside the base: losses, heads, residual streams and neurons."""
     batches = [probe.batch for probe in texts.probes()]
     heads = beside_base(tuned_heads(model, batches, partial(scratch.kept, "pattern")), base.heads)
     layers, neurons = _inside(model, texts, base, scratch)
-    scored = pl.DataFrame(list(_rows(base.losses, _losses(model, texts))))
+    scored = pl.DataFrame(list(_rows(base.losses, _losses(model, texts, watch))))
     notes = (*texts.notes(), *base.notes)
     return OnTexts(scored, heads, layers, neurons, {**_summary(scored, heads), **_layer_means(layers)}, notes)
 
@@ -167,8 +171,13 @@ def _layer_means(layers: pl.DataFrame) -> dict[str, float]:
     return found
 
 
-def _losses(model: PreTrainedModel, texts: Texts) -> list[TokenLoss]:
-    return completion_losses(model, texts.pairs, texts.context, max(_TOKENS_PER_BATCH, texts.context))
+def _losses(model: PreTrainedModel, texts: Texts, watch: Watch) -> list[TokenLoss]:
+    losses: list[TokenLoss] = []
+    for start in range(0, len(texts.pairs), _TEXTS_AT_ONCE):
+        watch(start, len(texts.pairs))
+        pairs = texts.pairs[start : start + _TEXTS_AT_ONCE]
+        losses += completion_losses(model, pairs, texts.context, max(_TOKENS_PER_BATCH, texts.context))
+    return losses
 
 
 def _rows(base: list[TokenLoss], tuned: list[TokenLoss]) -> Iterator[dict[str, Any]]:

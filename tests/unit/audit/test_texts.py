@@ -50,6 +50,17 @@ def own_loss(model, pair):
     return -sum(float(logits[place - 1, ids[0, place]]) for place in places) / len(completion)
 
 
+def test_while_many_texts_are_scored_a_person_sees_how_far_it_is(folders, tmp_path, monkeypatch):
+    few = audit(folders, folders / "adapter", tmp_path / "few").audit.on_texts.losses
+    monkeypatch.setattr("rankscope.audit.texts._TEXTS_AT_ONCE", 2)
+    watcher = Quiet()
+    request = Request(str(folders / "base"), str(folders / "adapter"), tmp_path / "out", texts=folders / "texts.txt")
+    found = run(request, watcher).audit.on_texts.losses
+    counts = [count for count in watcher.counts if "losses" in count[0]]
+    assert counts == [(f"losses of the {model}: text", done, 3) for model in ("base", "tuned model") for done in (0, 2)]
+    assert found["loss_nats_per_token"].to_list() == pytest.approx(few["loss_nats_per_token"].to_list(), abs=1e-6)
+
+
 def test_losses_are_those_of_transformers(folders, tmp_path):
     found = audit(folders, folders / "adapter", tmp_path / "out").audit.on_texts
     base = AutoModelForCausalLM.from_pretrained(folders / "base").eval()
