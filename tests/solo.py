@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -15,6 +16,7 @@ from rankscope.models.loading import padded_batch
 from rankscope.models.methods.making import make_trainable
 from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import RunSettings
+from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, start_run, train
 from tiny import examples
 
@@ -53,6 +55,24 @@ def trained(
     states = [start_run(pack, index, EXAMPLES, EXAMPLES[:4], order_of(run)) for index, run in enumerate(runs)]
     train(pack, states, max_tokens, Silent(), gradient_checkpointing=gradient_checkpointing)
     return pack, states
+
+
+def stopped_and_resumed(
+    make_model: Callable[[], PreTrainedModel], run: RunSettings, folder: Path, after_steps: int
+) -> RunState:
+    """A run that stops after so many steps with a checkpoint, and goes on from it in a model made anew."""
+
+    def fresh() -> tuple[TrainablePack, RunState]:
+        pack = make_trainable(make_model(), [run], calibration)
+        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order_of(run))
+
+    pack, state = fresh()
+    train(pack, [state], 10_000, Silent(stop_after=after_steps))
+    write_checkpoint(folder, pack, state, 0.0)
+    again, resumed = fresh()
+    assert read_checkpoint(folder, again, resumed) and resumed.step == state.step == after_steps
+    train(again, [resumed], 10_000, Silent())
+    return resumed
 
 
 def losses_of(state: RunState) -> list[float]:

@@ -18,14 +18,13 @@ from rankscope.models.base_tensors import BaseTensors
 from rankscope.models.loading import load_model
 from rankscope.models.merged import read_whole
 from rankscope.models.methods.making import load_tuned, make_trainable
-from rankscope.models.methods.pack import ADAPTER, TrainablePack, num_parameters
+from rankscope.models.methods.pack import ADAPTER, num_parameters
 from rankscope.models.quantized import dequantized, is_quantized
 from rankscope.models.weights import read_tuned
 from rankscope.quantization import QuantizationConfig
 from rankscope.runs import Opening, RunSettings
-from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
-from rankscope.train.loop import RunState, start_run, train
-from solo import EXAMPLES, Silent
+from rankscope.train.loop import start_run, train
+from solo import EXAMPLES, Silent, losses_of, stopped_and_resumed
 from tiny import lora_run, method_run, tiny_llama
 
 pytest.importorskip("bitsandbytes", reason="the extra bitsandbytes is not installed")
@@ -288,18 +287,8 @@ def test_a_stopped_loftq_run_ends_as_if_it_had_not_been(tmp_path: Path, base: Pa
     run = over(lora_run(4, 1e-2, 0, 4, init_lora_weights="loftq"))
     _, (whole,) = trained(model_of(base), [run])
 
-    def fresh() -> tuple[TrainablePack, RunState]:
-        pack = make_trainable(model_of(base), [run])
-        order = batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed)
-        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order)
-
-    pack, state = fresh()
-    train(pack, [state], 10_000, Silent(stop_after=2))
-    write_checkpoint(tmp_path, pack, state, 0.0)
-    again, resumed = fresh()
-    assert read_checkpoint(tmp_path, again, resumed) and resumed.step == 2
-    train(again, [resumed], 10_000, Silent())
-    assert [log.loss_nats_per_token for log in resumed.logs] == whole
+    resumed = stopped_and_resumed(lambda: model_of(base), run, tmp_path, after_steps=2)
+    assert losses_of(resumed) == whole
 
 
 # What is read back ----------------------------------------------------------------------------------------------------

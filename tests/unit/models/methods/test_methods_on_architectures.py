@@ -21,14 +21,11 @@ from rankscope.methods.table import BY_NAME, ONLY_LINEAR, method_names
 from rankscope.methods.table import REFUSED as NO_METHODS
 from rankscope.models.merged import CannotMerge
 from rankscope.models.methods.bottleneck import load_bottlenecks
-from rankscope.models.methods.making import load_tuned, make_trainable
-from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.methods.making import load_tuned
 from rankscope.models.weights import iter_updates
 from rankscope.runs import ArmSettings, RunSettings
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
-from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
-from rankscope.train.loop import RunState, start_run, train
-from solo import EXAMPLES, IDS, Silent, calibration, logits, losses_of, order_of, trained
+from solo import IDS, logits, losses_of, stopped_and_resumed, trained
 from tiny import method_run
 
 OPTIONS = {
@@ -207,16 +204,7 @@ def test_every_other_method_of_peft_is_scored_and_goes_on_where_it_stopped(
     for one, other in zip(found, alone, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
-    def fresh() -> tuple[TrainablePack, RunState]:
-        pack = make_trainable(tiny_model("llama"), [run], calibration)
-        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order_of(run))
-
-    pack, state = fresh()
-    train(pack, [state], 10_000, Silent(stop_after=2))
-    write_checkpoint(tmp_path, pack, state, 0.0)
-    again, resumed = fresh()
-    assert read_checkpoint(tmp_path, again, resumed) and resumed.step == 2
-    train(again, [resumed], 10_000, Silent())
+    resumed = stopped_and_resumed(lambda: tiny_model("llama"), run, tmp_path, after_steps=2)
     assert losses_of(resumed) == losses_of(whole)
 
 

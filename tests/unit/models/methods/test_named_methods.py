@@ -11,12 +11,17 @@ from peft import PeftModel, get_peft_model
 
 from rankscope.methods.table import BY_NAME
 from rankscope.models.methods.bottleneck import load_bottlenecks
-from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.making import load_tuned
 from rankscope.models.methods.peft import peft_config
 from rankscope.runs import RunSettings
-from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
-from rankscope.train.loop import start_run, train
-from solo import EXAMPLES, IDS, Silent, calibration, logits, losses_of, order_of, reference, trained
+from solo import (
+    IDS,
+    logits,
+    losses_of,
+    reference,
+    stopped_and_resumed,
+    trained,
+)
 from tiny import method_run, tiny_llama
 
 
@@ -128,17 +133,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(case: Case, tmp_path: Path) ->
     run = case.run(6)
     _, (whole,) = trained(tiny_llama(torch.float32), [run])
 
-    def fresh() -> tuple:
-        pack = make_trainable(tiny_llama(torch.float32), [run], calibration)
-        return pack, start_run(pack, 0, EXAMPLES, EXAMPLES[:4], order_of(run))
-
-    pack, state = fresh()
-    train(pack, [state], 10_000, Silent(stop_after=4))
-    assert state.step == 4
-    write_checkpoint(tmp_path, pack, state, 0.0)
-    again, resumed = fresh()
-    assert read_checkpoint(tmp_path, again, resumed)
-    train(again, [resumed], 10_000, Silent())
+    resumed = stopped_and_resumed(lambda: tiny_llama(torch.float32), run, tmp_path, after_steps=4)
     assert losses_of(resumed) == losses_of(whole)
     assert resumed.validations == whole.validations
 
