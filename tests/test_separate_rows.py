@@ -50,7 +50,7 @@ def test_an_architecture_whose_masks_were_not_tried(
 ) -> None:
     path = write_study(tmp_path, STUDY.replace("BASE", str(write_base(tmp_path / "base", name))))
     reason = f"option trees were not tried with {model_type}"
-    warning = "base gemma: options are scored in separate rows, slower than forecast and with the same numbers"
+    warning = "base gemma: options are scored in separate rows, slower and with the same numbers"
     capsys.readouterr()
     assert main(["plan", str(path)]) == DONE
     assert f"warning: {warning}: {reason}\n" in capsys.readouterr().out

@@ -96,8 +96,8 @@ def row_warnings(base: str, config: Mapping[str, Any], scorings: Iterable[Scorin
         config: What its config.json says, or as much of that as is known.
         scorings: How tasks and validation items are scored.
     """
-    why = tree_refusal(config.get("text_config") or config) if "multiple_choice" in scorings else None
-    text = f"base {base}: options are scored in separate rows, slower than forecast and with the same numbers"
+    why = tree_refusal(config) if "multiple_choice" in scorings else None
+    text = f"base {base}: options are scored in separate rows, slower and with the same numbers"
     return [f"{text}: {why}"] if why else []
 
 

@@ -10,6 +10,7 @@ from rankscope.cost.assumed import Rows, assumed_task, assumed_training, tokens_
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads, TaskLoad, TrainingLoad, typical_lengths
 from rankscope.cost.model_shapes import ModelShape, known_model, known_models, shape_of_entry, shape_of_folder
+from rankscope.data.architectures import tree_refusal
 from rankscope.data.hub import base_folder, local_model
 from rankscope.data.shapes import model_type
 from rankscope.data.summaries import DataSummary
@@ -42,6 +43,7 @@ class _Assumed:
             validation={name: load for name, (_, load, _) in self.training.items()},
             tasks={name: load for name, (load, _) in self.tasks.items()},
             probe_lengths=tuple(typical[index % len(typical)] for index in range(num_probe_texts)),
+            in_trees=tree_refusal({"model_type": self.model_type}) is None,
         )
 
 

@@ -12,7 +12,7 @@ from rankscope.cost.counted import counted_task, counted_training, counted_valid
 from rankscope.cost.estimate import Outline, estimate, find_device
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
-from rankscope.data.architectures import code_warnings, read_json
+from rankscope.data.architectures import code_warnings, read_json, tree_refusal
 from rankscope.data.contamination import Overlap, TrainingWords, overlap_warnings
 from rankscope.data.examples import Item, TokenisedExample, examples_frame, items_frame
 from rankscope.data.hub import base_folder, fingerprint, hub_commit
@@ -140,6 +140,7 @@ def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFr
             for key, task in base.tasks.items()
         },
         probe_lengths=tuple(base.probes["input_ids"].list.len().to_list()),
+        in_trees=tree_refusal(read_json(base.folder / "config.json")) is None,
     )
 
 

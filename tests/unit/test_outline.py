@@ -10,6 +10,7 @@ import pytest
 
 from paper import PAPER, paper
 from rankscope.cost.assumed import known_sizes
+from rankscope.cost.estimate import all_pieces, find_device
 from rankscope.cost.model_shapes import known_models
 from rankscope.data.presets import all_presets
 from rankscope.errors import UserError
@@ -122,3 +123,18 @@ def test_options_that_are_scored_in_separate_rows_are_said_beforehand() -> None:
     plan, _ = make_outline(paper(model={"gemma": "google/gemma-2-2b-it", "qwen": "Qwen/Qwen2.5-7B-Instruct"}))
     (said,) = [text for text in plan.warnings if "separate rows" in text]
     assert said.startswith("base gemma: ") and said.endswith("option trees were not tried with gemma2")
+
+
+def test_options_that_are_scored_in_separate_rows_are_counted_so() -> None:
+    methods = ({"method": "lora", "rank": 8}, {"method": "prompt_tuning", "num_virtual_tokens": 8})
+    arms = [{**method, "learning_rate": 1e-3} for method in methods]
+    bases = {"gemma": "google/gemma-2-2b-it", "qwen": "Qwen/Qwen2.5-1.5B-Instruct"}
+    _, outline = make_outline(paper(model=bases, arms=arms))
+    pieces = all_pieces(outline, find_device(outline.layout, "float32"))
+    name = next(name for name, task in outline.loads["qwen"].tasks.items() if task.scoring == "multiple_choice")
+    seconds = {
+        (run.base.name, run.arm.method): pieces[piece_key("evaluate", run.base.name, run, name)].seconds
+        for run in outline.runs
+    }
+    assert seconds["qwen", "prompt_tuning"] > 1.5 * seconds["qwen", "lora"]
+    assert seconds["gemma", "prompt_tuning"] == pytest.approx(seconds["gemma", "lora"], rel=0.2)

@@ -24,6 +24,7 @@ _UNKNOWN_ROWS, _UNKNOWN_QUESTION, _UNKNOWN_ANSWER = 1000, 600, 200
 # What a chat template adds to a question, and what a plain prompt does, in tokens.
 _TEMPLATE_TOKENS, _PROMPT_TOKENS = 30, 6
 _CHARACTERS = 3.8
+_OPTIONS = 4
 _PARTS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
 
@@ -146,7 +147,8 @@ def _task(rows: Rows, tokens: Tokens, number: int, scoring: Scoring | None, max_
         scoring = rows.preset.scoring if rows.preset else "multiple_choice" if is_choice else "loss"
     prompt = _prompt_tokens(rows, tokens)
     answer = max(1.0, (rows.options if scoring == "multiple_choice" and is_choice else rows.answer) / tokens.characters)
-    return TaskLoad(number, scoring, prompt, answer, int(3 * (prompt + answer)), max_new_tokens)
+    longest = int(3 * (prompt + answer))
+    return TaskLoad(number, scoring, prompt, answer, longest, max_new_tokens, num_options=_OPTIONS)
 
 
 def _prompt_tokens(rows: Rows, tokens: Tokens) -> float:

@@ -80,4 +80,12 @@ def counted_validation(examples: pl.DataFrame, options: Sequence[Sequence[str]],
     numbers = [len(of_item) for of_item in options]
     number = max(1.0, sum(numbers) / max(1, len(numbers))) if settings.scoring == "multiple_choice" else 1.0
     longest = lengths.max() or 0
-    return TaskLoad(settings.num_items, settings.scoring, prompts, answers * number, longest, settings.max_new_tokens)
+    return TaskLoad(
+        num_items=settings.num_items,
+        scoring=settings.scoring,
+        num_prompt_tokens=prompts,
+        num_answer_tokens=answers * number,
+        longest=longest,
+        max_new_tokens=settings.max_new_tokens,
+        num_options=number,
+    )

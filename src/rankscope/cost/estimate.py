@@ -131,16 +131,17 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
         # A model that was trained whole is read from disk, and the base afterwards; both are spread over the tasks.
         opened = 2 * shape_seconds(shape) / len(loads.tasks) if part.is_full else 0.0
         tasks = loads.tasks | {VALIDATION: loads.validation[training_set]}
+        in_trees = run.arm.capabilities.own_rows is None
         for name, task in tasks.items():
-            key = piece_key("evaluate", base, run, name)
-            pieces[key] = evaluate_piece(task, shape, device, max_tokens, part).longer_by(opened)
+            key, load = piece_key("evaluate", base, run, name), loads.scored(task, in_trees=in_trees)
+            pieces[key] = evaluate_piece(load, shape, device, max_tokens, part).longer_by(opened)
         for name in _analyses(outline.study):
             pieces[piece_key("analyse", base, run, name)] = analyse_piece(
                 name, loads.probe_lengths, shape, device, part
             )
         for point in _points(outline, run):
             scored = (
-                evaluate_piece(loads.tasks[name], shape, device, max_tokens, part)
+                evaluate_piece(loads.scored(loads.tasks[name], in_trees=in_trees), shape, device, max_tokens, part)
                 for name in _derive_tasks(outline.study, training_set)
             )
             whole = functools.reduce(Piece.__add__, scored).longer_by(2 * opened * len(loads.tasks))
@@ -149,7 +150,7 @@ def all_pieces(outline: Outline, device: Device) -> dict[str, Piece]:
         validation = {validation_task(name): task for name, task in loads.validation.items()}
         for name, task in (loads.tasks | validation).items():
             pieces[piece_key("evaluate", base, None, name)] = evaluate_piece(
-                task, outline.shapes[base], device, max_tokens
+                loads.scored(task), outline.shapes[base], device, max_tokens
             )
         for name in _base_analyses(outline.study):
             piece = analyse_piece(name, loads.probe_lengths, outline.shapes[base], device, None)

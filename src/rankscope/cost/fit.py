@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from rankscope.cost.devices import Device
 from rankscope.cost.estimate import Outline, estimate
-from rankscope.cost.loads import Loads
 from rankscope.errors import UserError
 from rankscope.expansion import arms_of, expand_arms
 from rankscope.plan import Estimate
@@ -223,7 +222,7 @@ def _with_items(outline: Outline, name: str, most: int) -> Outline:
     for base, of_base in outline.loads.items():
         fewer = replace(of_base.tasks[name], num_items=min(most, of_base.tasks[name].num_items))
         tasks = {**of_base.tasks, name: fewer}
-        loads[base] = Loads(of_base.training, of_base.validation, tasks, of_base.probe_lengths)
+        loads[base] = replace(of_base, tasks=tasks)
     return replace(outline, study=study, loads=loads)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rankscope.data.prefixes import LEAST_SAVED, MOST_TOKENS
 from rankscope.spec import Scoring
@@ -72,6 +72,7 @@ class TaskLoad:
         cut_fraction: Of the items, how many have an option that does not fit the model behind the prompt.
         num_options: Of a mean item; of one that is cut each is a row of its own, as long as the model takes.
         context: The positions that the model has, where items are cut.
+        has_own_rows: Every option is a row of its own, behind a prompt of its own (no option trees).
     """
 
     num_items: int
@@ -84,6 +85,7 @@ class TaskLoad:
     cut_fraction: float = 0.0
     num_options: float = 1.0
     context: int = 0
+    has_own_rows: bool = False
 
     @property
     def num_tokens(self) -> float:
@@ -99,11 +101,14 @@ class TaskLoad:
     @property
     def row_length(self) -> float:
         """How many keys a query meets: those of an item, or of what is left of it with one of its options."""
-        whole = self.num_prompt_tokens + self.num_answer_tokens
+        answers = self.num_answer_tokens / (self.num_options if self.has_own_rows else 1.0)
+        whole = self.num_prompt_tokens + answers
         return (1 - self.cut_fraction) * whole + self.cut_fraction * self.context
 
     @property
     def _num_read_whole(self) -> float:
+        if self.has_own_rows:
+            return self.num_items * (self.num_options * self.num_prompt_tokens + self.num_answer_tokens)
         shared = self.num_shared_tokens
         own = self.num_prompt_tokens + self.num_answer_tokens - shared
         number = max(1.0, (MOST_TOKENS - shared) / max(1.0, own))  # items in a row
@@ -121,12 +126,19 @@ class Loads:
         validation: By training set, what rates are chosen on.
         tasks: By task.
         probe_lengths: Tokens of each probe text.
+        in_trees: Whether this base's options can stand behind one prompt.
     """
 
     training: dict[str, TrainingLoad]
     validation: dict[str, TaskLoad]
     tasks: dict[str, TaskLoad]
     probe_lengths: tuple[int, ...]
+    in_trees: bool = True
+
+    def scored(self, task: TaskLoad, *, in_trees: bool = True) -> TaskLoad:
+        """A task as it is scored of this base, or of an arm whose method may not let options share a prompt."""
+        has_own_rows = task.scoring == "multiple_choice" and not (self.in_trees and in_trees)
+        return replace(task, has_own_rows=has_own_rows)
 
 
 def typical_lengths(mean: float, limit: int | None, variation: float = 0.5) -> tuple[int, ...]:

@@ -69,6 +69,7 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
 
 def tree_refusal(config: Mapping[str, Any]) -> str | None:
     """Why options cannot stand behind one prompt in a model of this configuration, or None where they can."""
+    config = config.get("text_config") or config
     kind = config.get("model_type")
     if kind not in IN_TREES:
         return f"option trees were not tried with {kind}"

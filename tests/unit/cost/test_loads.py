@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 
 from rankscope.cost.counted import counted_task, counted_training, counted_validation
-from rankscope.cost.loads import TrainingLoad, sample_of, typical_lengths
+from rankscope.cost.loads import Loads, TrainingLoad, sample_of, typical_lengths
 from rankscope.data.examples import Item
 from rankscope.data.summaries import DataSummary
 from rankscope.runs import TaskSettings
@@ -112,3 +114,30 @@ def test_of_items_that_do_not_fit_each_option_is_counted_as_a_row_as_long_as_the
     assert load.row_length == pytest.approx(0.75 * context + 0.25 * mean)
     unknown = counted_task(summary, settings, items)
     assert unknown.num_read_tokens == unknown.num_tokens
+
+
+def test_without_trees_every_option_has_the_whole_prompt_before_it() -> None:
+    """With characters for tokens: what the rows hold that scoring makes of each option by itself."""
+    prompts, options = ["p" * 40, "q" * 60], ("a" * 5, "b" * 7, "c" * 3)
+    items = [Item(str(number), prompt, options, options[0], 0) for number, prompt in enumerate(prompts)]
+    summary = DataSummary.model_construct(
+        num_used=2, num_truncated=0, num_tokens=100 + 2 * 15, num_scored_tokens=2 * 15, longest_tokens=75
+    )
+    settings = TaskSettings(
+        name="t", scoring="multiple_choice", kind=None, answer="text", max_new_tokens=9, fingerprint="f", num_items=2
+    )
+    task = counted_task(summary, settings, items, 128)
+    loads = Loads({}, {}, {"t": task}, ())
+    rows = [
+        row
+        for prompt in prompts
+        for option in options
+        for row in completion_rows(list(range(len(prompt))), list(range(len(option))), 0, 128)
+    ]
+    read = sum(len(row.input_ids) + 1 for row in rows)  # the last token is predicted and never read
+    for alone in (loads.scored(task, in_trees=False), replace(loads, in_trees=False).scored(task)):
+        assert alone.num_read_tokens == read == 3 * 100 + 2 * 15
+        assert alone.row_length == 50 + 5
+    assert loads.scored(task) == task and task.num_read_tokens == 130
+    texts = replace(task, scoring="loss")
+    assert loads.scored(texts, in_trees=False) == texts, "a text has no options"
