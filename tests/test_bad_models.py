@@ -12,12 +12,14 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausalLM, T5Config
 
 from dozen import CONFIGS, make_model
 from model_folders import write_tokenizer
 from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
 from rankscope.data.architectures import check_architecture
+from rankscope.data.shapes import tensor_shapes
 from studies import run, write_study
 
 STUDY = """\
@@ -130,8 +132,38 @@ def test_a_configuration_over_another_architecture_s_weights(
 ) -> None:
     base = changed(write_base(tmp_path / "base"), model_type=model_type)
     error = refused(tmp_path, capsys, base)
-    assert f"{base / 'config.json'}: model_type '{model_type}' has no such weights as" in error
+    assert f"matrices in the files have names that no '{model_type}' has, such as model." in error
+    assert f"{base / 'config.json'}: " in error
     assert "is config.json of this model?" in error
+
+
+def test_the_same_model_in_its_authors_own_names_may_lie_beside_it(tmp_path: Path) -> None:
+    """As Mistral publishes its models: shards for transformers, and one file for its own program."""
+    make_model("mistral-window").save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    save_file({f"layers.{n}.wq.weight": torch.ones(2, 2) for n in range(99)}, tmp_path / "consolidated.safetensors")
+    check_architecture(tmp_path, "base", trust_remote_code=False)
+    assert set(tensor_shapes(tmp_path)) == set(tensors), "and nothing is counted twice"
+
+
+def test_a_shard_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = write_base(tmp_path / "base")
+    (base / "model.safetensors").rename(base / "model-00001-of-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert "the shard model-00002-of-00002.safetensors is missing" in refused(tmp_path, capsys, base)
+
+
+def test_experts_have_names_of_their_own_in_the_files(tmp_path: Path) -> None:
+    config = {"model_type": "phimoe"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    names = [f"model.layers.0.block_sparse_moe.experts.{n}.w{part}.weight" for n in range(16) for part in (1, 2, 3)]
+    names += [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"]
+    save_file({name: torch.ones(2, 2) for name in names}, tmp_path / "model.safetensors")
+    check_architecture(tmp_path, "base", trust_remote_code=False)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -10,17 +10,46 @@ from typing import Any
 from rankscope.data.experts import outside_linear_layers
 from rankscope.errors import UserError
 
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
 
 def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Every tensor's shape by name, over all shards of a Hugging Face folder.
+    """Every tensor's shape by name, over the files of a Hugging Face folder that transformers reads.
 
     Raises:
-        UserError: A file is no safetensors, or is cut short.
+        UserError: A file is no safetensors, is cut short, or is missing.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weight_files(folder):
         shapes |= {name: tuple(entry["shape"]) for name, entry in _header(path).items()}
     return shapes
+
+
+def shards(folder: Path) -> dict[str, Path]:
+    """By tensor the file that holds it, as the index of a folder with several says.
+
+    Raises:
+        UserError: The index cannot be read, or a file that it names is missing.
+    """
+    index = folder / INDEX
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
+        text = f"the list of shards cannot be read ({type(error).__name__}: {error})"
+        raise UserError(text, where=index, mend="copy the whole folder again") from None
+    for name in sorted(set(files.values())):
+        if not (folder / name).is_file():
+            raise UserError(f"the shard {name} is missing", where=index, mend="copy the whole folder")
+    return {tensor: folder / name for tensor, name in files.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """One file or its shards; other files beside them may hold the same model in its authors' own names."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        return sorted(set(shards(folder).values()))
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _header(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +11,9 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from rankscope.data.shapes import INDEX, WEIGHTS, shards
 from rankscope.errors import UserError
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # A trainer leaves other pickles beside the weights (training_args.bin, optimizer.pt); these are weights themselves.
 _PICKLES = ("adapter_model*.bin", "pytorch_model*.bin", "consolidated*.pth", "*.pt", "*.ckpt", "mp_rank_*")
 
@@ -48,19 +47,11 @@ class TensorFiles:
         Raises:
             UserError: There are no safetensors, or a shard is missing.
         """
-        if (folder / _WEIGHTS).is_file():
-            return cls._of_file(folder / _WEIGHTS)
-        if not (folder / _INDEX).is_file():
-            raise _no_safetensors(folder, _WEIGHTS)
-        try:
-            shards = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            text = f"the list of shards cannot be read ({type(error).__name__}: {error})"
-            raise UserError(text, where=folder / _INDEX, mend="copy the whole folder again") from None
-        for name in sorted(set(shards.values())):
-            if not (folder / name).is_file():
-                raise UserError(f"the shard {name} is missing", where=folder / _INDEX, mend="copy the whole folder")
-        return cls({key: folder / name for key, name in shards.items()})
+        if (folder / WEIGHTS).is_file():
+            return cls._of_file(folder / WEIGHTS)
+        if not (folder / INDEX).is_file():
+            raise _no_safetensors(folder, WEIGHTS)
+        return cls(shards(folder))
 
     def shape(self, key: str) -> tuple[int, ...]:
         """A tensor's shape, without reading it."""
