@@ -85,6 +85,8 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, default=HERE.parent / "docs/images/growth.svg")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "build" / "growth")
     arguments = parser.parse_args()
+    if len(arguments.arms) < 2 or arguments.arms[0] != 1:
+        parser.error("--arms begins with 1, a run alone, and names another number")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for row in points(arguments.folder, arguments.arms, arguments.items, arguments.shots):

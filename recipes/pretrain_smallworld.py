@@ -134,7 +134,7 @@ def rate_factor(step: int, num_steps: int, warmup_steps: int) -> float:
     """Return the share of the peak rate at a step: a linear rise, then a cosine down to zero."""
     if step < warmup_steps:
         return (step + 1) / warmup_steps
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / (num_steps - warmup_steps)))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, num_steps - warmup_steps)))
 
 
 def train(model: LlamaForCausalLM, rows: torch.Tensor, recipe: Recipe) -> Iterator[tuple[int, int, float]]:
@@ -209,6 +209,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="processor threads; the result depends on them slightly")
     parser.add_argument("--max-steps", type=int, help="stop so early, for a trial; a whole pass where not given")
     arguments = parser.parse_args()
+    if arguments.max_steps is not None and arguments.max_steps < 1:
+        parser.error("--max-steps: 1 or more")
     torch.set_num_threads(arguments.threads)
     pretrain(arguments.seed, arguments.out, Recipe(), is_plain=arguments.plain, max_steps=arguments.max_steps)
 

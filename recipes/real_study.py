@@ -138,7 +138,7 @@ def run(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="a folder of the data sets, instead of the hub")
     parser.add_argument("--out", type=Path, default=RESULTS, help="the study directory")
     parser.add_argument("--publish", action="store_true", help="write docs/smollm2 and docs/findings.md at the end")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="another folder than docs, without findings.md")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="publish into another folder, without findings.md")
     options, more = parser.parse_known_args(arguments)
     try:
         model = options.model or model_source()
@@ -150,7 +150,7 @@ def run(arguments: list[str] | None = None) -> int:
     if options.publish and options.verb == "run" and status in (DONE, UNDECIDED):
         places = {str(user_cache()): "cache", str(options.out): "results/smollm2"}
         publish(options.out, options.docs / "smollm2", places | ({str(options.data): "data"} if options.data else {}))
-        if options.docs == DOCS:
+        if options.docs.resolve() == DOCS:
             subprocess.run([sys.executable, str(DOCS / "generate_findings.py")], check=True)
     return status
 

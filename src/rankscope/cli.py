@@ -159,7 +159,7 @@ def _stopping_on_request() -> Iterator[None]:
 def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     from rankscope.execute.server import importing_early
 
-    with importing_early(study):
+    with importing_early(study):  # what this process imports meanwhile is a part of what it does not wait for
         from rich.console import Console
 
         from rankscope.display import make_display

@@ -283,7 +283,8 @@ class _Work:
         for record in (read_record(self.store, work) for work in work_of(event.pack)):
             if not isinstance(record, EvaluateRecord) or not record.note:
                 continue
-            text = f"{record.subject.arm or f'base {record.subject.base}'}: options are scored in separate rows"
+            base, arm = f"base {record.subject.base}", record.subject.arm
+            text = f"{f'{arm} of {base}' if arm else base}: options are scored in separate rows"
             if text not in self.told and not any(record.note in warning for warning in self.plan.warnings):
                 self.told.add(text)
                 display.message(f"{text}, slower and with the same numbers: {record.note}")

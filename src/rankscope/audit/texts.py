@@ -31,7 +31,7 @@ _TOKENS_PER_BATCH = 2048
 # Where nothing says how many positions a model has.
 _CONTEXT = 2048
 
-# A word is said between so many, which are enough to be sorted by length.
+# Scored between two reports of progress; enough to be sorted by length.
 _TEXTS_AT_ONCE = 64
 
 Pair = tuple[list[int], list[int]]

@@ -82,7 +82,9 @@ class LocalExecutor:
         self._plan = plan
         self._shares_imports = can_share_imports(plan.layout)
         # Fork and threads do not go together: what is forked here has none yet.
-        self._context = start_server(plan.layout) if self._shares_imports else multiprocessing.get_context("spawn")
+        self._context = multiprocessing.get_context("forkserver" if self._shares_imports else "spawn")
+        if not self._shares_imports:
+            stop_server()  # begun early for a study of another layout, it would hold its memory to the end
         self._is_stopping = False
         self._workers: list[_Worker] = []
         self._deaths: dict[Pack, int] = {}
@@ -179,6 +181,8 @@ class LocalExecutor:
             one.process.join(timeout=5.0)
         for worker in self._workers:
             worker.end()
+            for one in worker.processes:
+                one.process.join(timeout=5.0)
         self._workers.clear()
         if self._shares_imports:
             stop_server(self._store.root / "logs" / "imports.log")
@@ -200,6 +204,8 @@ class LocalExecutor:
         log_file = self._store.root / "logs" / f"worker-{number}.log"
         arguments = (theirs, self._store.root, log_file, place)
         process = self._context.Process(target=worker_main, args=arguments, daemon=True)
+        if self._shares_imports:
+            start_server(self._plan.layout)
         with surroundings(self._plan.layout, slot, rank):
             process.start()
         theirs.close()

@@ -26,7 +26,7 @@ SHARED_MODULES = ["torch", "transformers.modeling_utils", "transformers.models.a
 
 @dataclass(frozen=True)
 class _Running:
-    """The one server that a process can have: what it found when it started, and what libraries said since."""
+    """Our server, where there is one: what it found when it started, and what libraries said since."""
 
     environment: dict[str, str]
     said: IO[bytes]
@@ -39,9 +39,11 @@ def can_share_imports(layout: Layout) -> bool:
     """Whether workers are forked from one process that has imported torch.
 
     Not where there is one process, nor with a GPU, whose driver does not survive a fork and whose number each worker
-    is told before it starts; elsewhere than on Linux system libraries do not survive one.
+    is told before it starts; elsewhere than on Linux system libraries do not survive one. Nor where a caller of the
+    library has such a server of its own, with an environment of its own: a process cannot have two.
     """
-    return sys.platform == "linux" and layout.device == "cpu" and layout.num_workers * layout.shard > 1
+    is_free = _running is not None or forkserver._forkserver._forkserver_pid is None
+    return is_free and sys.platform == "linux" and layout.device == "cpu" and layout.num_workers * layout.shard > 1
 
 
 @contextmanager
@@ -64,34 +66,33 @@ def start_server(layout: Layout) -> ForkServerContext:
     global _running
     context = multiprocessing.get_context("forkserver")
     environment = worker_environment(layout, 0)
-    if _running is not None and _running.environment == environment:
-        return context
-    stop_server()
-    said = tempfile.TemporaryFile()
-    context.set_forkserver_preload(SHARED_MODULES)
-    with surroundings(layout, 0), errors_to(said):
-        forkserver.ensure_running()
-    _running = _Running(environment, said)
+    if _running is None or _running.environment != environment:
+        stop_server()
+        context.set_forkserver_preload(SHARED_MODULES)
+        _running = _Running(environment, tempfile.TemporaryFile())
+    with surroundings(layout, 0), errors_to(_running.said):
+        forkserver.ensure_running()  # another, where the system has ended it
     return context
 
 
 def stop_server(log_file: Path | None = None) -> None:
-    """End the server once its workers have ended; it would outlive the study, with this environment.
+    """End the server, which would outlive the study with this environment; its workers have ended before.
 
     Args:
-        log_file: Where what libraries said while they were imported goes.
+        log_file: What libraries said while they were imported is added to it.
     """
     global _running
     if _running is None:
         return
+    running, _running = _running, None
     # The module has no public way to end its server; asked to, it would spend seconds on taking modules down.
     server = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
     server._stop()
-    if log_file is not None:
-        _running.said.seek(0)
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        log_file.write_bytes(_running.said.read())
-    _running.said.close()
-    _running = None
+    with running.said as said:
+        said.seek(0)
+        if log_file is not None and (text := said.read()):
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            with log_file.open("ab") as stream:
+                stream.write(text)

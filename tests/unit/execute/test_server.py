@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -14,13 +15,17 @@ import psutil
 import pytest
 
 from rankscope.execute import server
+from rankscope.execute.local import LocalExecutor
 from rankscope.execute.server import SHARED_MODULES, can_share_imports, importing_early, start_server, stop_server
 from rankscope.execute.surroundings import errors_to, worker_environment
 from rankscope.plan import Layout
+from rankscope.planning import make_plan
+from rankscope.store import Store
 from rankscope.study_file import load_study
 from studies import write_study
 
-TWO = Layout(device="cpu", num_workers=2, threads_per_worker=1)
+ONE, TWO = (Layout(device="cpu", num_workers=number, threads_per_worker=1) for number in (1, 2))
+TWO_WORKERS = ["execute.num_workers=2", "execute.threads_per_worker=1", "execute.device=cpu"]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 
 
@@ -61,7 +66,7 @@ def pid() -> int:
 
 @on_linux
 def test_what_began_to_import_early_goes_on_and_ends_with_the_study(tmp_path: Path) -> None:
-    study = load_study(write_study(tmp_path), ["execute.num_workers=2", "execute.threads_per_worker=1"])
+    study = load_study(write_study(tmp_path), TWO_WORKERS)
     with importing_early(study):
         early = pid()
         context = start_server(TWO)
@@ -75,7 +80,7 @@ def test_what_began_to_import_early_goes_on_and_ends_with_the_study(tmp_path: Pa
 
 @on_linux
 def test_workers_never_start_with_the_threads_of_a_layout_that_is_not_theirs(tmp_path: Path) -> None:
-    study = load_study(write_study(tmp_path), ["execute.num_workers=2", "execute.threads_per_worker=1"])
+    study = load_study(write_study(tmp_path), TWO_WORKERS)
     with importing_early(study):
         early = pid()
         context = start_server(TWO.model_copy(update={"threads_per_worker": 2}))
@@ -94,8 +99,33 @@ def test_nothing_is_imported_early_where_no_worker_would_be_forked(tmp_path: Pat
 
 
 @on_linux
+def test_it_does_not_stay_where_the_plan_turns_out_to_have_one_worker(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path), TWO_WORKERS)
+    plan, _ = make_plan(study)
+    with importing_early(study):
+        early = pid()
+        LocalExecutor(Store(tmp_path), plan.model_copy(update={"layout": ONE}))
+        assert not psutil.pid_exists(early)
+
+
+@on_linux
+def test_a_server_of_the_caller_is_left_alone(tmp_path: Path) -> None:
+    theirs = multiprocessing.get_context("forkserver").Process(target=os.getpid)
+    theirs.start()
+    try:
+        theirs.join()
+        running = pid()
+        assert not can_share_imports(TWO)
+        with importing_early(load_study(write_study(tmp_path), TWO_WORKERS)):
+            assert server._running is None
+        assert pid() == running and psutil.pid_exists(running)
+    finally:
+        forkserver._forkserver._stop()
+
+
+@on_linux
 def test_an_error_ends_it_too(tmp_path: Path) -> None:
-    study = load_study(write_study(tmp_path), ["execute.num_workers=2"])
+    study = load_study(write_study(tmp_path), TWO_WORKERS)
     with pytest.raises(KeyboardInterrupt), importing_early(study):
         early = pid()
         raise KeyboardInterrupt
@@ -112,8 +142,11 @@ def test_what_libraries_say_while_they_are_imported_is_in_the_study_s_log(
     worker = start_server(TWO).Process(target=os.getpid)
     worker.start()
     worker.join()
-    stop_server(tmp_path / "logs" / "imports.log")
-    assert (tmp_path / "logs" / "imports.log").read_text(encoding="utf-8").strip() == "could be faster"
+    log = tmp_path / "logs" / "imports.log"
+    log.parent.mkdir()
+    log.write_text("said before\n", encoding="utf-8")
+    stop_server(log)
+    assert log.read_text(encoding="utf-8").splitlines() == ["said before", "could be faster"]
 
 
 def test_what_a_process_says_while_it_imports_libraries_goes_to_a_log(
