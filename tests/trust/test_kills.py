@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -68,9 +69,17 @@ def kill(process: subprocess.Popen, who: str, generator: random.Random) -> None:
     else:
         children = psutil.Process(process.pid).children(recursive=True)
         # The server that workers are forked from looks like them; without it those that are there go on.
-        workers = [child for child in children if any(word in " ".join(child.cmdline()) for word in FORKED)]
+        workers = [child for child in children if is_forked(child)]
         if workers:  # else they have all just ended, and the driver dies a moment later
-            generator.choice(workers).kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                generator.choice(workers).kill()
+
+
+def is_forked(child: psutil.Process) -> bool:
+    try:
+        return any(word in " ".join(child.cmdline()) for word in FORKED)
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 def killed(study: Path, out: Path, stage: str, generator: random.Random) -> str | None:
