@@ -179,6 +179,8 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
     style = prompt_style(rows)
     texts = [put(content, style, tokenizer) for content in understood.contents[:_MOST_COUNTED]]
     pairs = tokenizer.encode_pairs([(text.prompt, text.answer) for text in texts])
+    ends = [] if (end := tokenizer.completion_end_id) is None else [end]
+    learned = texts[0].answer[:400] + tokenizer.decode(ends, skip_special_tokens=False)
     prompt = texts[0].prompt if len(texts[0].prompt) < 400 else f"[...] {texts[0].prompt[-400:]}"
     train_part, test_part, num_test = _parts(train, understood, columns)
     return _Found(
@@ -191,7 +193,7 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
         test=test_part,
         tokens=tuple(sorted(len(one) + len(two) + 1 for one, two in pairs)),
         by_loss=default_scoring(rows, understood) == "loss",
-        sample=repr(f"{prompt}>>>{texts[0].answer[:400]}<<<"),
+        sample=repr(f"{prompt}>>>{learned}<<<"),
     )
 
 

@@ -94,7 +94,7 @@ def test_it_says_what_it_found_and_how_long_it_will_take(
     assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", "study.yaml"]) == DONE
     said = capsys.readouterr().out
     assert "303 rows, 3 of them repetitions, read as question_answer" in said
-    assert ">>> It is 0.<<<" in said and "the longest" in said
+    assert ">>> It is 0.<|end|><<<" in said and "the longest" in said
     # What the test items cannot tell is said at once, and stands in the file too.
     (remark,) = (line for line in said.splitlines() if "tell differences of about" in line)
     assert remark.startswith("22 test items and 2 seeds") and f"# {remark}\n" in Path("study.yaml").read_text()
