@@ -252,7 +252,7 @@ def _audit(options: argparse.Namespace) -> int:
         return DONE
     for finding in outcome.findings:
         print(f"- {finding}")
-    for note in outcome.audit.notes:
+    for note in outcome.audit.all_notes:
         print(f"note: {note}")
     print(f"report: {outcome.page}")
     return DONE

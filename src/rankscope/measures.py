@@ -127,7 +127,9 @@ _ALL = (
     ),
     # Spectra of the update, per adapted matrix
     Measure("update_norm", "none", "neither", "how far the matrix moved", "||dW||_F"),
-    Measure("update_norm_relative", "fraction", "neither", "the same, relative to the base", "||dW||_F / ||W0||_F"),
+    Measure(
+        "update_norm_relative", "fraction", "neither", "how far it moved, relative to the base", "||dW||_F / ||W0||_F"
+    ),
     Measure(
         "update_spectral_relative",
         "fraction",
@@ -190,7 +192,7 @@ _ALL = (
         "singular_vector_best_cosine",
         (),
         "fraction",
-        "the same against the most alike of the base's",
+        "how like the tuned matrix's singular vectors the most alike of the base's are",
         ("mean over j <= k of max_i |<u_j, u0_i>|, i <= k", "mean over j <= k of max_i |<v_j, v0_i>|, i <= k"),
         "Rathore et al., arXiv 2512.15634",
     ),

@@ -144,6 +144,11 @@ class Audit:
             found |= {} if self.on_texts.neurons is None else {"neurons": self.on_texts.neurons}
         return found
 
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What a reader of the numbers should know, of those on texts too."""
+        return (*self.notes, *(self.on_texts.notes if self.on_texts else ()))
+
     def as_json(self, findings: list[str]) -> str:
         """The audit as a JSON document: a number that does not exist is absent, never a stand-in."""
         document: dict[str, Any] = {

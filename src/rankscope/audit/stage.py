@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -158,6 +159,11 @@ def _check_out(out: Path) -> None:
     for name, kind in (("study.yaml", "a study"), ("config.json", "a model"), (CONFIG_NAME, "an adapter")):
         if (out / name).exists():
             raise UserError(f"holds {kind}, and an audit would write into it", where=out, mend="choose another --out")
+    # What an interrupted audit leaves is the cut adapter, if anything.
+    is_empty = not out.is_dir() or {path.name for path in out.iterdir()} <= {TRUNCATED}
+    if not is_empty and not (out / DOCUMENT).is_file():
+        what = f"holds files that are no audit's, and {PAGE} and tables/ would be written beside or over them"
+        raise UserError(what, where=out, mend="choose another --out")
 
 
 def _open(request: Request) -> tuple[Path, Tuned, list[str]]:
@@ -253,10 +259,11 @@ def _on_texts(texts: Texts, base: Path, tuned: Path, watcher: Watcher) -> OnText
     """Both models on the texts, one after the other in memory; what the base showed waits on disk."""
     with tempfile.TemporaryDirectory(prefix="rankscope-") as scratch:
         waiting = _Scratch(Path(scratch))
-        watcher.message(f"running the base on {len(texts.pairs)} texts")
+        number = f"{len(texts.pairs)} text{'' if len(texts.pairs) == 1 else 's'}"
+        watcher.message(f"running the base on {number}")
         model = load_model(base, torch.float32, "cpu")
         before = look_at_base(model, texts, waiting, partial(watcher.progress, "losses of the base: text"))
-        watcher.message(f"running the tuned model on {len(texts.pairs)} texts")
+        watcher.message(f"running the tuned model on {number}")
         watch = partial(watcher.progress, "losses of the tuned model: text")
         return look_at_tuned(load_tuned_folder(model, tuned), texts, before, waiting, watch)
 
@@ -296,6 +303,7 @@ def _write(audit: Audit, out: Path) -> Outcome:
     figures = make_figures(audit)
     document = audit.as_json(said) + "\n"
     write_text(out / DOCUMENT, document)
+    shutil.rmtree(out / "tables", ignore_errors=True)  # an earlier audit may have had more of them
     for name, table in audit.tables().items():
         write_text(out / "tables" / f"{name}.csv", table.write_csv())
     write_text(out / PAGE, render_page(audit, said, figures))

@@ -62,17 +62,23 @@ class Texts:
 
     def probes(self) -> list[TaskBatch]:
         """The first texts, cut, in batches that are the same for both models; a probe's id is its text's number."""
-        cut = [[*prompt, *completion][:MOST_TOKENS] for prompt, completion in self.pairs[:MOST_TEXTS]]
+        most = self._most_tokens
+        cut = [[*prompt, *completion][:most] for prompt, completion in self.pairs[:MOST_TEXTS]]
         rows = {"probe_id": [str(index) for index in range(len(cut))], "source": "texts", "input_ids": cut}
         return task_batches(pl.DataFrame(rows), _TOKENS_PER_BATCH)
 
     def notes(self) -> tuple[str, ...]:
         """What was left out."""
         parts = self.pairs[:MOST_TEXTS]
-        is_cut = any(len(prompt) + len(completion) > MOST_TOKENS for prompt, completion in parts)
+        is_cut = any(len(prompt) + len(completion) > self._most_tokens for prompt, completion in parts)
         if len(parts) == len(self.pairs) and not is_cut:
             return ()
-        return (f"the models were looked into on the first {len(parts)} texts, up to {MOST_TOKENS} tokens of each",)
+        number = f"{len(parts)} text{'' if len(parts) == 1 else 's'}"
+        return (f"heads, layers and neurons saw the first {number}, up to {self._most_tokens} tokens of each",)
+
+    @property
+    def _most_tokens(self) -> int:
+        return min(MOST_TOKENS, self.context)
 
 
 def as_texts(rows: Rows, tokenizer: Tokenizer) -> Texts:

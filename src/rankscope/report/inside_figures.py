@@ -100,8 +100,8 @@ def subspace_figure(spectra: pl.DataFrame, style: Style) -> Figure | None:
         reading="Many intruders, or a low likeness or overlap, say that training put new directions among the largest "
         "instead of turning those that were there. A high share inside the base's top says that the update writes "
         "where the base does most.",
-        caution="Intruders have been found to go with forgetting in some studies and not in others: whether they do "
-        "here is asked below, and what happens without them where derived models with scaled intruders were made.",
+        caution="Intruders have been found to go with forgetting in some studies and not in others. Whether they do "
+        "here takes several runs to ask, or derived models whose intruders were scaled (`derive: {intruders: ...}`).",
         panels=panels,
         measures=measures,
         sources=("runs/*/analyse/subspaces/subspaces.parquet",),

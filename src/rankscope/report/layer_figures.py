@@ -73,7 +73,7 @@ def representation_figure(layers: pl.DataFrame, style: Style) -> Figure | None:
         "change in what lies near what. In the other two 1 is the same as the base, for CKA also the base turned or "
         "scaled. A curve that bends at one layer says where the change begins.",
         caution="What fine-tuning taught moves the stream as well as what it harmed; drift alone is no loss. Whether "
-        "it goes with forgetting is shown below.",
+        "it goes with forgetting takes several runs to ask.",
         panels=list(panels.values()),
         measures=list(panels),
         sources=("runs/*/analyse/representations/representations.parquet",),

@@ -309,6 +309,13 @@ class TestWritten:
         row = json.loads(outcome.document)["matrices"][0]
         assert row["update_norm"] == 0.0 and "stable_rank" not in row
 
+    def test_tables_of_an_earlier_audit_do_not_stay_beside_a_page_without_them(self, models, tmp_path):
+        audit(models, "one", tmp_path / "out")
+        left = tmp_path / "out" / "tables" / "texts.csv"
+        left.write_text("of an earlier call")
+        audit(models, "two", tmp_path / "out")
+        assert not left.exists() and (tmp_path / "out" / "tables" / "matrices.csv").is_file()
+
     def test_progress_and_the_estimate_come_before(self, models, tmp_path):
         watcher = Quiet()
         run(Request(str(models / "base"), str(models / "one"), tmp_path / "out", intruders=True), watcher)
@@ -331,6 +338,12 @@ class TestRefused:
         (tmp_path / "study.yaml").write_text("study: x")
         with pytest.raises(UserError, match="holds a study"):
             audit(models, "one", tmp_path)
+
+    def test_a_folder_with_files_of_a_person_s_own(self, models, tmp_path):
+        (tmp_path / "index.html").write_text("mine")
+        with pytest.raises(UserError, match="holds files that are no audit's"):
+            audit(models, "one", tmp_path)
+        assert (tmp_path / "index.html").read_text() == "mine"
 
     def test_an_adapter_as_base(self, models, tmp_path):
         for tuned in (str(models / "one"), "smallworld:base"):  # the second: both are there, in the wrong order

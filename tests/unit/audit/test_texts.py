@@ -50,6 +50,18 @@ def own_loss(model, pair):
     return -sum(float(logits[place - 1, ids[0, place]]) for place in places) / len(completion)
 
 
+def test_nothing_is_looked_at_beyond_the_positions_that_the_model_has(folders, tmp_path):
+    (folders / "long.txt").write_text(" ".join(TEXTS * 20))
+    outcome = audit(folders, folders / "adapter", tmp_path / "out", texts="long.txt").audit
+    positions = outcome.on_texts.layers["num_positions"].unique().to_list()
+    assert positions == [64], "which is what the model has"
+    (note,) = outcome.on_texts.notes
+    assert note == "heads, layers and neurons saw the first 1 text, up to 64 tokens of each"
+    assert note in outcome.all_notes
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert note in page, "and a reader of the page is told"
+
+
 def test_while_many_texts_are_scored_a_person_sees_how_far_it_is(folders, tmp_path, monkeypatch):
     few = audit(folders, folders / "adapter", tmp_path / "few").audit.on_texts.losses
     monkeypatch.setattr("rankscope.audit.texts._TEXTS_AT_ONCE", 2)
