@@ -13,6 +13,7 @@ import psutil
 from rankscope.execute.events import Failed, Halted
 from rankscope.execute.local import LocalExecutor
 from rankscope.plan import Pack, Plan
+from rankscope.schedule import shared_out
 from rankscope.store import Store, read_model
 
 STAGES = {"training": ("train",), "scoring": ("evaluate",), "text": ("evaluate",), "spectra": ("analyse",)}
@@ -39,10 +40,10 @@ def main() -> None:
     executor = LocalExecutor(store, plan)
     (base,) = plan.bases
     # The other stack's libraries are imported before its clock starts, too.
-    _carry_out(executor, [Pack("evaluate", base, (), ())] * plan.layout.num_workers)
+    _carry_out(executor, plan, [Pack("evaluate", base, (), ())] * plan.layout.num_workers)
     packs = _packs(plan, base, arguments.part)
     started, processor_started = time.perf_counter(), _processor_seconds()
-    _carry_out(executor, packs)
+    _carry_out(executor, plan, packs)
     seconds, processor = time.perf_counter() - started, _processor_seconds() - processor_started
     executor.close()
     arguments.out.write_text(json.dumps({"seconds": seconds, "processor_seconds": processor}))
@@ -66,10 +67,11 @@ def _packs(plan: Plan, base: str, part: str) -> list[Pack]:
     return [Pack("evaluate", base, run, names) for run in ((), *((run_id,) for run_id in run_ids))]
 
 
-def _carry_out(executor: LocalExecutor, packs: list[Pack]) -> None:
+def _carry_out(executor: LocalExecutor, plan: Plan, packs: list[Pack]) -> None:
     waiting = list(packs)
     while waiting or executor.in_flight:
         while waiting and executor.num_idle:
+            waiting = shared_out(plan, waiting)
             executor.submit(waiting.pop(0))
         for event in executor.wait(1.0):
             if isinstance(event, (Failed, Halted)):

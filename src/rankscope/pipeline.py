@@ -30,7 +30,7 @@ from rankscope.plan import Pack, Plan
 from rankscope.planning import Inputs, make_plan
 from rankscope.records import UNFINISHED, DecideRecord, EvaluateRecord, ForecastRecord, Rates
 from rankscope.report import stage as report
-from rankscope.schedule import possible_work, ready_packs
+from rankscope.schedule import possible_work, ready_packs, shared_out
 from rankscope.spec import Study
 from rankscope.start import changed_since, check_directory, read_earlier, write_start
 from rankscope.store import RECORD, Store, remove_leftovers, write_text
@@ -183,7 +183,7 @@ class _Work:
         """Hand out what is ready until nothing is left; rates are chosen on the way."""
         executor = self._executor()
         running = self.store.root / "running" / f"{socket.gethostname()}-{os.getpid()}.json"
-        progress: dict[str, Progress] = {}
+        progress: dict[tuple[Pack, str], Progress] = {}
         try:
             while True:
                 rates = self._choose_rates()
@@ -227,11 +227,11 @@ class _Work:
         busy = {work for pack in executor.in_flight for work in work_of(pack)}
         # Where others take runs from the same study, each run has a lease of its own.
         is_alone = not self.leases.is_shared and self.study.execute.backend == "local"
-        pack_size = self.plan.layout.pack_size if is_alone else 1
-        for pack in ready_packs(self.plan, self.board, rates, busy, pack_size):
+        packs = ready_packs(self.plan, self.board, rates, busy, self.plan.layout.pack_size if is_alone else 1)
+        for pack in shared_out(self.plan, packs, busy) if is_alone else packs:
             if not executor.num_idle:
                 return
-            if not self.leases.take(_lease(pack)):
+            if self.leases.is_shared and not self.leases.take(_lease(pack)):
                 continue
             # Another process may have finished it since the board was read.
             if self.leases.is_shared and self._refresh(work_of(pack)):
@@ -264,17 +264,17 @@ class _Work:
                 has_ended = has_ended or work[2] not in self.board.without_weights or work[0] != "train"
         return has_ended
 
-    def _note(self, progress: dict[str, Progress], event: Event) -> None:
+    def _note(self, progress: dict[tuple[Pack, str], Progress], event: Event) -> None:
         """Keep the board in step with what came back."""
         if isinstance(event, Halted):
             raise MachineError(event.cause)
         if isinstance(event, Progress):
-            progress[event.run_id] = event
+            progress[event.pack, event.run_id] = event
             return
         self._refresh(work_of(event.pack))
         self.leases.release(_lease(event.pack))
-        for work in work_of(event.pack):
-            progress.pop(work[2] or work[1], None)
+        for run_id in event.pack.run_ids or (event.pack.base,):
+            progress.pop((event.pack, run_id), None)
 
     def _tell_of_separate_rows(self, event: Event, display: Display) -> None:
         """Say once why options are not scored in trees, where that shows only on the way; the plan told of the rest."""

@@ -38,18 +38,19 @@ def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] =
         plan: The study's plan.
         board: What is done.
         rates: The learning rates chosen so far.
-        busy: Work that is being done: what else is to be done of the same model in the same stage waits for it.
+        busy: Work that is being done: what else is to be done of the same model in the same stage waits for it, except
+            for other tasks, which `shared_out` may have given to several workers.
         pack_size: The most runs that are trained together.
     """
     packs: dict[tuple[int, str, str, str | None], list[str]] = {}
-    taken = {work[:3] for work in busy}
+    taken = {work if work[0] == "evaluate" else work[:3] for work in busy}
     needed = list(needed_work(plan, rates))
     again = trained_again(board, needed)
     for stage, base, run_id, name in needed:
         is_again = run_id in again
         if board.has_ended((stage, base, run_id, name)) and not (stage == "train" and is_again):
             continue
-        if (stage, base, run_id) in taken:
+        if not taken.isdisjoint({(stage, base, run_id), (stage, base, run_id, name)}):
             continue
         if stage != "train" and (is_again or not _inputs_complete(board, stage, base, run_id, name)):
             continue
@@ -60,6 +61,25 @@ def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] =
     ]
     together = _together(plan, ready, busy, _chunks(plan, needed, pack_size)) if pack_size > 1 else ready
     return sorted(together, key=lambda pack: pack_order(plan, pack))
+
+
+def shared_out(plan: Plan, packs: list[Pack], busy: Collection[Work] = ()) -> list[Pack]:
+    """At the end of a study, where fewer packs than workers are left, scoring goes out task by task: no worker idles.
+
+    Before the end it does not: more is to come for idle workers, and each part has to read its model again.
+    """
+    pending = [*busy, *(work for pack in packs for work in work_of(pack))]
+    is_more_to_come = any(work[0] == "train" or _is_of_search(plan, work) for work in pending)
+    if is_more_to_come or len(packs) >= plan.layout.num_workers:
+        return packs
+    parts = [part for pack in packs for part in _task_by_task(pack)]
+    return sorted(parts, key=lambda pack: pack_order(plan, pack))
+
+
+def _task_by_task(pack: Pack) -> list[Pack]:
+    if pack.stage != "evaluate" or len(pack.names) < 2:
+        return [pack]
+    return [dataclasses.replace(pack, names=(name,)) for name in pack.names]
 
 
 def pack_order(plan: Plan, pack: Pack) -> tuple[int, float]:

@@ -11,7 +11,7 @@ import pytest
 from rankscope.board import Board, status_of
 from rankscope.plan import VALIDATION, Grid, Pack, Plan, piece_key
 from rankscope.records import Asked, RateChoice, Rates, Search, TrainRecord
-from rankscope.schedule import pack_seconds, possible_work, ready_packs, work_seconds
+from rankscope.schedule import pack_seconds, possible_work, ready_packs, shared_out, work_seconds
 from rankscope.work import Work, all_work, needed_work, work_of
 from synthetic import ARMS, write_study
 
@@ -294,3 +294,34 @@ def test_trained_together_generated_together_once_the_rates_are_known(tmp_path: 
     alone = [pack for pack in ready_packs(plan, board, rates) if pack.run_ids]
     assert {run for pack in packs for run in pack.run_ids} == {run for pack in alone for run in pack.run_ids}
     assert all(len(pack.run_ids) == 1 for pack in alone)
+
+
+def test_the_last_models_are_scored_task_by_task_so_that_no_worker_idles(tmp_path: Path) -> None:
+    made = write_study(tmp_path).plan
+    first, second = (run.run_id for run in made.runs[:2])
+    names = tuple(made.tasks["small"])
+    times = {piece_key("evaluate", "small", made.run(first), name): float(place) for place, name in enumerate(names)}
+    layout = made.layout.model_copy(update={"num_workers": 2})
+    estimate = made.estimate.model_copy(update={"seconds_by_piece": times})
+    plan = made.model_copy(update={"layout": layout, "estimate": estimate})
+    packs = [Pack("evaluate", "small", (run_id,), names) for run_id in (first, second)]
+    looked_into = Pack("analyse", "small", (first,), ("spectra", "norms"))
+    assert len(names) > 1
+    assert shared_out(plan, packs) == packs
+    last = shared_out(plan, packs[:1])
+    assert [pack.names for pack in last] == [(name,) for name in reversed(names)], "the longest first"
+    assert {pack.run_ids for pack in last} == {(first,)}
+    assert shared_out(plan, [looked_into]) == [looked_into]
+    assert shared_out(made, packs[:1]) == packs[:1], "one worker gains nothing by it"
+    searched = next(run.run_id for run in plan.runs if run.seed in plan.search_seeds)
+    trained, validated = ("train", "small", second, ""), ("evaluate", "small", searched, VALIDATION)
+    assert all(shared_out(plan, packs[:1], [work]) == packs[:1] for work in (trained, validated)), "more is to come"
+
+
+def test_a_task_that_is_being_scored_holds_up_no_other_task_of_its_model(tmp_path: Path) -> None:
+    plan = write_study(tmp_path).plan
+    (base,) = [pack for pack in ready_packs(plan, Board(), Rates()) if pack.stage == "evaluate"]
+    first, *others = work_of(base)
+    left = [pack for pack in ready_packs(plan, Board(), Rates(), [first]) if pack.stage == "evaluate"]
+    assert [work for pack in left for work in work_of(pack)] == others
+    assert not [pack for pack in ready_packs(plan, Board(), Rates(), work_of(base)) if pack.stage == "evaluate"]

@@ -6,12 +6,15 @@ import multiprocessing
 import time
 from pathlib import Path
 
+import polars as pl
 import psutil
 import pytest
 
 from rankscope.execute.events import Event, Failed, Finished, Progress
 from rankscope.execute.local import LocalExecutor
 from rankscope.execute.surroundings import worker_environment
+from rankscope.layout import num_cores
+from rankscope.pipeline import run_study
 from rankscope.plan import Layout, Pack, Plan
 from rankscope.planning import make_plan
 from rankscope.start import write_start
@@ -63,6 +66,40 @@ def started(tmp_path: Path) -> tuple[Store, Plan]:
     store = Store(tmp_path / "out")
     write_start(store, study, plan, inputs)
     return store, plan
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(num_cores() < 2, reason="needs two cores")
+def test_two_workers_score_one_model_between_them_with_the_numbers_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed_out: list[Pack] = []
+    submit = LocalExecutor.submit
+
+    def note(executor: LocalExecutor, pack: Pack) -> None:
+        handed_out.append(pack)
+        submit(executor, pack)
+
+    monkeypatch.setattr(LocalExecutor, "submit", note)
+    arms = "arms=[{method: lora, rank: 2, learning_rate: [1.0e-3]}]"
+    analyses = ("spectra", "subspaces", "attention", "representations", "neurons")
+    one_run = [arms, "seeds=[0]", *(f"analyse.{name}=false" for name in analyses)]
+    scored = []
+    for number in (1, 2):
+        study = load_study(write_study(tmp_path), [*one_run, f"execute.num_workers={number}"])
+        run_study(study, tmp_path / str(number))
+        scored.append([pack for pack in handed_out if pack.stage == "evaluate" and pack.run_ids])
+        handed_out.clear()
+    alone, together = scored
+    assert [len(pack.names) for pack in alone] == [1, 4], "the choice of its rate, then all tasks"
+    assert [len(pack.names) for pack in together] == [1] * 5
+    names = sorted(
+        path.relative_to(tmp_path / "1") for path in (tmp_path / "1").glob("runs/*/evaluate/*/items.parquet")
+    )
+    assert len(names) == 5
+    for name in names:
+        items = [pl.read_parquet(tmp_path / number / name) for number in ("1", "2")]
+        assert items[0].equals(items[1], null_equal=True), name
 
 
 @pytest.mark.slow
