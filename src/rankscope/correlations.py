@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float
-from scipy.stats import norm, rankdata
 
 # Below this many candidates an interval would be the whole range from -1 to 1.
 FEWEST = 5
@@ -35,7 +35,7 @@ def rank_correlation(x: Float[np.ndarray, " _n"], y: Float[np.ndarray, " _n"]) -
     """Spearman's rank correlation; None where one of the two does not vary."""
     if len(x) < 2:
         return None
-    first, second = rankdata(x), rankdata(y)
+    first, second = (pl.Series(values).rank("average").to_numpy() for values in (x, y))
     spread = float(first.std() * second.std())
     if spread < _EQUAL:
         return None
@@ -103,9 +103,11 @@ def _means(groups: Sequence[Hashable], values: Float[np.ndarray, " _n"]) -> Floa
 def _interval(value: float, count: int, confidence: float) -> tuple[float | None, float | None]:
     if count < FEWEST:
         return None, None
+    from scipy.special import ndtri
+
     # At exactly 1 the transformation is infinite: the value is held a step away, and the interval stays wide.
     held = max(-1.0 + 1e-6, min(1.0 - 1e-6, value))
-    half = norm.ppf(0.5 + confidence / 2.0) * math.sqrt((1.0 + held**2 / 2.0) / (count - 3))
+    half = float(ndtri(0.5 + confidence / 2.0)) * math.sqrt((1.0 + held**2 / 2.0) / (count - 3))
     centre = math.atanh(held) if abs(value) < 1.0 - 1e-6 else math.copysign(math.atanh(1.0 - 0.5 / count), value)
     # The end beyond a held value is the value itself: no interval leaves out what it is about.
     return min(math.tanh(centre - half), value), max(math.tanh(centre + half), value)
