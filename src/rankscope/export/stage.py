@@ -15,6 +15,7 @@ import vl_convert
 from rankscope.data.hub import PACKAGED, local_model, model_folder
 from rankscope.errors import UserError
 from rankscope.export.card import CardFacts, model_card
+from rankscope.export.earlier import remove_stale
 from rankscope.export.latex import MAIN, main_document, train_test_table, verdict_table
 from rankscope.export.model import Chosen, base_id, choice_of, named, recommended, verdict_of
 from rankscope.export.parts import PARTS, Part
@@ -39,7 +40,8 @@ class Request:
     """What is to be exported.
 
     Attributes:
-        out: A folder; made if it does not exist. What is exported again is written over.
+        out: A folder; made if it does not exist. What is exported again is written over, and what the study's last
+            export wrote there and this one does not is removed, but for models.
         parts: Which of `PARTS`; None: all of them, as far as they are there.
         model: An arm, a run or a derived model, instead of what the study recommends.
     """
@@ -73,6 +75,7 @@ class _Exporter:
 
     def __post_init__(self) -> None:
         self.notes: list[str] = []
+        self._written: dict[Part, set[str]] = defaultdict(set)
         self._found: list[Found] | None = None
         self._tables: Mapping[str, pl.DataFrame] | None = None
 
@@ -83,7 +86,24 @@ class _Exporter:
             "figures": self._write_figures, "results": self._write_results,
             "models": lambda: self._write_models(chosen),
         }  # fmt: skip
-        return writers[part]()
+        said = writers[part]()
+        if part != "models":  # weights of what was exported by name are not thrown away
+            remove_stale(self.request.out, self.contents.plan.study, part, self._written[part])
+        return said
+
+    def _file(self, part: Part, name: str) -> Path:
+        """Where a file is written."""
+        self._written[part].add(name)
+        return self.request.out / part / name
+
+    def _write_table(self, part: Part, name: str, frame: pl.LazyFrame) -> None:
+        """A table as Parquet and CSV, streamed: the neurons of a large study fit into no memory."""
+        parquet = self._file(part, f"{name}.parquet")
+        with replacing(parquet) as temporary:
+            frame.sink_parquet(temporary)
+        written = pl.scan_parquet(parquet)
+        with replacing(self._file(part, f"{name}.csv")) as temporary:
+            written.select(csv_columns(written.collect_schema())).sink_csv(temporary)
 
     @property
     def found(self) -> list[Found]:
@@ -126,11 +146,10 @@ class _Exporter:
 
     def _write_tables(self) -> str:
         for name, table in self.tables.items():
-            _write_table(self.request.out / "tables" / name, table.lazy())
+            self._write_table("tables", name, table.lazy())
         return f"the {len(self.tables)} tables of the report, as CSV and Parquet"
 
     def _write_records(self) -> str:
-        folder = self.request.out / "records"
         decision = self.contents.decision
         small = {
             "records": record_table(self.found),
@@ -138,14 +157,14 @@ class _Exporter:
             "verdicts": verdicts_as_rows(decision, DECIDE_FILE),
         }
         for name, table in small.items():
-            _write_table(folder / name, table.lazy())
+            self._write_table("records", name, table.lazy())
         beside = defaultdict(list)
         for one in self.found:
             for path in tables_beside(self.store, one):
                 source = path.relative_to(self.store.root).as_posix()
                 beside[path.stem].append(with_subject(scan(path), one, source))
         for name, frames in beside.items():
-            _write_table(folder / name, pl.concat(frames, how="diagonal_relaxed"))
+            self._write_table("records", name, pl.concat(frames, how="diagonal_relaxed"))
         return f"{len(self.found)} records in {len(small) + len(beside)} tables, as CSV and Parquet"
 
     def _write_latex(self) -> str:
@@ -160,15 +179,16 @@ class _Exporter:
         for verdict in decision.verdicts:
             texts[f"verdict--{verdict.base}--{verdict.training_set}.tex"] = verdict_table(verdict)
         for name, text in {**texts, MAIN: main_document(texts)}.items():
-            write_text(self.request.out / "latex" / name, text)
+            write_text(self._file("latex", name), text)
         return f"{len(texts)} tables, and {MAIN} with all of them"
 
     def _write_figures(self) -> str:
         figures = make_figures(self.tables, self.contents)
         number = 0
         for name, svg in render_svgs(figures, list(group_names(self.contents).values())):
-            write_text(self.request.out / "figures" / f"{name}.svg", svg)
-            _write_bytes(self.request.out / "figures" / f"{name}.pdf", vl_convert.svg_to_pdf(svg))
+            write_text(self._file("figures", f"{name}.svg"), svg)
+            with replacing(self._file("figures", f"{name}.pdf")) as temporary:
+                temporary.write_bytes(vl_convert.svg_to_pdf(svg))
             number += 1
         return f"{number}, each as SVG and PDF"
 
@@ -178,7 +198,7 @@ class _Exporter:
             if isinstance(one.record, TrainRecord):
                 document = result_document(self.contents.plan, self._result(one.record))
                 text = json.dumps(document, indent=2, ensure_ascii=False)
-                write_text(self.request.out / "results" / f"{one.record.run.run_id}.json", text + "\n")
+                write_text(self._file("results", f"{one.record.run.run_id}.json"), text + "\n")
                 number += 1
         return f"{number} runs as PEFT's method comparison writes them"
 
@@ -261,17 +281,3 @@ def _copy_tokenizer(run: RunSettings, target: Path) -> bool:
     for path in paths:
         shutil.copyfile(path, target / path.name)
     return bool(paths)
-
-
-def _write_table(path: Path, frame: pl.LazyFrame) -> None:
-    """A table as Parquet and CSV, streamed: the neurons of a large study fit into no memory."""
-    with replacing(path.with_suffix(".parquet")) as temporary:
-        frame.sink_parquet(temporary)
-    written = pl.scan_parquet(path.with_suffix(".parquet"))
-    with replacing(path.with_suffix(".csv")) as temporary:
-        written.select(csv_columns(written.collect_schema())).sink_csv(temporary)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
