@@ -259,9 +259,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _audit_folder(tuned: str) -> Path:
-    """`results/audit-<tuned>`, after the last part of a folder's name or hub id, or after the run that it is of."""
+    """`results/audit-<tuned>`, after a hub id's last part, a folder's from where it is a name of its own, or a run."""
+    from rankscope.audit.result import short_name
+
     path = Path(tuned).resolve()
-    name = path.name if path.exists() else tuned.rpartition("/")[2]
+    name = short_name(str(path)).strip("/").replace("/", "-") if path.exists() else tuned.rpartition("/")[2]
     if path.parent.name == "train":  # a study's runs all call their folder `adapter` or `model`
         name = path.parent.parent.name
     return Path("results") / f"audit-{name.replace('@', '-')}"

@@ -21,6 +21,7 @@ from rankscope.analyse.matrices import Spectra, spectra
 from rankscope.analyse.norms import NormCache
 from rankscope.analyse.subspaces import Subspaces, subspaces
 from rankscope.audit.against import compare
+from rankscope.audit.configurations import configuration_notes
 from rankscope.audit.estimate import decomposition_estimate
 from rankscope.audit.figures import make_figures
 from rankscope.audit.findings import findings
@@ -119,7 +120,7 @@ def run(request: Request, watcher: Watcher | None = None) -> Outcome:
         UserError: A folder is not what it should be, or the tuned model does not belong to the base.
     """
     watcher = watcher or Silent()
-    _check_out(request.out)
+    _check_out(request)
     base, tuned, notes = _open(request)
     updates = _chosen(tuned, request.layers)
     other = None if request.against is None else read_tuned(base, _tuned_folder(request.against))
@@ -155,15 +156,34 @@ def run(request: Request, watcher: Watcher | None = None) -> Outcome:
     return _write(audit, request.out)
 
 
-def _check_out(out: Path) -> None:
+def _check_out(request: Request) -> None:
+    out = request.out
     for name, kind in (("study.yaml", "a study"), ("config.json", "a model"), (CONFIG_NAME, "an adapter")):
         if (out / name).exists():
             raise UserError(f"holds {kind}, and an audit would write into it", where=out, mend="choose another --out")
     # What an interrupted audit leaves is the cut adapter, if anything.
-    is_empty = not out.is_dir() or {path.name for path in out.iterdir()} <= {TRUNCATED}
-    if not is_empty and not (out / DOCUMENT).is_file():
+    if not out.is_dir() or {path.name for path in out.iterdir()} <= {TRUNCATED}:
+        return
+    audited = _audited(out)
+    if audited is None:
         what = f"holds files that are no audit's, and {PAGE} and tables/ would be written beside or over them"
         raise UserError(what, where=out, mend="choose another --out")
+    if not all(map(_is_same, audited, (request.base, request.tuned))):
+        what = f"holds the audit of {audited[1]} against {audited[0]}"
+        raise UserError(what, where=out, mend="choose another --out, or remove it")
+
+
+def _audited(out: Path) -> tuple[str, str] | None:
+    """The base and the tuned model of which a folder holds the audit; None where it holds none."""
+    try:
+        document = json.loads((out / DOCUMENT).read_text(encoding="utf-8"))
+        return str(document["base"]), str(document["tuned"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_same(one: str, other: str) -> bool:
+    return one == other or Path(one).resolve() == Path(other).resolve()
 
 
 def _open(request: Request) -> tuple[Path, Tuned, list[str]]:
@@ -186,7 +206,8 @@ def _open(request: Request) -> tuple[Path, Tuned, list[str]]:
             notes.append(f"the adapter names revision {wanted} of its base; a folder's revision cannot be checked")
     if named and not is_same and "/" in source and not Path(source).expanduser().exists():
         notes.append(f"the adapter names {named} as its base; it was compared with {source}")
-    return base, read_tuned(base, folder), notes
+    tuned = read_tuned(base, folder)
+    return base, tuned, [*notes, *(configuration_notes(base, folder) if tuned.lora is None else ())]
 
 
 def _tuned_folder(source: str) -> Path:

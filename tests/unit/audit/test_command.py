@@ -1,9 +1,11 @@
 """The verb as a person calls it: what is printed where, and the exit status of everything that is refused."""
 
 import json
+import shutil
 
 import pytest
 
+from planted import CONFIG
 from rankscope.cli import main
 
 
@@ -26,6 +28,42 @@ def test_json_is_all_that_is_printed(models, tmp_path, capsys):
     document = json.loads(capsys.readouterr().out)
     assert document["truncation"]["ranks"] and document["against"]["matrices"]
     assert len(document["matrices"]) == 21
+
+
+def test_folders_of_one_name_have_audits_of_their_own(models, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for run, source in (("a", "one"), ("b", "two")):
+        shutil.copytree(models / source, tmp_path / run / "final")
+        for spelling in (f"{run}/final", f"./{run}/final/"):  # the second audits it again
+            assert main(["audit", str(models / "base"), spelling]) == 0
+    assert len({line for line in capsys.readouterr().out.splitlines() if line.startswith("report: ")}) == 2
+    (first, second) = sorted((tmp_path / "results").iterdir())
+    assert first.name.endswith("a-final") and second.name.endswith("b-final")
+    assert main(["audit", str(models / "base"), "b/final", "--out", str(first)]) == 2
+    error = capsys.readouterr().err
+    assert "holds the audit of ./a/final/ against" in error and "--out" in error
+
+
+def changed(models, folder, **settings):
+    """The base under another configuration."""
+    shutil.copytree(models / "base", folder)
+    document = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(document | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"hidden_act": "gelu"}, "(hidden_act is gelu, the base's silu)"),
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, "rope_parameters.rope_theta is 500000.0"),
+        ({"use_cache": False, "transformers_version": "4.0.0", "eos_token_id": 7, "attention_dropout": 0.1}, None),
+    ],
+)
+def test_a_configuration_that_is_not_the_bases_is_said(models, tmp_path, capsys, settings, note):
+    changed(models, tmp_path / "tuned", **settings)
+    assert main(["audit", str(models / "base"), str(tmp_path / "tuned"), "--out", str(tmp_path / "out")]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "config.json" in line]
+    assert len(notes) == (note is not None) and all(note in line for line in notes)
 
 
 @pytest.mark.parametrize("option", [("--layers", "3-1"), ("--layers", "a"), ("--truncate", "1.5"), ("--truncate", "0")])
@@ -74,6 +112,11 @@ class TestRefused:
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / "pytorch_model.bin").write_bytes(b"")
         assert "pickles only" in self.refused(capsys, tmp_path, models / "one")
+
+    def test_a_configuration_with_other_heads(self, models, tmp_path, capsys):
+        changed(models, tmp_path / "tuned", num_attention_heads=CONFIG.num_attention_heads * 2)
+        error = self.refused(capsys, models / "base", tmp_path / "tuned", "--out", tmp_path / "out")
+        assert "config.json: num_attention_heads is " in error and not (tmp_path / "out").exists()
 
     def test_the_other_one_does_not_fit(self, models, tmp_path, capsys):
         out = ("--out", tmp_path / "out")

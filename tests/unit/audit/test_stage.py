@@ -313,7 +313,7 @@ class TestWritten:
         audit(models, "one", tmp_path / "out")
         left = tmp_path / "out" / "tables" / "texts.csv"
         left.write_text("of an earlier call")
-        audit(models, "two", tmp_path / "out")
+        audit(models, "one", tmp_path / "out")
         assert not left.exists() and (tmp_path / "out" / "tables" / "matrices.csv").is_file()
 
     def test_progress_and_the_estimate_come_before(self, models, tmp_path):
