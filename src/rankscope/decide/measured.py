@@ -89,7 +89,7 @@ def read_measured(
     for settings in plan.runs:
         if (settings.base.name, settings.training_set.name) == (base, training_set):
             _read_run(store, measured, settings)
-    measured.warnings += _edge_warnings(choices)
+    measured.warnings += [*_single_rate_warnings(choices), *_edge_warnings(choices)]
     return measured
 
 
@@ -98,6 +98,15 @@ _BEYOND = {
     "highest": "one beyond may learn more, and may forget more",
     "lowest": "one below may do better",
 }
+
+
+def _single_rate_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
+    """One sentence for all arms that were tried at a single rate, so that none was chosen."""
+    known = {arm: item for arm, item in choices.items() if item.learning_rate is not None and len(item.scores) == 1}
+    if not known:
+        return []
+    arms = ", ".join(f"{arm} ({item.learning_rate:g})" for arm, item in known.items())
+    return [f"only one learning rate was tried of {arms}: at the best of its own each may do better, in another order"]
 
 
 def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:

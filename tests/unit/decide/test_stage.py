@@ -287,6 +287,14 @@ def test_an_untrained_adapter_forgets_exactly_nothing(tmp_path: Path) -> None:
     assert record.verdicts[0].arm == "base"
 
 
+def test_arms_of_a_single_rate_are_warned_of(tmp_path: Path, record: DecideRecord) -> None:
+    arms = [replace(ARMS[0], rates=(3e-4,), best=0), replace(ARMS[1], rates=(1e-3,), best=0, diverged=(1e-3,)), ARMS[3]]
+    (verdict,) = decide(write_study(tmp_path, arms=arms)).verdicts
+    (text,) = [text for text in verdict.warnings if "only one learning rate" in text]
+    assert "tried of lora-r4 (0.0003): " in text
+    assert not any("only one learning rate" in text for text in record.verdicts[0].warnings)
+
+
 def test_one_seed_is_warned_of(tmp_path: Path) -> None:
     verdict = decide(write_study(tmp_path, seeds=(7,), decide=ROOMY)).verdicts[0]
     assert any(text.startswith("num_seeds=1") for text in verdict.warnings)
