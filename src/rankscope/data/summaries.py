@@ -149,10 +149,14 @@ def _num_repeated(understood: Contents | None, items: Sequence[Item]) -> int:
 
 
 def task_warnings(where: str, summary: DataSummary, items: Sequence[Item], context_length: int | None) -> list[str]:
-    """What is unusual about a task's items: repetitions, items that do not fit, options that repeat."""
+    """What is unusual about a task's items: those that count as one, items that do not fit, options that repeat."""
     warnings = []
+    counted = len({("cluster", item.cluster) if item.cluster else ("item", item.item_id) for item in items})
+    rest = f"; intervals and the verdict count {counted} items" if counted < len(items) else ""
     if summary.num_duplicates:
-        warnings.append(f"{where}: {summary.num_duplicates} of {len(items)} items are repetitions")
+        warnings.append(f"{where}: {summary.num_duplicates} of {len(items)} items are repetitions{rest}")
+    elif rest:
+        warnings.append(f"{where}: the {len(items)} items are of {counted} clusters{rest}")
     if summary.num_truncated:
         longer = f"{summary.num_truncated} of {len(items)} items are longer"
         warnings.append(f"{where}: {longer} than the model's {context_length} positions")

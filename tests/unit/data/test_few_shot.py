@@ -92,7 +92,7 @@ def test_examples_of_other_categories_make_no_other_item_of_a_repeated_one(plain
     assert one.prompt != twin.prompt
     assert one.cluster == twin.cluster is not None and other.cluster is None
     assert found.summary.num_duplicates == 1
-    assert "evaluate.t: 1 of 3 items are repetitions" in found.warnings
+    assert "evaluate.t: 1 of 3 items are repetitions; intervals and the verdict count 2 items" in found.warnings
 
 
 def test_templates_of_presets_hold_for_the_examples_too(plain, tmp_path):

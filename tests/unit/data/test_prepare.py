@@ -221,7 +221,12 @@ def test_duplicates_are_counted(plain, source):
     data = train(plain, source(QA * 2))
     assert data.summaries[0].num_duplicates == len(data.texts) / 2 > 0
     assert any("are repetitions" in warning for warning in data.warnings)
-    assert any("are repetitions" in warning for warning in task(plain, source(QA * 2)).warnings)
+    text = f"{len(QA)} of {2 * len(QA)} items are repetitions; intervals and the verdict count {len(QA)} items"
+    assert task(plain, source(QA * 2)).warnings == [f"evaluate.ours: {text}"]
+    passages = [{**row, "cluster": str(number // 2)} for number, row in enumerate(QA)]
+    counted = (len(QA) + 1) // 2
+    text = f"the {len(QA)} items are of {counted} clusters; intervals and the verdict count {counted} items"
+    assert task(plain, source(passages)).warnings == [f"evaluate.ours: {text}"]
     assert train(plain, source(QA)).warnings == task(plain, source(QA)).warnings == []
 
 
