@@ -111,9 +111,15 @@ def _held(base: BaseSettings, experts: Mapping[str, int], shapes: Mapping[str, t
     return f"the experts of base {base.name} ({', '.join(experts)}: {share:.0f}% of its parameters)"
 
 
-def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
-    """What the study cannot tell as it is laid out, said before it is paid for."""
-    warnings = []
+def design_warnings(study: Study, smallest: Mapping[str, float], tasks: Mapping[str, tuple[Scoring, int]]) -> list[str]:
+    """What the study cannot tell as it is laid out, said before it is paid for.
+
+    Args:
+        study: The study.
+        smallest: From `smallest_differences`.
+        tasks: By task, how it is scored and how many items it has.
+    """
+    warnings = _few_texts_warnings(study, tasks)
     margin = study.decide.margin
     for training_set, difference in smallest.items():
         if difference > margin:
@@ -128,6 +134,25 @@ def design_warnings(study: Study, smallest: Mapping[str, float]) -> list[str]:
     if not any(task.role == "retention" for task in study.evaluate.values()):
         warnings.append("no task has role retention: nothing watches what is forgotten")
     return [*warnings, *_truncation_warnings(study), *_cluster_warnings(study)]
+
+
+# How much losses differ from text to text is known of no study beforehand; over fewer, intervals are wide in any.
+_FEW_TEXTS = 100
+
+
+def _few_texts_warnings(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) -> list[str]:
+    """Training sets whose arms are compared by their loss on a handful of texts."""
+    warnings = []
+    for training_set in study.train:
+        in_domain = [name for name, task in study.evaluate.items() if training_set in task.in_domain_for]
+        number = sum(tasks[name][1] for name in in_domain)
+        if number < _FEW_TEXTS and all(tasks[name][0] == "loss" for name in in_domain):
+            warnings.append(
+                f"on {training_set} arms are compared by their loss on {number} texts, which are few to tell "
+                f"differences of decide.margin_nats ({study.decide.margin_nats:g}) apart: the verdict may well be "
+                "undecided; score more texts, or widen the margin"
+            )
+    return warnings
 
 
 def _cluster_warnings(study: Study) -> list[str]:

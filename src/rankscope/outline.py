@@ -72,8 +72,8 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     runs = resolve_runs(expand_runs(study, settings, _training(bases)), tensors, types)
     loads = {name: base.loads(study.analyse.num_probe_texts) for name, base in bases.items()}
     outline = Outline(study, runs, loads, shapes, layout, is_estimate=True)
-    first = next(iter(loads.values())).tasks
-    smallest = smallest_differences(study, {name: (load.scoring, load.num_items) for name, load in first.items()})
+    scored = {name: (load.scoring, load.num_items) for name, load in next(iter(loads.values())).tasks.items()}
+    smallest = smallest_differences(study, scored)
     plan = Plan(
         **plan_fields(study, layout),
         bases=settings,
@@ -89,7 +89,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         probes_fingerprint=dict.fromkeys(bases, UNREAD),
         estimate=estimate(outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for name, base in bases.items() for summary in _summaries(study, name, base)),
-        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *_notes(bases)])),
+        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest, scored), *_notes(bases)])),
         smallest_difference=smallest,
     )
     return plan, outline

@@ -105,7 +105,8 @@ def make_plan(
     scored = {n: (task.settings.scoring, len(task.items)) for n, task in next(iter(prepared.values())).tasks.items()}
     smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
-    data_warnings = [text for base in prepared.values() for text in _warnings(study, base)]
+    warnings = design_warnings(study, smallest, scored)
+    warnings += [text for base in prepared.values() for text in _warnings(study, base)]
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
         **plan_fields(study, layout),
@@ -118,7 +119,7 @@ def make_plan(
         estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,
-        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest), *data_warnings, *overlap_warnings(overlaps)])),
+        warnings=tuple(dict.fromkeys([*warnings, *overlap_warnings(overlaps)])),
         smallest_difference=smallest,
         today=today,
     )

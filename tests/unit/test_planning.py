@@ -68,6 +68,19 @@ def planned(entries: dict, earlier: Plan | None = None, *, keep_layout: bool = T
     return make_plan(Study.model_validate(entries), earlier, keep_layout=keep_layout)[0]
 
 
+@pytest.mark.parametrize(("number", "is_warned"), [(99, True), (100, False)])
+def test_arms_that_are_compared_on_few_texts_are_warned_of(
+    entries: dict, tmp_path: Path, number: int, is_warned: bool
+) -> None:
+    entries["evaluate"]["sums"] |= {"source": write_rows(tmp_path / "texts.jsonl", 200, number), "scoring": "loss"}
+    warnings = planned(entries).warnings
+    assert (
+        any(f"their loss on {number} texts" in text and "margin_nats (0.01)" in text for text in warnings) == is_warned
+    )
+    entries["evaluate"]["sums"]["scoring"] = "generate"
+    assert not any("their loss" in text for text in planned(entries).warnings)
+
+
 def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entries: dict) -> None:
     first = planned(entries)
     of_yesterday = planned(entries, first.model_copy(update={"today": date(2024, 2, 29)}))

@@ -20,7 +20,7 @@ from rankscope.decide.standing import BASE, Question, Standing
 from rankscope.plan import Plan
 from rankscope.provenance import provenance
 from rankscope.records import DecideRecord, TaskComparison, Verdict
-from rankscope.runs import RunSettings, settings_hash
+from rankscope.runs import RunSettings, TaskSettings, settings_hash
 from rankscope.spec import Study, Task
 from rankscope.store import Store, write_parquet, write_record, write_text
 
@@ -108,11 +108,18 @@ def verdict(measured: Measured, study: Study, plan: Plan) -> Verdict:
         seeds=study.seeds,
         seconds_per_seed=sum(sum(each) / len(each) for each in measured.seconds.values()) or None,
         scoring_seconds=measured.scoring_seconds,
+        cut=_cut_tasks(study, plan.tasks[measured.base]),
     )
     standings, between = measure(measured.tasks, arms, question)
     found = judge(standings, between, question, [*measured.warnings, *_overlap_warnings(measured, plan)])
     unfinished = _unfinished_warnings(measured, plan, found.arm or found.safe_arm)
     return found.model_copy(update={"warnings": (*found.warnings, *unfinished)})
+
+
+def _cut_tasks(study: Study, tasks: Mapping[str, TaskSettings]) -> list[str]:
+    """Those of which as many items are scored as `max_examples` lets through, so that there may be more."""
+    most = {name: task.max_examples for name, task in study.evaluate.items()}
+    return [name for name, task in tasks.items() if (limit := most[name]) is not None and task.num_items >= limit]
 
 
 # An arm is warned of where so many more of a task's answers have no end than of the base's, which may have none either.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -47,6 +47,7 @@ class Question:
         tasks: Names of the tasks by what they are for: `score`, `forgetting`, `forgetting_nats`.
         seconds_per_seed: What one more seed of all arms costs, where known.
         scoring_seconds: What scoring all arms on a task has cost, by task.
+        cut: Tasks whose source may have more items than are scored.
     """
 
     base: str
@@ -57,6 +58,7 @@ class Question:
     seeds: Sequence[int]
     seconds_per_seed: float | None = None
     scoring_seconds: Mapping[str, float] = field(default_factory=dict)
+    cut: Collection[str] = ()
 
     @property
     def margin(self) -> float:

@@ -211,8 +211,16 @@ def _more_items(question: Question, questions: Sequence[OpenQuestion], factor: f
     time = f", about {_duration(cost)} of scoring" if cost else ""
     return (
         f"Seeds alone would not decide; {math.ceil(10 * factor) / 10:g} times the items would, {_CHANCE}{time}; in the "
-        f"study file: a larger `max_examples`, or a larger source, under `evaluate:` for {_names(names)}."
+        f"study file, under `evaluate:`, {_where_more_are(names, question.cut)}."
     )
+
+
+def _where_more_are(names: Sequence[str], cut: Collection[str]) -> str:
+    """A task whose source may have more rows than are scored needs no other source."""
+    left, used_up = ([name for name in names if (name in cut) == is_cut] for is_cut in (True, False))
+    said = [f"a larger `max_examples` for {_names(left)}"] if left else []
+    said += [f"a larger source for {_names(used_up)}, where no more items are left"] if used_up else []
+    return ", and ".join(said)
 
 
 def _asked(item: OpenQuestion, questions: Sequence[OpenQuestion]) -> str:

@@ -355,8 +355,9 @@ def test_needed_asks_for_items_where_seeds_cannot_help() -> None:
     assert "Seeds alone would not decide" in found.needed
     times, minutes = map(float, re.search(r"; ([\d.]+) times .* about (\d+) minutes of scoring", found.needed).groups())
     assert minutes == pytest.approx(times * 15, abs=1.6)
-    assert "`max_examples`" in found.needed
-    assert "general and work" in found.needed
+    assert "a larger source for general and work, where no more items are left." in found.needed
+    found = verdict(arm("r16", 16, est(0.30), wide), cut=["work", "taught"])
+    assert "a larger `max_examples` for work, and a larger source for general, where no" in found.needed
 
 
 def test_needed_says_when_the_difference_lies_at_its_limit() -> None:

@@ -295,6 +295,18 @@ def test_arms_of_a_single_rate_are_warned_of(tmp_path: Path, record: DecideRecor
     assert not any("only one learning rate" in text for text in record.verdicts[0].warnings)
 
 
+def test_more_rows_are_asked_for_only_where_there_may_be_more(tmp_path: Path) -> None:
+    arms = [replace(ARMS[0], shift={"taught": 0.1, "general": -0.04}, seed_sd=0.0)]
+    written = write_study(tmp_path, arms=arms, seeds=(0,), decide={"forgetting_budget": 0.085})
+    (verdict,) = decide(written).verdicts
+    assert "a larger source for general" in verdict.needed
+    for limit, advised in ((300, "a larger `max_examples` for general"), (301, "a larger source for general")):
+        general = written.study.evaluate["general"].model_copy(update={"max_examples": limit})
+        study = written.study.model_copy(update={"evaluate": {**written.study.evaluate, "general": general}})
+        (verdict,) = decide(replace(written, study=study)).verdicts
+        assert advised in verdict.needed
+
+
 def test_one_seed_is_warned_of(tmp_path: Path) -> None:
     verdict = decide(write_study(tmp_path, seeds=(7,), decide=ROOMY)).verdicts[0]
     assert any(text.startswith("num_seeds=1") for text in verdict.warnings)
