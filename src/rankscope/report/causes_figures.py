@@ -124,8 +124,8 @@ def explanation_figure(explanations: pl.DataFrame, *, leaves_candidates: bool) -
         reading="Right of 0: runs with more of it forgot more. Where the filled mark is far from 0 and the hollow one "
         "is not, the measure goes with forgetting only because it goes with the size of the update. An interval that "
         "holds 0 decides nothing.",
-        caution="Arms and rates were chosen, not drawn, and a correlation is no cause: undoing parts of the update, "
-        "below, is nearer to one. With eight measures one of twenty intervals misses by chance.",
+        caution="Arms and rates were chosen, not drawn, and a correlation is no cause: undoing parts of the update "
+        "(`derive:`) is nearer to one. With eight measures one of twenty intervals misses by chance.",
         panels=panels,
         measures=tuple(key for key in dict.fromkeys(explanations["predictor"]) if key in MEASURES),
         sources=("runs/*/analyse/*/record.json", "runs/*/evaluate/*/record.json"),

@@ -1,4 +1,4 @@
-"""One fixed look for every arm: a colour that colour-blind readers can tell apart, and a shape for its family."""
+"""One fixed look for every arm: a colour by its rank, and a shape, so that nothing is told by colour alone."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from rankscope.plan import Plan
 from rankscope.runs import ArmSettings
 
-# Ranks are ordered, so their colours are too: from teal over blue to magenta, falling in lightness, which survives any
-# kind of colour-blindness; each has a contrast of 3 or more against the white and the near-black page.
-_RANK_STOPS = ("#2a9d8f", "#3a8fc9", "#6a74d8", "#9a5cc6", "#b0469c")
+# Ranks are ordered, so their colours are too: from green over blue to violet, falling in lightness, and from yellow to
+# blue for a reader who does not see red and green apart. Each has a contrast of 3 or more against the white and the
+# near-black page, which leaves too little room for more than five that anybody can tell apart; hence the shapes.
+_RANK_STOPS = ("#61a03f", "#2a9d8f", "#3a8fc9", "#6a74d8", "#8050e0")
 # Methods without a rank: vermilion first (the Okabe-Ito colour farthest from the ramp), then its neighbours.
 _OTHER = ("#d55e00", "#a87f00", "#b8527f", "#8a7550", "#c0503c", "#7d8531")
 BASE_COLOUR = "#808080"
 GAIN_COLOUR, LOSS_COLOUR = "#2f7fc1", "#d55e00"
-# Whole models are diamonds and the base is a cross; adapters take these, family by family.
+# Whole models are diamonds and the base is a cross; adapters take these in turn, in the order of their ranks.
 SHAPES = ("circle", "square", "triangle-up", "triangle-down", "triangle-right", "triangle-left")
 
 
@@ -31,8 +32,8 @@ class Look:
 def looks(plan: Plan) -> dict[str, Look]:
     """The look of every arm by label, in the study's order, and of the base under `base`.
 
-    Arms of one family (they differ in rank alone) share a shape, arms of one rank a colour. Where that would make two
-    arms alike each arm has a colour of its own, and neighbours on the ramp differ in shape.
+    Arms of one rank share a colour, and neighbours on the ramp differ in shape. Where that would make two arms alike
+    each arm has a colour of its own.
     """
     arms = {run.arm.label: run.arm for run in plan.runs}
     colours, shapes = _colours(arms), _shapes(arms)
@@ -64,9 +65,9 @@ def _colours(arms: Mapping[str, ArmSettings], *, is_spread: bool = False) -> dic
 
 
 def _shapes(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
-    adapters = [label for label, arm in arms.items() if arm.capabilities.saves != "model"]
-    families = list(dict.fromkeys(family(label) for label in adapters))
-    found = {label: SHAPES[families.index(family(label)) % len(SHAPES)] for label in adapters}
+    adapters = [arm for arm in arms.values() if arm.capabilities.saves != "model"]
+    in_order = sorted(adapters, key=lambda arm: arm.rank or 0)
+    found = {arm.label: SHAPES[index % len(SHAPES)] for index, arm in enumerate(in_order)}
     return {label: found.get(label, "diamond") for label in arms}
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import altair as alt
+import numpy as np
 import polars as pl
 import pytest
 
@@ -280,7 +281,10 @@ def test_each_arm_has_one_look_that_can_be_told_apart(reported):
 def test_the_legend_of_a_static_figure_has_the_shapes_of_the_marks(reported, figures):
     """Once for each arm; colour alone would tell them apart nowhere else."""
     found = looks(reported.contents.plan)
-    paths = {"circle": "A5,5", "diamond": "L0,-5L5,0L0,5Z", "cross": "L-5,2L-2,2L-2,5"}
+    paths = {
+        "circle": "A5,5", "diamond": "L0,-5L5,0L0,5Z", "cross": "L-5,2L-2,2L-2,5", "square": "h10v10h-10Z",
+        "triangle-up": "L-5,4.33L5,4.33Z",
+    }  # fmt: skip
     seen = 0
     some = {key: figures[key] for key in ("learned_forgotten", "rank_curves", "losses")}
     for name, svg in render_svgs(some, ["new"]):
@@ -299,7 +303,7 @@ def test_many_arms_of_many_methods_each_look_different():
     assert len(set(found.values())) == len(arms) + 1
 
 
-def test_families_share_a_shape_and_ranks_a_colour():
+def test_ranks_share_a_colour_and_what_shares_one_differs_in_shape():
     arms = [
         ArmSettings(label=f"lora-r{rank}{end}", method="lora", options={"r": rank})
         for end in ("", "-dora")
@@ -307,8 +311,40 @@ def test_families_share_a_shape_and_ranks_a_colour():
     ]
     found = looks(SimpleNamespace(runs=[SimpleNamespace(arm=arm) for arm in arms]))
     assert found["lora-r8"].colour == found["lora-r8-dora"].colour != found["lora-r32"].colour
-    assert found["lora-r8"].shape == found["lora-r32"].shape == "circle"
-    assert found["lora-r8-dora"].shape == found["lora-r32-dora"].shape == "square"
+    assert len({look.shape for look in found.values()}) == len(arms) + 1
+
+
+# Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: full protanopia, deuteranopia and tritanopia, on linear light.
+BLINDNESS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+@pytest.mark.parametrize("ranks", [(1, 4, 16, 64), (1, 2, 4, 8, 16, 32, 64, 128), tuple(range(1, 13))])
+def test_a_colour_blind_reader_tells_arms_of_one_shape_apart(kind, ranks):
+    arms = [ArmSettings(label=f"lora-r{rank}", method="lora", options={"r": rank}) for rank in ranks]
+    arms.append(ArmSettings(label="full", method="full", options={}))
+    found = looks(SimpleNamespace(runs=[SimpleNamespace(arm=arm) for arm in arms]))
+    seen = [(look.shape, lightness_and_hue(look.colour, BLINDNESS[kind])) for look in found.values()]
+    pairs = list(itertools.combinations(seen, 2))
+    apart = [float(np.linalg.norm(one - other)) for (_, one), (_, other) in pairs]
+    same = [distance for ((shape, _), (form, _)), distance in zip(pairs, apart, strict=True) if shape == form]
+    assert bool(same) == (len(ranks) > 6)
+    assert all(distance > 12 for distance in same), "2 is just noticeable side by side"
+    assert min(apart) > 10 or len(ranks) > 4
+
+
+def lightness_and_hue(colour, as_seen):
+    """CIELAB (D65) of a colour as someone sees it."""
+    channels = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    light = np.clip(np.array(as_seen) @ linear, 0, 1)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ light / np.array([0.95047, 1.0, 1.08883]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 def luminance(colour):
