@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankscope.data.forms import Columns, Contents, UnnamedColumns, understand
+from rankscope.data.architectures import check_architecture
+from rankscope.data.forms import Columns, Contents, understand
 from rankscope.data.hub import model_folder
 from rankscope.data.prompts import put
 from rankscope.data.shapes import layer_matrices, num_parameters, tensor_shapes
@@ -99,6 +100,7 @@ def write_study(model: str, train: str, out: Path, columns: Columns | None = Non
 def _look_at_model(model: str) -> _Base:
     with within("--model"):
         folder = model_folder(model, None)
+        check_architecture(folder, model, trust_remote_code=None)
         tokenizer = Tokenizer.from_folder(folder)
     shapes = tensor_shapes(folder)
     narrowest = min((min(shape) for shape in layer_matrices(shapes).values()), default=max(SCALES[0].ranks))
@@ -166,8 +168,6 @@ def _asked_for_by_options(train: str, tokenizer: Tokenizer, columns: Columns | N
     """What a look finds; what is wrong is said of the options, since there is no study file yet."""
     try:
         return _look(train, tokenizer, columns)
-    except UnnamedColumns as error:
-        raise error.as_option("--columns") from None
     except UserError as error:
         error.key = ("--columns",) if error.key == ("columns",) else ("--train",)
         raise

@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from rankscope import init_study
 from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.data import sources
+from rankscope.data.hub import model_folder
 from rankscope.data.smallworld.rows import rows
 from rankscope.errors import UserError
 from rankscope.init_study import parse_columns, write_study
@@ -146,14 +148,35 @@ def test_rates_ranks_and_tasks_suit_the_size(
     assert len(retention) == tasks
 
 
+def test_a_model_whose_weights_are_not_of_its_configuration_is_refused(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = data.parent / "base"
+    shutil.copytree(model_folder("smallworld:base"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    command = ["init", "--model", str(folder), "--train", str(data), "--out", "study.yaml"]
+    assert main(command) == USER_ERROR
+    error = capsys.readouterr().err
+    assert "config.json: 22 of the 22 matrices in the files have names that no 'gpt2' has" in error and "mend:" in error
+    assert not Path("study.yaml").exists()
+    # Whether code of the folder's own may be run is for the study to say, which is yet to be written.
+    code = {"model_type": "ours", "auto_map": {"AutoModelForCausalLM": "modeling.Ours"}}
+    (folder / "config.json").write_text(json.dumps(config | code))
+    assert main(command) == DONE
+    assert "trust_remote_code: true" in capsys.readouterr().out
+
+
 def test_columns_are_named_and_written(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(data, [{"q": f"Is {n} even?", "yes": "It is", "no": "It is not", "key": "It is"} for n in range(300)])
     command = ["init", "--model", "smallworld:base", "--train", str(data), "--out", "study.yaml"]
     assert main(command) == USER_ERROR
     said = capsys.readouterr().err
-    # There is no study file yet in which columns could be named.
-    assert "no form that is known" in said and "`--columns question=q answer=a`, with `choices=a,b,c`" in said
-    assert "`columns" not in said and "study.yaml" not in said
+    assert "no form that is known" in said and "`--columns question=q answer=a` for `init`" in said
+    assert "`columns: {question: q, answer: a}` in the study file" in said and "study.yaml" not in said
+    assert main([*command, "--columns", "question=Q", "answer=key"]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert "no field 'Q'" in said and "`--columns` of `init`" in said and "it has q, yes, no, key" in said
     assert main([*command, "--columns", "question=q", "choices=yes,no", "answer=key"]) == DONE
     assert "read as multiple_choice" in capsys.readouterr().out
     study = load_study("study.yaml")

@@ -29,13 +29,13 @@ _TAKEN = {
 }
 
 
-def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> None:
+def check_architecture(folder: Path, name: str, *, trust_remote_code: bool | None) -> None:
     """Compare a model's configuration with what the installed transformers, or the folder's own code, can load.
 
     Args:
         folder: A Hugging Face folder.
         name: The base's name in the study.
-        trust_remote_code: The study's word on the folder's code.
+        trust_remote_code: The study's word on the folder's code; None where there is no study yet to say it.
 
     Raises:
         UserError: It is of no causal model, or of another than the weights are; the weights are quantised; it needs
@@ -47,6 +47,8 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool) -> N
         mend = "name the folder or id of the same model in 16 or 32 bits"
         raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
     code, known = _code(config), _model_types(_CAUSAL)
+    if code and trust_remote_code is None:
+        return
     if trust_remote_code:
         _check_generation(folder)
     if trust_remote_code and code:

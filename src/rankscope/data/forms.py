@@ -37,28 +37,14 @@ _FIELDS: dict[Form, tuple[str, ...]] = {
     "text": ("text",),
 }
 FORMS = "messages, prompt/completion, instruction/output, question/answer, question/choices/answer, or text"
+_NAMING = (
+    f"write them as {FORMS}; or name the columns: `columns: {{question: q, answer: a}}` in the study file, `--columns "
+    "question=q answer=a` for `init`; with `choices: [a, b, c]`, or `choices=a,b,c`, where options stand in columns"
+)
 
 
 class UnnamedColumns(UserError):
-    """Rows in which it is not found which column is what.
-
-    Args:
-        what: What is wrong.
-        where: File and line.
-    """
-
-    def __init__(self, what: str, *, where: str) -> None:
-        mend = _naming("columns: {question: q, answer: a}", "choices: [a, b, c]")
-        super().__init__(what, where=where, mend=mend)
-
-    def as_option(self, option: str) -> UserError:
-        """The same for somebody who has no study file yet, but an option of the command line."""
-        mend = _naming(f"{option} question=q answer=a", "choices=a,b,c")
-        return UserError(self.what, where=self.where, mend=mend)
-
-
-def _naming(example: str, choices: str) -> str:
-    return f"write them as {FORMS}; or name the columns: `{example}`, with `{choices}` where options stand in columns"
+    """Rows in which it is not found which column is what."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +158,7 @@ def _column(row: Row, role: str, column: str) -> Any:
             f"the row has no field '{column}', which `columns` names as {role}; it has {_names(row)}",
             where=row.where,
             key=("columns",),
-            mend="name one of them, or correct the row",
+            mend="name one of them, in the study file's `columns` or with `--columns` of `init`, or correct the row",
         )
     return value
 
@@ -184,6 +170,7 @@ def _common_form(rows: Sequence[Row], named: tuple[str, ...] = ()) -> Form:
         raise UnnamedColumns(
             f"rows with the fields {_names(rows[0])} have no form that is known",
             where=rows[0].where,
+            mend=_NAMING,
         )
     keys = rows[0].values.keys()
     for number, row in enumerate(rows[1:], start=2):
