@@ -8,6 +8,7 @@ documented short spellings (`rank` for `r`, `num_epochs` for `num_train_epochs`,
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, StrictBool, ValidationError, model_validator
@@ -420,20 +421,32 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name, task in self.evaluate.items():
-            self._check_task(name, task)
-        for training_set in self.train:
-            if not any(training_set in task.in_domain_for for task in self.evaluate.values()):
-                text = "no task says `in_domain_for: [{name}]`, so nothing would measure what it taught; add it to one"
-                raise PydanticCustomError("no_domain", text, {"key": "evaluate", "name": training_set})
-        if self.search.seeds > len(self.seeds):
-            raise PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})
-        self._check_precision()
-        if len(set(self.seeds)) < len(self.seeds):
-            raise PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
+        """Everything at once that does not fit together, though each part is right by itself."""
+        errors = [*self._domain_errors(), *self._task_errors(), *self._seed_errors(), *self._precision_errors()]
+        if errors:
+            name = type(self).__name__
+            raise ValidationError.from_exception_data(name, [{"type": error, "input": None} for error in errors])
         return self
 
-    def _check_precision(self) -> None:
+    def _domain_errors(self) -> Iterator[PydanticCustomError]:
+        known = ", ".join(self.train)
+        taught = {training_set for task in self.evaluate.values() for training_set in task.in_domain_for}
+        for name, task in self.evaluate.items():
+            if unknown := [one for one in task.in_domain_for if one not in self.train]:
+                text = "names '{name}', which is no training set; there are {known}"
+                context = {"key": ("evaluate", name, "in_domain_for"), "name": unknown[0], "known": known}
+                yield PydanticCustomError("no_such_set", text, context)
+        if taught <= set(self.train) and (left := [name for name in self.train if name not in taught]):
+            text = "no task says `in_domain_for: [{name}]`, so nothing would measure what it taught; add it to one"
+            yield PydanticCustomError("no_domain", text, {"key": "evaluate", "name": ", ".join(left)})
+
+    def _seed_errors(self) -> Iterator[PydanticCustomError]:
+        if self.search.seeds > len(self.seeds):
+            yield PydanticCustomError("search_seeds", "search.seeds is more than there are seeds", {"key": "search"})
+        if len(set(self.seeds)) < len(self.seeds):
+            yield PydanticCustomError("repeated", "'seeds' names a seed twice", {"key": "seeds"})
+
+    def _precision_errors(self) -> Iterator[PydanticCustomError]:
         """What needs float32."""
         if self.optimization.dtype != "float64":
             return
@@ -441,38 +454,32 @@ class Study(Section):
             if str(arm.init_lora_weights).startswith(FLOAT32_ONLY):
                 text = "PEFT's {start} initialisation needs optimization.dtype float32"
                 context = {"key": ("arms", index, "init_lora_weights"), "start": arm.init_lora_weights}
-                raise PydanticCustomError("float32_only", text, context)
+                yield PydanticCustomError("float32_only", text, context)
         for name, source in self.model.items():
             if source.quantization_config is not None:
                 text = "bitsandbytes knows no optimization.dtype float64"
-                raise PydanticCustomError("float64_of_bits", text, {"key": ("model", name, "quantization_config")})
+                yield PydanticCustomError("float64_of_bits", text, {"key": ("model", name, "quantization_config")})
+        text = "is for weights in float32, and optimization.dtype is float64"
         for where, name in [(("optimization",), self.optimization.optim)] + [
             (("arms", index), arm.optim) for index, arm in enumerate(self.arms)
         ]:
             if name == "adamw_8bit":
-                text = "is for weights in float32, and optimization.dtype is float64"
-                raise PydanticCustomError("8bit_of_float64", text, {"key": (*where, "optim")})
+                yield PydanticCustomError("8bit_of_float64", text, {"key": (*where, "optim")})
         if self.optimization.bf16 is True:
-            text = "is for weights in float32, and optimization.dtype is float64"
-            raise PydanticCustomError("bf16_of_float64", text, {"key": ("optimization", "bf16")})
+            yield PydanticCustomError("bf16_of_float64", text, {"key": ("optimization", "bf16")})
 
-    def _check_task(self, name: str, task: Task) -> None:
-        for training_set in task.in_domain_for:
-            if training_set not in self.train:
-                text = "names '{name}', which is no training set; there are {known}"
-                key = ("evaluate", name, "in_domain_for")
-                context = {"key": key, "name": training_set, "known": ", ".join(self.train)}
-                raise PydanticCustomError("no_such_set", text, context)
-        if not self.allow_code and (code := task.scorer or task.include_path):
-            text = "names code ({code}), and code runs only with `allow_code: true` at the top of the study"
-            key = ("evaluate", name, "scorer" if task.scorer else "include_path")
-            raise PydanticCustomError("code", text, {"key": key, "code": code})
-        if task.role and task.in_domain_for:
-            text = "a task cannot be in domain and retention at once"
-            raise PydanticCustomError("two_roles", text, {"key": ("evaluate", name, "role")})
-        if name.startswith("validation"):
-            text = "task names that start with 'validation' are taken; give it another"
-            raise PydanticCustomError("taken", text, {"key": ("evaluate", name)})
+    def _task_errors(self) -> Iterator[PydanticCustomError]:
+        for name, task in self.evaluate.items():
+            if not self.allow_code and (code := task.scorer or task.include_path):
+                text = "names code ({code}), and code runs only with `allow_code: true` at the top of the study"
+                key = ("evaluate", name, "scorer" if task.scorer else "include_path")
+                yield PydanticCustomError("code", text, {"key": key, "code": code})
+            if task.role and task.in_domain_for:
+                text = "a task cannot be in domain and retention at once"
+                yield PydanticCustomError("two_roles", text, {"key": ("evaluate", name, "role")})
+            if name.startswith("validation"):
+                text = "task names that start with 'validation' are taken; give it another"
+                yield PydanticCustomError("taken", text, {"key": ("evaluate", name)})
 
 
 def _is_model(value: Any) -> bool:
