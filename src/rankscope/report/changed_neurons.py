@@ -32,7 +32,7 @@ class ChangedNeuron:
 
 
 def changed_neurons(contents: Contents) -> pl.DataFrame:
-    """One row a neuron, model and text, of each arm's first seed at its chosen rate; `text` is null where none is kept.
+    """One row a neuron, model and text, of each arm's first seed at its chosen rate; `text` is null where none is read.
 
     Neurons of different seeds are different neurons' changes, so no mean over seeds is taken.
     """
@@ -82,7 +82,7 @@ def neuron_rows(table: pl.DataFrame) -> Sequence[ChangedNeuron]:
 
 
 def _strongest(texts: pl.DataFrame) -> str:
-    """The text that excites most, cut; its name where the study keeps no text of it."""
+    """The text that excites most, cut; its name where its text cannot be read."""
     if texts.is_empty():
         return ""
     row = texts.row(0, named=True)

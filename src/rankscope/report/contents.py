@@ -47,7 +47,8 @@ class Contents:
         settings: The rule's numbers from study.yaml; None where that file cannot be read.
         trains: By run id, every training record there is, whatever its status.
         steps: The lines of all steps.jsonl: run_id, step, loss_nats_per_token, ..., source.
-        prompts: Per base, task and item: the text as scored, and the base's own answer.
+        prompts: Per base, task and item: the text as scored, and the base's own answer; of losses only what excites
+            neurons, from its beginning.
         answers: Per run at a chosen rate, task and item: is_correct and prediction.
         matrices: Per run and matrix: layer, module and the spectral measures.
         subspaces: Per run and matrix: the measures of singular subspaces.

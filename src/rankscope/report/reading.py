@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rankscope.errors import DamagedFile, UserError
 from rankscope.internals.neuron_means import neuron_means_by_layer
 from rankscope.plan import PIECE_STAGES, Plan
-from rankscope.records import Analysis, ForecastRecord, Rates, Status
+from rankscope.records import Analysis, EvaluateRecord, ForecastRecord, Rates, Status
 from rankscope.report.contents import Analysed, Contents, Missing, Scored
 from rankscope.report.derived_items import derived_items
 from rankscope.runs import RunSettings
@@ -25,6 +25,7 @@ Value = TypeVar("Value", bound=BaseModel)
 
 _STEPS = ("step", "loss_nats_per_token", "learning_rate", "grad_norm", "num_tokens", "seconds")
 _PROMPTS = ("item_id", "category", "prompt", "options", "target")
+_BEGINNING = 1000  # characters of a text that is scored by its loss
 _ANSWERS = ("item_id", "is_correct", "prediction")
 
 
@@ -54,6 +55,8 @@ def read_contents(store: Store) -> Contents:
         if record := reader.model(store.train(settings.run_id) / RECORD, store.read_train, settings.run_id):
             trains[settings.run_id] = record
     scored, analysed = _read_scored(reader, plan), _read_analysed(reader, plan)
+    most_changed = _read_analysis(reader, analysed, "neurons", "most_changed.parquet")
+    probes = [] if most_changed.is_empty() else most_changed["probe_id"].unique().to_list()
     return Contents(
         plan=plan,
         settings=_read_settings(reader),
@@ -63,14 +66,14 @@ def read_contents(store: Store) -> Contents:
         steps=_read_steps(reader, trains),
         scored=tuple(scored),
         analysed=tuple(analysed),
-        prompts=_read_prompts(reader, scored),
+        prompts=_read_prompts(reader, scored, probes),
         answers=_read_answers(reader, scored, {settings.run_id for settings in at_chosen}),
         matrices=_read_analysis(reader, analysed, "spectra", "matrices.parquet"),
         subspaces=_read_analysis(reader, analysed, "subspaces", "subspaces.parquet"),
         heads=_read_analysis(reader, analysed, "attention", "heads.parquet"),
         representations=_read_analysis(reader, analysed, "representations", "representations.parquet"),
         neurons=_read_analysis(reader, analysed, "neurons", "changes.parquet", _neurons),
-        most_changed=_read_analysis(reader, analysed, "neurons", "most_changed.parquet"),
+        most_changed=most_changed,
         derived=_read_derived(reader, plan, at_chosen),
         provenance=_read_provenance(reader),
         forecasts=_read_forecasts(reader, plan),
@@ -186,34 +189,49 @@ def _ndjson(path: Path) -> pl.DataFrame:
     return frame.select(pl.col(name).cast(pl.Float64, strict=False) for name in _STEPS if name in frame.columns)
 
 
-def _read_prompts(reader: _Reader, scored: list[Scored]) -> pl.DataFrame:
-    """The texts of every task's items with the base's own answers, for tasks with right and wrong answers."""
+def _read_prompts(reader: _Reader, scored: list[Scored], probes: list[str]) -> pl.DataFrame:
+    """The texts of every task's items with the base's own answers; of losses only probes' texts, and their beginnings.
+
+    Args:
+        reader: Of the study.
+        scored: All records of scores.
+        probes: The names of texts that excite neurons, by task and item.
+    """
     frames = []
-    for base, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id is None):
+    for record, folder in _folders(reader.store, scored, lambda record: record.subject.run_id is None):
         texts = reader.table(folder / PROMPTS, lambda path: pl.read_parquet(path, columns=list(_PROMPTS)))
         answers = reader.table(folder / ITEMS, lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
-        if texts is not None and answers is not None:
-            joined = texts.drop("source").join(answers, on="item_id", how="inner")
-            frames.append(joined.with_columns(pl.lit(base).alias("base"), pl.lit(task).alias("task")))
+        if texts is None or answers is None:
+            continue
+        if record.scoring == "loss":
+            texts = texts.filter(pl.format(f"{record.task}/{{}}", "item_id").is_in(probes))
+            texts = texts.with_columns(pl.col("target").str.slice(0, _BEGINNING))
+        joined = texts.drop("source").join(answers, on="item_id", how="inner")
+        names = {"base": record.subject.base, "task": record.task}
+        frames.append(joined.with_columns(pl.lit(name).alias(column) for column, name in names.items()))
     return _concat(frames)
 
 
 def _read_answers(reader: _Reader, scored: list[Scored], run_ids: set[str]) -> pl.DataFrame:
+    def has_answers(record: EvaluateRecord) -> bool:
+        return record.subject.run_id in run_ids and record.scoring != "loss"
+
     frames = []
-    for run_id, task, folder in _folders(reader.store, scored, lambda record: record.subject.run_id in run_ids):
+    for record, folder in _folders(reader.store, scored, has_answers):
         frame = reader.table(folder / ITEMS, lambda path: pl.read_parquet(path, columns=list(_ANSWERS)))
         if frame is not None:
-            frames.append(frame.with_columns(pl.lit(run_id).alias("run_id"), pl.lit(task).alias("task")))
+            names = {"run_id": record.subject.run_id, "task": record.task}
+            frames.append(frame.with_columns(pl.lit(name).alias(column) for column, name in names.items()))
     return _concat(frames)
 
 
-def _folders(store: Store, scored: list[Scored], wanted: Callable[[Any], bool]) -> Iterator[tuple[str, str, Path]]:
-    """The base or run, the task and the folder of complete scores that have right and wrong answers."""
+def _folders(
+    store: Store, scored: list[Scored], wanted: Callable[[EvaluateRecord], bool]
+) -> Iterator[tuple[EvaluateRecord, Path]]:
+    """The complete scores that are wanted, with their folders."""
     for one in scored:
-        record = one.record
-        if record.status == "complete" and record.scoring != "loss" and wanted(record):
-            subject = record.subject.run_id or record.subject.base
-            yield subject, record.task, store.root / Path(one.source).parent
+        if one.record.status == "complete" and wanted(one.record):
+            yield one.record, store.root / Path(one.source).parent
 
 
 def _neurons(path: Path) -> pl.DataFrame:

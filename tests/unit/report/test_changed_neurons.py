@@ -34,7 +34,7 @@ def test_texts_are_those_of_the_probes_items(reported, table):
     [(prompt, target)] = prompts.filter(pl.col("item_id") == "general-00001").select("prompt", "target").iter_rows()
     expected = prompt + target  # the model was shown both
     assert set(table.filter(pl.col("model") == "tuned")["text"]) == {expected}
-    assert set(table.filter(pl.col("model") == "base")["text"]) == {None}, "a text of losses is not kept"
+    assert set(table.filter(pl.col("model") == "base")["text"]) == {"Question text-00000? Answer: a"}, "one of losses"
     assert set(table.filter(pl.col("model") == "base")["item_id"]) == {"text-00000"}
 
 
@@ -42,14 +42,14 @@ def test_a_row_has_the_text_that_excites_most_before_and_after(table):
     rows = neuron_rows(table.filter(pl.col("training_set") == "new"))
     assert len(rows) == 8
     assert {(row.place, row.shift) for row in rows} == {("2, 0", "\N{MINUS SIGN}2.50"), ("2, 1", "+2.50")}
-    assert {row.before for row in rows} == {"text/text-00000 (+0.50)"}
+    assert {row.before for row in rows} == {"Question text-00000? Answer: a (+0.50)"}
     assert {row.after for row in rows} == {f"{EVIL}{EVIL} (\N{MINUS SIGN}7.25)"}
 
 
 def test_the_page_lists_them_and_their_texts_stay_texts(reported):
     part = re.search(r'<table class="neurons">.*?</table>', reported.html, re.DOTALL)[0]
     assert part.count("<tr data-arm=") == 8
-    assert "text/text-00000 (+0.50)" in part
+    assert "Question text-00000? Answer: a (+0.50)" in part
     assert "&lt;script&gt;window.pwned" in part and "<script" not in part
 
 
