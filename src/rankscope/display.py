@@ -38,7 +38,9 @@ class PlainDisplay:
         self._clock, self._plan = Clock(plan), plan
         _say_planned(self._console, plan, remarks)
 
-    def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
+    def update(
+        self, board: Board, needed: list[Work], later: list[Work], events: list[Event], in_flight: list[Progress]
+    ) -> None:
         """Print what ended, and a summary every few seconds, of a long study less often."""
         self._clock.note(events)
         for event in events:
@@ -49,7 +51,7 @@ class PlainDisplay:
         if time.monotonic() - self._spoke > max(_PLAIN_SECONDS, _PLAIN_SHARE * (time.monotonic() - self._clock.start)):
             self._spoke = time.monotonic()
             losses = ", ".join(f"{event.run_id} loss {event.loss:.3f}" for event in in_flight if event.loss is not None)
-            self._console.print(_summary(board, needed, self._clock), markup=False, soft_wrap=True)
+            self._console.print(_summary(board, needed, later, self._clock), markup=False, soft_wrap=True)
             if losses:
                 self._console.print(f"  in training: {losses}", markup=False, soft_wrap=True)
 
@@ -80,7 +82,9 @@ class LiveDisplay:
         _say_planned(self._console, plan, remarks)
         self._live.start()
 
-    def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
+    def update(
+        self, board: Board, needed: list[Work], later: list[Work], events: list[Event], in_flight: list[Progress]
+    ) -> None:
         """Draw anew; what failed is printed above and stays."""
         self._clock.note(events)
         for event in events:
@@ -88,7 +92,7 @@ class LiveDisplay:
                 self._console.print(Text(f"FAILED {_name(event)}: {event.cause}", style="bold red"))
             elif isinstance(event, Progress) and event.loss is not None:
                 self._losses.setdefault(event.run_id, []).append(event.loss)
-        self._live.update(self._picture(board, needed, in_flight))
+        self._live.update(self._picture(board, needed, later, in_flight))
 
     def message(self, text: str) -> None:
         """Printed above the picture, where it stays."""
@@ -98,7 +102,9 @@ class LiveDisplay:
         """Leave the terminal as it was."""
         self._live.stop()
 
-    def _picture(self, board: Board, needed: list[Work], in_flight: list[Progress]) -> RenderableType:
+    def _picture(
+        self, board: Board, needed: list[Work], later: list[Work], in_flight: list[Progress]
+    ) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         for event in in_flight:
             loss = "" if event.loss is None else f"{event.loss:.3f} {_sparkline(self._losses[event.run_id])}"
@@ -106,8 +112,8 @@ class LiveDisplay:
             table.add_row(Text(event.run_id), event.pack.stage, bar, f"{event.done}/{event.total}", loss)
         done = sum(board.has_ended(work) for work in needed)
         whole = Table.grid()  # a bar by itself ends no line
-        whole.add_row(ProgressBar(max(1, len(needed)), done, width=60))
-        return Group(whole, Text(_summary(board, needed, self._clock)), table)
+        whole.add_row(ProgressBar(max(1, len(needed) + len(later)), done, width=60))
+        return Group(whole, Text(_summary(board, needed, later, self._clock)), table)
 
 
 def make_display(console: Console) -> LiveDisplay | PlainDisplay:
@@ -128,9 +134,9 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
         console.print(f"note: {text}", markup=False, soft_wrap=True)
 
 
-def _summary(board: Board, needed: list[Work], clock: Clock) -> str:
+def _summary(board: Board, needed: list[Work], later: list[Work], clock: Clock) -> str:
     done = Counter(work[0] for work in needed if board.has_ended(work))
-    total = Counter(work[0] for work in needed)
+    total = Counter(work[0] for work in (*needed, *later))
     parts = [f"{stage} {done[stage]}/{total[stage]}" for stage in PIECE_STAGES if total[stage]]
     failed = len(board.failed())
     if failed:

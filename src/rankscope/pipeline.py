@@ -15,7 +15,7 @@ from typing import Protocol
 from rankscope.board import Board, read_board, status_of
 from rankscope.cost.estimate import in_layout
 from rankscope.decide import stage as decide
-from rankscope.decide.rates import update_rates
+from rankscope.decide.rates import later_work, update_rates
 from rankscope.errors import MachineError, UserError
 from rankscope.execute.events import Event, Finished, Halted, Progress
 from rankscope.execute.executor import Executor
@@ -48,8 +48,10 @@ class Display(Protocol):
     def planned(self, plan: Plan, remarks: list[str]) -> None:
         """The plan is made; remarks say what of an earlier run is redone, and why."""
 
-    def update(self, board: Board, needed: list[Work], events: list[Event], in_flight: list[Progress]) -> None:
-        """Something has happened, or a second has passed."""
+    def update(
+        self, board: Board, needed: list[Work], later: list[Work], events: list[Event], in_flight: list[Progress]
+    ) -> None:
+        """Something has happened, or a second has passed; `later` stands for what choices of rates will ask for."""
 
     def message(self, text: str) -> None:
         """A line for a person."""
@@ -178,6 +180,7 @@ class _Work:
     leases: Leases
     tracker: Tracking
     told: set[str] = field(default_factory=set)
+    later: tuple[Rates, list[Work]] | None = None
 
     def carry_out(self, display: Display) -> None:
         """Hand out what is ready until nothing is left; rates are chosen on the way."""
@@ -195,7 +198,7 @@ class _Work:
                     self._note(progress, event)
                     self._tell_of_separate_rows(event, display)
                 needed = possible_work(self.plan, self.board, rates)
-                display.update(self.board, needed, events, list(progress.values()))
+                display.update(self.board, needed, self._later_work(rates), events, list(progress.values()))
                 _write_running(running, list(progress.values()))
                 _tell_of(self.tracker, display)
         except KeyboardInterrupt:
@@ -240,6 +243,12 @@ class _Work:
             if pack.stage == "train" and self.board.without_weights.intersection(pack.run_ids):
                 display.message(f"{'+'.join(pack.run_ids)}: its deleted weights are needed, so it is trained again")
             executor.submit(pack)
+
+    def _later_work(self, rates: Rates) -> list[Work]:
+        """What choices will ask for; of thousands of runs it takes a second, so only when rates have changed."""
+        if self.later is None or self.later[0] != rates:
+            self.later = rates, later_work(self.plan, rates)
+        return self.later[1]
 
     def _is_left(self, rates: Rates) -> bool:
         """Whether others are still at something that this study needs; waits a moment where they are."""

@@ -149,13 +149,15 @@ def test_a_failure_is_shown_at_once_and_losses_as_they_come(tmp_path: Path, kind
     pack = Pack("train", "small", (run_id,))
     progress = Progress(pack, run_id, 3, 10, 1.234)
     needed = list(needed_work(made.plan, Rates()))
-    shown.update(Board(), needed, [progress], [progress])
+    num_searched = sum(work[0] == "train" for work in needed)
+    later = [("train", "small", "a run at a rate that is chosen later", "")]
+    shown.update(Board(), needed, later, [progress], [progress])
     time.sleep(0.4)  # a live picture renews itself a few times a second
-    shown.update(Board(), needed, [Failed(pack, "RuntimeError: [no] memory")], [])
+    shown.update(Board(), needed, later, [Failed(pack, "RuntimeError: [no] memory")], [])
     shown.close()
     text = stream.getvalue()
     assert "a file was damaged" in text
     assert f"FAILED {run_id}: RuntimeError: [no] memory" in text
     assert "1.234" in text
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
-    assert any(re.match(r" *train \d+/\d+, ", line) for line in written), "the summary has a line of its own"
+    assert any(re.match(rf" *train 0/{num_searched + 1}, ", line) for line in written), "the summary has a line of its own"

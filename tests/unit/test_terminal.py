@@ -25,7 +25,7 @@ def said_by_run(study: Synthetic, *packs: Pack) -> list[str]:
     stream = io.StringIO()
     shown = PlainDisplay(Console(file=stream, width=80))
     shown.planned(study.plan, [])
-    shown.update(Board(), list(needed_work(study.plan, Rates())), [Finished(pack) for pack in packs], [])
+    shown.update(Board(), list(needed_work(study.plan, Rates())), [], [Finished(pack) for pack in packs], [])
     return stream.getvalue().splitlines()
 
 

@@ -10,6 +10,7 @@ from rankscope.plan import VALIDATION, Grid, Plan
 from rankscope.records import Asked, RateChoice, Rates, Search
 from rankscope.runs import ArmKey, RunSettings
 from rankscope.store import Store, write_text
+from rankscope.work import Work, needed_work, settled_arms
 
 RATES = "rates.json"
 DONE = {"complete", "diverged", "failed"}
@@ -41,6 +42,32 @@ def update_rates(store: Store, plan: Plan) -> Rates:
     if (choices or searches) and rates != written:
         write_text(store.decide / RATES, rates.model_dump_json(indent=1) + "\n")
     return rates
+
+
+def later_work(plan: Plan, rates: Rates) -> list[Work]:
+    """What the choices that are still to be made will ask for: as many pieces, whichever rates they name.
+
+    What halving and `extend` add on the way is known to nobody before.
+    """
+    settled = settled_arms(rates)
+    supposed = [_supposed(plan, runs) for key, runs in _candidates(plan).items() if key not in settled]
+    if not supposed:
+        return []
+    known = set(needed_work(plan, rates))
+    all_of_it = needed_work(plan, rates.model_copy(update={"choices": (*rates.choices, *supposed)}))
+    return [work for work in all_of_it if work not in known and not _is_in_search(plan, work)]
+
+
+def _supposed(plan: Plan, runs: Sequence[RunSettings]) -> RateChoice:
+    """A choice that stands for any other of the arm."""
+    first = next(run for run in runs if not plan.is_beyond(run))
+    choice = Choice(first.learning_rate, scores={}, losses={}, at_edge=None, reason="supposed")
+    return _record(plan, runs, choice)
+
+
+def _is_in_search(plan: Plan, work: Work) -> bool:
+    stage, _, run_id, _ = work
+    return stage == "train" and run_id is not None and plan.run(run_id).seed in plan.search_seeds
 
 
 def _is_whole(plan: Plan, choice: RateChoice, runs: Sequence[RunSettings]) -> bool:

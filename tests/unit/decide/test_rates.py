@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
-from rankscope.decide.rates import update_rates
+from rankscope.decide.rates import later_work, update_rates
 from rankscope.decide.search import Trial, choose_rate
-from rankscope.records import Subject
+from rankscope.records import Rates, Subject
+from rankscope.work import needed_work
 from synthetic import ARMS, Arm, Task, items_frame, write_scores, write_study
 
 
@@ -170,3 +172,23 @@ def test_every_base_and_training_set_chooses_for_itself(tmp_path: Path) -> None:
     study = write_study(tmp_path, arms=ARMS[:1], bases=("one", "two"), training_sets=("new", "old"))
     found = [(choice.base, choice.training_set) for choice in update_rates(study.store, study.plan).choices]
     assert found == [("one", "new"), ("one", "old"), ("two", "new"), ("two", "old")]
+
+
+@pytest.mark.parametrize("search_seeds", [1, 2])
+def test_what_choices_will_ask_for_is_counted_before_they_are_made(tmp_path: Path, search_seeds: int) -> None:
+    arms = [*ARMS[:3], replace(ARMS[3], diverged=ARMS[3].rates)]
+    study = write_study(tmp_path, arms=arms, search_seeds=search_seeds, training_sets=("new", "old"))
+    made = update_rates(study.store, study.plan).choices
+
+    def counted(number: int) -> tuple[Counter[str], int]:
+        rates = Rates(choices=made[:number])
+        later = later_work(study.plan, rates)
+        return Counter(work[0] for work in [*needed_work(study.plan, rates), *later]), len(later)
+
+    found = [counted(number) for number in range(len(made) + 1)]
+    assert [number for _, number in found] == sorted((number for _, number in found), reverse=True)
+    assert found[0][1] > 0 and found[-1][1] == 0
+    totals = [total for total, _ in found]
+    # The total stays, but for the arm of each training set that has no rate after all: its later seeds are not made.
+    assert totals[0] == totals[1] == totals[2] == totals[3] != totals[4] == totals[7] != totals[8]
+    assert totals[0]["train"] - totals[8]["train"] == 2 * (3 - search_seeds)
