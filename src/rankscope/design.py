@@ -137,7 +137,7 @@ def design_warnings(study: Study, smallest: Mapping[str, float], tasks: Mapping[
 
 
 # How much losses differ from text to text is known of no study beforehand; over fewer, intervals are wide in any.
-_FEW_TEXTS = 100
+FEW_TEXTS = 100
 
 
 def _few_texts_warnings(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) -> list[str]:
@@ -146,7 +146,7 @@ def _few_texts_warnings(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) 
     for training_set in study.train:
         in_domain = [name for name, task in study.evaluate.items() if training_set in task.in_domain_for]
         number = sum(tasks[name][1] for name in in_domain)
-        if number < _FEW_TEXTS and all(tasks[name][0] == "loss" for name in in_domain):
+        if number < FEW_TEXTS and all(tasks[name][0] == "loss" for name in in_domain):
             warnings.append(
                 f"on {training_set} arms are compared by their loss on {number} texts, which are few to tell "
                 f"differences of decide.margin_nats ({study.decide.margin_nats:g}) apart: the verdict may well be "

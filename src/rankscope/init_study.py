@@ -15,6 +15,7 @@ from rankscope.data.sources import Rows, read_rows
 from rankscope.data.splits import in_part, normalised, num_duplicates
 from rankscope.data.tasks import default_scoring, prompt_style
 from rankscope.data.tokens import Tokenizer
+from rankscope.design import FEW_TEXTS
 from rankscope.errors import UserError, within
 from rankscope.spec import Data
 from rankscope.statistics import smallest_difference
@@ -57,7 +58,7 @@ class _Found:
     unread: tuple[str, ...]
     num_rows: int
     num_duplicates: int
-    num_test: int | None
+    num_test: int
     train: str
     test: str
     tokens: tuple[int, ...]
@@ -188,7 +189,7 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
         unread=understood.unread,
         num_rows=len(understood.contents),
         num_duplicates=num_duplicates([(content.question, content.answer) for content in understood.contents]),
-        num_test=num_test if understood.form in ("multiple_choice", "question_answer") else None,
+        num_test=num_test,
         train=train_part,
         test=test_part,
         tokens=tuple(sorted(len(one) + len(two) + 1 for one, two in pairs)),
@@ -197,7 +198,7 @@ def _look(train: str, tokenizer: Tokenizer, columns: Columns | None) -> _Found:
     )
 
 
-def _parts(train: str, understood: Contents, columns: Columns | None) -> tuple[str, str, int | None]:
+def _parts(train: str, understood: Contents, columns: Columns | None) -> tuple[str, str, int]:
     """How training and test rows are told apart: by the splits that there are, else by content."""
     fraction = "    validation: {fraction: 0.1}    # held out by content; learning rates are chosen on it\n"
     if not Path(train).is_file():
@@ -247,8 +248,9 @@ def _length(found: _Found, base: _Base) -> str:
 
 def _margin(found: _Found) -> list[str]:
     """What the test items can tell apart, where that is more than the usual margin."""
-    if not found.num_test:
-        return []
+    if found.by_loss:
+        few = f"{found.num_test} test rows are few to compare losses on: to tell arms apart take more."
+        return [few] if found.num_test < FEW_TEXTS else []
     smallest = smallest_difference([found.num_test], len(_SEEDS), num_arms=4)
     if smallest <= 0.02:
         return []

@@ -64,6 +64,16 @@ def test_rows_without_a_right_answer_are_said_to_be_judged_by_loss(
         load_study(out)
 
 
+@pytest.mark.parametrize(("number", "is_few"), [(300, True), (1500, False)])
+def test_few_rows_to_compare_losses_on_are_said(
+    data: Path, capsys: pytest.CaptureFixture[str], number: int, is_few: bool
+) -> None:
+    write(data, [{"text": f"This is text {n} of a few."} for n in range(number)])
+    assert main(["init", "--model", "smallworld:base", "--train", str(data), "--out", "study.yaml"]) == DONE
+    said = "test rows are few to compare losses on"
+    assert (said in capsys.readouterr().out) == (said in Path("study.yaml").read_text()) == is_few
+
+
 def test_the_tutorial_shows_what_init_and_plan_say_today(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
