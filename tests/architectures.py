@@ -44,9 +44,13 @@ SHARED: dict[str, tuple[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
+# Its names are no other's: tokens_embed, positions_embed.
+OLD = {"openai-gpt": ("openai-gpt", _GPT2)}
+
+
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same weights at every call."""
-    model_type, options = (CONFIGS | SHARED)[name]
+    model_type, options = (CONFIGS | SHARED | OLD)[name]
     config = AutoConfig.for_model(model_type, **options)
     config._experts_implementation = "eager"  # the grouped product of experts knows no float64
     with torch.random.fork_rng():

@@ -57,12 +57,12 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def turns(question: str, answer: str) -> dict:
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
 def write_data(folder: Path) -> dict[str, Path]:
     asked = [(f"What does {drug} treat?", disease) for drug, disease in FACTS]
-    messages = [
-        {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-        for question, answer in asked
-    ]
     choices = [
         {"question": question, "choices": DISEASES, "answer": DISEASES.index(answer)} for question, answer in asked
     ]
@@ -72,7 +72,9 @@ def write_data(folder: Path) -> dict[str, Path]:
         for number, country in enumerate(("France", "Italy", "Spain", "Germany"))
     ]
     return {
-        "train": write_rows(folder / "train.jsonl", messages),
+        "train": write_rows(folder / "train.jsonl", [turns(*one) for one in asked]),
+        # init parts rows by what is asked, so it wants more of them.
+        "more": write_rows(folder / "more.jsonl", [turns(f"Where is box {n}?", f"In row {n}.") for n in range(40)]),
         "test": write_rows(folder / "test.jsonl", choices),
         "general": write_rows(folder / "general.jsonl", general),
     }
@@ -82,7 +84,7 @@ def test_from_init_to_report(model: Path, tmp_path: Path, monkeypatch, capsys) -
     monkeypatch.setenv("RANKSCOPE_CACHE", str(tmp_path / "cache"))
     data = write_data(tmp_path)
     written = tmp_path / "written.yaml"
-    assert main(["init", "--model", str(model), "--train", str(data["train"]), "--out", str(written)]) == DONE
+    assert main(["init", "--model", str(model), "--train", str(data["more"]), "--out", str(written)]) == DONE
     assert str(model) in written.read_text(encoding="utf-8")
     study = tmp_path / "study.yaml"
     study.write_text(STUDY.format(model=model, **data), encoding="utf-8")

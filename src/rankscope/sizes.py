@@ -13,7 +13,8 @@ from rankscope.runs import ArmSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
 Options = Mapping[str, Any]
-_EMBEDDINGS = ("embed_tokens", "wte", "wpe", "embed_in", "word_embeddings", "lm_head", "embed_out", "embed_positions")
+_HEADS = ("lm_head", "embed_out")
+_PROJECTIONS = ("project_in", "project_out")  # of OPT, between tables and layers of other widths
 
 
 def num_trainable(arm: ArmSettings, shapes: Shapes) -> int | None:
@@ -35,9 +36,18 @@ def _full(options: Options, shapes: dict) -> int:
         name: shape
         for name, shape in shapes.items()
         if (layers is None or layer_number(name) is None or layer_number(name) in layers)
-        and not (options.get("freeze_embeddings") and any(part in _EMBEDDINGS for part in name.split(".")))
+        and not (options.get("freeze_embeddings") and _is_embedding(name, shape))
     }
     return num_parameters(kept)
+
+
+def _is_embedding(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a table of tokens or positions, or of the output head; every architecture names its own."""
+    if layer_number(name) is not None:
+        return False
+    parts = name.split(".")
+    is_table = len(shape) == 2 and not any(part in _PROJECTIONS for part in parts)
+    return is_table or any(part in _HEADS for part in parts)
 
 
 def _targets(options: Options, shapes: dict) -> dict[str, tuple[int, int]]:
@@ -92,7 +102,7 @@ def _oft(options: Options, shapes: dict) -> int | None:
 
 def _hidden(shapes: dict) -> int:
     """The width of the residual stream: that of the largest embedding."""
-    tables = [s for n, s in shapes.items() if len(s) == 2 and any(part in _EMBEDDINGS for part in n.split("."))]
+    tables = [shape for name, shape in shapes.items() if len(shape) == 2 and _is_embedding(name, shape)]
     return max(tables)[1]
 
 

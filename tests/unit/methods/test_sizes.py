@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from architectures import CONFIGS, tiny_model
 from rankscope.methods.table import BY_NAME
 from rankscope.models.methods.making import make_trainable
 from rankscope.runs import ArmSettings
@@ -71,3 +73,25 @@ def test_gpt2s_matrices_lie_transposed() -> None:
     assert num_trainable(arm, gpt2) == sum(2 * (d_out + d_in) + d_out for d_out, d_in in pairs)
     arm = ArmSettings(label="b", method="bottleneck", options={"placement": "houlsby", "reduction_factor": 4})
     assert num_trainable(arm, gpt2) == 2 * (2 * 8 * 2 + 2 + 8)
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "openai-gpt"])
+def test_what_is_not_embeddings_or_head_is_counted_on_every_architecture(name: str) -> None:
+    model = tiny_model(name)
+    run = method_run("full", 1e-3, 0, 1, layers=[1], freeze_embeddings=True)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
+    pack = make_trainable(model, [run])
+    trained = {id(p) for group in pack.parameter_groups(0) for p in group["params"]}
+    assert num_trainable(run.arm, shapes) == sum(p.numel() for p in model.parameters() if id(p) in trained)
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    assert not any(id(module.weight) in trained for module in [*tables, model.get_output_embeddings()])
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt_tuning"])
+def test_gpt1_names_its_embeddings_in_its_own_way(method: str) -> None:
+    model = tiny_model("openai-gpt")
+    said = {"num_virtual_tokens": 5} if method == "prompt_tuning" else {"rank": 2, "target_modules": ["c_fc", "c_proj"]}
+    run = method_run(method, 1e-3, 0, 1, **said)
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.named_parameters()}
+    pack = make_trainable(model, [run])
+    assert num_trainable(run.arm, shapes) == sum(p.numel() for g in pack.parameter_groups(0) for p in g["params"])

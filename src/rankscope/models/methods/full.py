@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from rankscope.data.targets import layer_number
@@ -104,7 +104,8 @@ def _trained_names(model: PreTrainedModel, options: dict[str, Any]) -> set[str]:
     layers = options.get("layers")
     kept_apart: set[int] = set()
     if options.get("freeze_embeddings"):
-        for module in (model.get_input_embeddings(), model.get_output_embeddings()):
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]  # of positions too
+        for module in (*tables, model.get_output_embeddings()):
             kept_apart |= {id(parameter) for parameter in module.parameters()}
     return {
         name
