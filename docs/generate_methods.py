@@ -64,6 +64,11 @@ _ALTERS = """`pissa`, `olora`, `corda` and `lora_ga` subtract what they put into
     an adapter of the true base, by PEFT's own conversion: `[B, -B0] [A; A0]`, so its rank is **twice** the one that was
     trained. Scores, spectra and everything else compare with the true base. They need float32 weights, as in PEFT, and
     do not go with `use_dora`."""
+_STATE_SPACES = """\
+The code of Mamba, Jamba, Bamba, Falcon-H1 and their kin reads the weights of some matrices (`out_proj`, `dt_proj`,
+`x_proj`) past their layers, always or with its kernels. An adapter there would be passed over, so `all-linear` leaves
+them as they are and the plan names them; naming them is refused.
+"""
 _EXPERTS = """transformers holds the experts of a mixture (Mixtral, Qwen-MoE and others) in one tensor of three axes,
     whatever their files look like, and the router in a module of its own kind; neither is a linear layer. `all-linear`
     means linear layers, so it leaves them as they are, and the plan says so with their names and their share of the
@@ -104,6 +109,7 @@ def page() -> str:
     names = ", ".join(f"`{name}`" for name in method_names() if name in OVER_FEW_BITS)
     lines += ["", "## Over a base in 4 or 8 bits", "", _wrapped(_FEW_BITS.format(names=names))]
     lines += ["", "## Mixtures of experts", "", _wrapped(_EXPERTS)]
+    lines += ["", "## State spaces", "", _wrapped(_STATE_SPACES)]
     lines += ["", "## What an analysis cannot say", "", "An analysis that can say nothing of a method says so.", ""]
     lines += ["| method | analysis | why |", "|---|---|---|"]
     lines += [row for name in method_names() for row in _refusals(name)]

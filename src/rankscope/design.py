@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from rankscope.data.architectures import tree_refusal
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
-from rankscope.data.targets import left_out
+from rankscope.data.targets import bare_sublayers, left_out, read_past
 from rankscope.expansion import arms_of, derived_points, expand_arms, rates_beyond
 from rankscope.methods.resolve import ALL_LINEAR
 from rankscope.plan import MIN_HALVED, Grid, Layout
@@ -86,6 +86,45 @@ def expert_warnings(
         held = _held(base, experts, shapes)
         warnings.append(f"{held} are not held in {bits.label}, for they are no linear layers")
     return warnings
+
+
+def past_warnings(
+    study: Study, base: BaseSettings, shapes: Mapping[str, tuple[int, ...]], model_type: str
+) -> list[str]:
+    """Which linear layers `all-linear` leaves out because an adapter there would be passed over.
+
+    Args:
+        study: The study.
+        base: One of its bases.
+        shapes: Of its tensors.
+        model_type: Of its configuration.
+    """
+    past = read_past(dict(shapes), model_type)
+    names = ", ".join(sorted({name.rpartition(".")[2] for name in past}))
+    return [
+        f"arm {settings.label}: linear layers of base {base.name} stay as they are ({len(past)}: {names}): the code of "
+        f"{model_type} reads their weights past them, and would pass over an adapter"
+        for settings, _ in expand_arms(study)
+        if past and str(settings.options.get("target_modules")).lower() == ALL_LINEAR
+    ]
+
+
+def bottleneck_warnings(study: Study, base: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """In how many layers bottlenecks stand behind less than their placement says: experts are no MLP, for example.
+
+    Args:
+        study: The study.
+        base: The name of one of its bases.
+        shapes: Of its tensors.
+    """
+    return [
+        f"arm {settings.label}: no {what} that a bottleneck is known to stand behind in {len(left)} of the {number} "
+        f"layers of base {base}"
+        for settings, _ in expand_arms(study)
+        if "placement" in settings.options
+        for what, left, number in bare_sublayers(dict(shapes), settings.options["placement"])
+        if left
+    ]
 
 
 def row_warnings(base: str, config: Mapping[str, Any], scorings: Iterable[Scoring]) -> list[str]:

@@ -27,9 +27,11 @@ from rankscope.data.summaries import DataSummary
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import (
+    bottleneck_warnings,
     choice_warnings,
     design_warnings,
     expert_warnings,
+    past_warnings,
     plan_fields,
     row_warnings,
     smallest_differences,
@@ -302,6 +304,8 @@ def _warnings(study: Study, base: _Prepared) -> list[str]:
     scorings = [scoring for scoring, _ in scored.values()] + [settings.scoring for settings in validation.values()]
     warnings += row_warnings(base.settings.name, read_json(base.folder / "config.json"), scorings)
     warnings += expert_warnings(study, base.settings, base.shape.tensors, base.model_type)
+    warnings += past_warnings(study, base.settings, base.shape.tensors, base.model_type)
+    warnings += bottleneck_warnings(study, base.settings.name, base.shape.tensors)
     sizes = [min(size) for size in base.shape.matrices]
     for arm, _ in expand_arms(study):
         if arm.rank is not None and sizes and arm.rank > min(sizes):

@@ -21,6 +21,13 @@ GROUPS = ("attention", "mlp")
 # How architectures call the matrix that writes a sublayer's result into the residual stream.
 _ATTENTION_OUT = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 _MLP_OUT = ("down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "w2")
+# Matrices that the code of state-space models reads past their layers, always or with its kernels: whatever is put in a
+# layer's place is passed over there.
+_READ_PAST = {
+    **dict.fromkeys(("mamba", "falcon_mamba"), ("x_proj", "dt_proj", "out_proj")),
+    **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2"), ("out_proj",)),
+    "jamba": ("dt_proj",),
+}
 _HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; files leave them out where they are tied
 # Files of some models leave out what their class puts in front: h.0.attn.c_attn is transformer.h.0.attn.c_attn.
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
@@ -87,13 +94,62 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
         options |= _chosen_by_peft(arm, base, model_type)
     elif isinstance(targets, str) and targets.lower() in GROUPS:
         options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
-    elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and _needs_names(arm, shapes):
+    elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and _needs_names(arm, shapes, model_type):
         options["target_modules"] = _linear(arm, base, shapes, model_type)
     if arm.method == "lora" and options.get("target_modules"):
         _check_not_taken(arm.label, options["target_modules"], shapes, model_type)
     resolved = arm if options == arm.options else arm.model_copy(update={"options": options})
+    _check_not_past(resolved, base, shapes, model_type)
+    if "placement" in options:
+        _check_sublayers(arm, base, shapes)
     _check_initialisation(resolved, base, shapes)
     return resolved
+
+
+def read_past(shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
+    """The linear layers that an adapter would be in without effect, because their weight is read past them.
+
+    Args:
+        shapes: Of a base's tensors.
+        model_type: Of its configuration.
+    """
+    return sorted(name for name in _layer_modules(shapes) if _short(name) in _READ_PAST.get(model_type, ()))
+
+
+def _check_not_past(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> None:
+    past, targets = set(read_past(shapes, model_type)), arm.options.get("target_modules")
+    if past and targets and past & target_modules(targets, shapes).keys():
+        text = f"the code of {model_type} reads {_short(min(past))} of base {base} past its layer and any adapter"
+        others = sorted({_short(name) for name in _layer_modules(shapes) - past})
+        raise in_arm(arm.label, "target_modules", text, f"name some of {', '.join(others)}; all-linear means these")
+
+
+def _check_sublayers(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    placement = arm.options["placement"]
+    if all(len(left) == number for _, left, number in bare_sublayers(shapes, placement)):
+        what = "MLP" if placement == "pfeiffer" else "sublayer"
+        text = f"base {base} has no {what} that a bottleneck is known to stand behind"
+        mend = "choose a method of PEFT's for this base"
+        if sublayer_outputs(layer_matrices(shapes), "houlsby"):
+            mend = f"say `placement: houlsby`, which is behind attention too, or {mend}"
+        raise in_arm(arm.label, "placement", text, mend)
+
+
+def bare_sublayers(shapes: dict[str, tuple[int, ...]], placement: str) -> list[tuple[str, list[int], int]]:
+    """The sublayers that a placement means: of each kind in which layers none is known, and how many layers there are.
+
+    Args:
+        shapes: Of a base's tensors.
+        placement: Of bottlenecks.
+    """
+    matrices = layer_matrices(shapes)
+    layers = {layer_number(name) for name in matrices}
+    found = sublayer_outputs(matrices, placement)
+    kinds = {"attention": True, "MLP": False} if placement == "houlsby" else {"MLP": False}
+    return [
+        (what, sorted(layers - {layer_number(name) for name in found if _is_attention(name) == wanted}), len(layers))
+        for what, wanted in kinds.items()
+    ]
 
 
 def _check_initialisation(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -253,8 +309,10 @@ def _chosen_by_peft(arm: ArmSettings, base: str, model_type: str) -> dict[str, l
     return found
 
 
-def _needs_names(arm: ArmSettings, shapes: dict[str, tuple[int, ...]]) -> bool:
+def _needs_names(arm: ArmSettings, shapes: dict[str, tuple[int, ...]], model_type: str) -> bool:
     """Whether PEFT would take `all-linear` otherwise than it is meant: with layers, or as experts too, from 0.21 on."""
+    if read_past(shapes, model_type):
+        return True
     is_of_experts = arm.method == "lora" and bool(expert_parameters(shapes))
     return is_of_experts or arm.options.get("layers_to_transform") is not None
 
@@ -262,7 +320,7 @@ def _needs_names(arm: ArmSettings, shapes: dict[str, tuple[int, ...]]) -> bool:
 def _linear(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
     """The names of linear layers: two parts of a path where the last one alone is also an expert's or a router's."""
     left, experts = set(left_out(arm.method, shapes, model_type)), expert_modules(shapes)
-    modules = _layer_modules(shapes) - left
+    modules = _layer_modules(shapes) - left - set(read_past(shapes, model_type))
     if not modules:
         text = f"base {base} has no linear layers beside its experts"
         raise in_arm(arm.label, "target_modules", text, _EXPERTS_MEND)

@@ -221,3 +221,34 @@ def test_what_does_not_go_with_parameters(mixtral: Path, tmp_path: Path, capsys:
         settings = ["--set", "arms.0.target_parameters=[experts.down_proj]", "--set", f"arms.0.{option}"]
         assert main(["plan", str(path), *settings]) == USER_ERROR
         assert "target_parameters" in capsys.readouterr().err
+
+
+def test_bottlenecks_behind_attention_alone_are_said_and_behind_nothing_refused(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arm = "{method: lora, rank: 2, learning_rate: 1.0e-3}"
+    text = STUDY.replace("FOLDER", str(mixtral)).replace(arm, "{method: bottleneck, learning_rate: 1.0e-3}")
+    path = write_study(tmp_path, text)
+    assert main(["plan", str(path)]) == USER_ERROR
+    said = capsys.readouterr().err
+    assert "has no MLP that a bottleneck is known to stand behind" in said
+    assert "mend: say `placement: houlsby`" in said
+    assert main(["plan", str(path), "--set", "arms.0.placement=houlsby"]) == DONE
+    said = capsys.readouterr().out
+    wanted = f"no MLP that a bottleneck is known to stand behind in 2 of the 2 layers of base {mixtral.name}"
+    assert f"arm bottleneck-houlsby: {wanted}" in said
+    assert "no attention" not in said
+
+
+def test_the_plan_says_what_all_linear_leaves_out_of_a_state_space(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tokenizer(tmp_path / "mamba")
+    config = AutoConfig.for_model("mamba", vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    path = write_study(tmp_path, STUDY.replace("FOLDER", str(folder)))
+    assert main(["plan", str(path)]) == DONE
+    wanted = (
+        "base mamba stay as they are (6: dt_proj, out_proj, x_proj): the code of mamba reads their weights past them"
+    )
+    assert capsys.readouterr().out.count(wanted) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LilyConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from architectures import CONFIGS, SHARED, tiny_model
 from rankscope.data.architectures import taken_for_experts
 from rankscope.data.shapes import model_type, tensor_shapes
-from rankscope.data.targets import resolve_targets, target_modules
+from rankscope.data.targets import read_past, resolve_targets, target_modules
 from rankscope.errors import UserError
 from rankscope.methods.checks import refusal
 from rankscope.methods.resolve import resolved_options
@@ -159,6 +161,8 @@ def test_which_methods_take_no_conv1d_is_as_peft_has_it(method: str, bases: dict
         trained(tiny_model("gpt2"), [run.model_copy(update={"arm": resolved})])
 
 
+MIXED = {"intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+MAMBA_2 = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 16}
 OTHERS = sorted(set(method_names()) - set(BY_NAME))
 
 
@@ -206,6 +210,47 @@ def test_every_other_method_of_peft_is_scored_and_goes_on_where_it_stopped(
 
     resumed = stopped_and_resumed(lambda: tiny_model("llama"), run, tmp_path, after_steps=2)
     assert losses_of(resumed) == losses_of(whole)
+
+
+STATE_SPACES = {
+    "mamba": {"state_size": 4},
+    "falcon_mamba": {"state_size": 4},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1},
+    "jamba": {**MIXED, "attn_layer_offset": 1, "attn_layer_period": 2, "mamba_d_state": 4, "num_experts": 1},
+    "bamba": {**MIXED, **MAMBA_2, "attn_layer_indices": [1]},
+    "falcon_h1": {**MIXED, **MAMBA_2, "mamba_d_ssm": 64},
+    "granitemoehybrid": {**MIXED, **MAMBA_2, "layer_types": ["mamba", "attention"], "num_local_experts": 0},
+}
+
+
+def state_space(name: str) -> PreTrainedModel:
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_hidden_layers": 2, "initializer_range": 0.1}
+    config = AutoConfig.for_model(name, **sizes, **STATE_SPACES[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+
+
+@pytest.mark.filterwarnings("ignore")  # of kernels that are not there
+@pytest.mark.parametrize("method", ["lora", "vera"])
+@pytest.mark.parametrize("name", STATE_SPACES)
+def test_all_linear_leaves_out_what_a_state_space_reads_past_its_layers(name: str, method: str, tmp_path: Path) -> None:
+    """Each matrix that is adapted has a gradient; what is left out is what its code names a weight of."""
+    state_space(name).save_pretrained(tmp_path / "base")
+    shapes, run = tensor_shapes(tmp_path / "base"), run_on(tmp_path / "base", method)
+    left = {path.rpartition(".")[2] for path in read_past(shapes, name)}
+    code = inspect.getsource(inspect.getmodule(type(state_space(name))))
+    read = set(re.findall(r"(?:=|^) *self\.(\w+_proj)\.weight(?:,| @)", code, re.MULTILINE))
+    assert left == read and left.isdisjoint(run.arm.options["target_modules"])
+    pack, _ = trained(state_space(name), [run])
+    assert all(p.grad is not None for group in pack.parameter_groups(0) for p in group["params"])
+    pack.save(0, tmp_path)
+    mine = logits(pack)
+    theirs = PeftModel.from_pretrained(state_space(name), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(theirs(input_ids=IDS).logits, mine, rtol=0, atol=1e-5)
+    named = ArmSettings(label=method, method=method, options=run.arm.options | {"target_modules": [min(left)]})
+    with pytest.raises(UserError, match=rf"the code of {name} reads \w+ of base base past its layer"):
+        resolve_targets(named, "base", shapes, name)
 
 
 def test_lily_is_refused_because_it_looks_ahead() -> None:
