@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from transformers import BertConfig, BertLMHeadModel, LlamaConfig, LlamaForCausa
 
 from dozen import CONFIGS, make_model
 from model_folders import write_tokenizer
-from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
+from rankscope.cli import DONE, SOME_FAILED, UNDECIDED, USER_ERROR, main
 from rankscope.data.architectures import check_architecture
 from rankscope.data.shapes import tensor_shapes
+from rankscope.errors import UserError
 from studies import run, write_study
 
 STUDY = """\
@@ -135,6 +137,47 @@ def test_a_configuration_over_another_architecture_s_weights(
     assert f"matrices in the files have names that no '{model_type}' has, such as " in error
     assert f"{base / 'config.json'}: " in error
     assert "is config.json of this model?" in error
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_hidden_layers": 1}, "num_hidden_layers is 1, and the weights in the files are of 2"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3, and the weights in the files are of 2"),
+        ({"hidden_size": 16}, "hidden_size is 16, and the weights in the files are of 32"),
+    ],
+    ids=["fewer", "more", "width"],
+)
+def test_a_configuration_of_another_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: dict, words: str
+) -> None:
+    """Of more layers than it names transformers reads the first, and says so in a warning: half a model was studied."""
+    base = changed(write_base(tmp_path / "base"), **values)
+    error = refused(tmp_path, capsys, base)
+    assert f"{base / 'config.json'}: {words}" in error and "is config.json of this model?" in error
+
+
+def test_what_shows_only_when_the_model_is_loaded_stops_the_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = changed(write_base(tmp_path / "base"), num_key_value_heads=4)
+    path, out = write_study(tmp_path, STUDY.replace("MODEL", str(base))), tmp_path / "out"
+    assert main(["run", str(path), "--out", str(out)]) == SOME_FAILED
+    error = capsys.readouterr().err
+    assert "stopped: base base: " in error and "k_proj.weight (16, 32) for (32, 32)" in error
+    assert "is config.json of this model?" in error
+    assert not list(out.glob("runs/*/*/record.json")) and not (out / "report").exists()
+
+
+@pytest.mark.parametrize(("num_layers", "is_right"), [(2, True), (3, True), (4, False)])
+def test_layers_that_predict_further_tokens_may_be_there(tmp_path: Path, num_layers: int, is_right: bool) -> None:
+    config = {"model_type": "deepseek_v3", "hidden_size": 2, "num_hidden_layers": 2, "num_nextn_predict_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    names = [f"model.layers.{number}.self_attn.o_proj.weight" for number in range(num_layers)]
+    tensors = {name: torch.ones(2, 2) for name in ("model.embed_tokens.weight", *names)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    with contextlib.nullcontext() if is_right else pytest.raises(UserError, match="num_hidden_layers is 2"):
+        check_architecture(tmp_path, "base", trust_remote_code=False)
 
 
 def test_the_same_model_in_its_authors_own_names_may_lie_beside_it(tmp_path: Path) -> None:

@@ -191,8 +191,23 @@ def test_changed_code_is_another_model(folder: Path) -> None:
     assert fingerprint(folder) == before[0] and fingerprint(folder, with_code=True) not in (changed, before[1])
 
 
-def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num_hidden_layers": 3}, r"lack weights that LlamaForCausalLM has: model\.layers\.2\."),
+        (
+            {"num_key_value_heads": 4},
+            r"of other shapes than those of Llama.*: model\.layers\.0\.self_attn\.k_proj",
+        ),
+        (
+            {"num_hidden_layers": 1},
+            r"hold weights that Llama.* has not, and would leave out: model\.layers\.1\.",
+        ),
+    ],
+    ids=["missing", "shape", "left out"],
+)
+def test_weights_are_neither_drawn_at_random_nor_left_out(tmp_path: Path, values: dict, words: str) -> None:
     tiny_llama(torch.float32).save_pretrained(tmp_path)
-    change(tmp_path, num_hidden_layers=3)
-    with pytest.raises(UserError, match=r"lack weights that LlamaForCausalLM has: model\.layers\.2\."):
+    change(tmp_path, **values)
+    with pytest.raises(UserError, match=words):
         load_model(tmp_path, torch.float32, "cpu")

@@ -23,6 +23,10 @@ GENERATION_CODE = "custom_generate"
 # (tests/unit/models/test_masks.py). Not here: Gemma 2 and BLOOM (no sdpa), Qwen3.5 (linear attention takes no such
 # mask: silently wrong).
 IN_TREES = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "falcon", "mixtral"})
+# How architectures call the same: the matrix of token embeddings; in the configuration its width, and how many layers.
+_EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
+_WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TAKEN = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
     "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
@@ -38,8 +42,8 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool | Non
         trust_remote_code: The study's word on the folder's code; None where there is no study yet to say it.
 
     Raises:
-        UserError: It is of no causal model, or of another than the weights are; the weights are quantised; it needs
-            code that the study does not allow, or its code is not what the study allows.
+        UserError: It is of no causal model, or of another or of another size than the weights are; the weights are
+            quantised; it needs code that the study does not allow, or its code is not what the study allows.
     """
     path = folder / "config.json"
     config = read_json(path)
@@ -57,7 +61,9 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool | Non
     kind = config.get("model_type")
     if known is None or kind in known:
         _check_direction(path, config)
-        _check_names(folder, str(kind))
+        shapes = tensor_shapes(folder)
+        _check_names(folder, str(kind), shapes)
+        _check_sizes(folder, config, shapes)
         return
     if code:
         files = ", ".join(_files(code))
@@ -107,7 +113,7 @@ def _check_direction(path: Path, config: dict[str, Any]) -> None:
         raise UserError(what, where=path, mend="name a causal language model")
 
 
-def _check_names(folder: Path, kind: str) -> None:
+def _check_names(folder: Path, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """A configuration over another architecture's weights: most of them have names that its class does not.
 
     What is left, such as biases that the files lack, shows when the model is loaded. Classes made of others do not have
@@ -117,16 +123,41 @@ def _check_names(folder: Path, kind: str) -> None:
     source = _source(f"models/{module}/modeling_{module}.py")
     if source is None or "AutoModel.from_config" in source:
         return
-    words = set(re.findall(r"\w+", source))
+    renamed = _source("conversion_mapping.py") or ""  # what names in files become when they are read
+    words = set(re.findall(r"\w+", source + renamed if f'"{kind}"' in renamed else source))
     # Experts lie in files under names of their own, and are joined when they are read.
-    shapes = {name: shape for name, shape in tensor_shapes(folder).items() if ".experts." not in name}
-    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1 and ".experts." not in name]
     foreign = [name for name in matrices if name.removesuffix(".weight").rpartition(".")[2] not in words]
     if foreign and 2 * len(foreign) >= len(matrices):
         what = f"{len(foreign)} of the {len(matrices)} matrices in the files have names that no '{kind}' has"
         what += f", such as {foreign[0]}"
         mend = "is config.json of this model? Save or download the whole model again"
         raise UserError(what, where=folder / "config.json", mend=mend)
+
+
+def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A configuration over the weights of another size: of more layers than it names, transformers reads the first.
+
+    What has no effect on the embedding or the number of layers, such as heads, shows when the model is loaded.
+    """
+    named = {name: name.removesuffix(".weight").rpartition(".")[2] for name in shapes}
+    embeddings = [name for name, last in named.items() if last in _EMBEDDINGS and len(shapes[name]) == 2]
+    if len(embeddings) != 1 or "text_config" in config:
+        return  # parts of several kinds, each with sizes of its own
+    stem = re.escape(embeddings[0].removesuffix(".weight").removesuffix(named[embeddings[0]]))
+    numbers = (re.match(rf"{stem}(?:layers|h|blocks)\.(\d+)\.", name) for name in shapes)
+    layers = {int(number[1]) for number in numbers if number}
+    found = [(_WIDTHS, {shapes[embeddings[0]][1]})]
+    if layers:
+        # Layers that predict further tokens may stand behind the others; they are not loaded.
+        further = int(config.get("num_nextn_predict_layers") or 0)
+        found.append((_DEPTHS, {max(layers) + 1, max(layers) + 1 - further}))
+    for keys, sizes in found:
+        key = next((key for key in keys if config.get(key) is not None), None)  # a default need not stand there
+        if key is not None and config[key] not in sizes:
+            what = f"{key} is {config[key]}, and the weights in the files are of {max(sizes)}"
+            mend = "is config.json of this model? Save or download the whole model again"
+            raise UserError(what, where=folder / "config.json", mend=mend)
 
 
 @functools.cache

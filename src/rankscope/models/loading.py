@@ -16,7 +16,7 @@ from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.hub import fingerprint, model_folder
 from rankscope.data.order import batches
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import MachineError
+from rankscope.errors import MachineError, UserError
 from rankscope.models.group import join
 from rankscope.models.methods.making import load_tuned, make_sharded, make_trainable
 from rankscope.models.methods.pack import TrainablePack
@@ -87,12 +87,22 @@ class Models:
         return self._tokenizers[settings]
 
     def base(self, settings: BaseSettings) -> PreTrainedModel:
-        """The base itself, as it was pretrained."""
+        """The base itself, as it was pretrained.
+
+        Raises:
+            MachineError: It is no model that can be studied.
+        """
         if self._base is None or self._base[0] != settings:
             self._base = None  # freed before the next one is read
-            folder = self.base_folder(settings)
-            self._base = settings, load_model(folder, self.dtype, self.device, settings.opening)
+            self._base = settings, self._read(settings, self.device)
         return self._base[1]
+
+    def _read(self, settings: BaseSettings, device: str) -> PreTrainedModel:
+        try:
+            return load_model(self.base_folder(settings), self.dtype, device, settings.opening)
+        except UserError as error:
+            # Nothing can be done with such a base: it is said once, and not of every piece of work.
+            raise MachineError(f"base {settings.name}: {error.message()}") from error
 
     @contextmanager
     def trainable(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:
@@ -111,9 +121,7 @@ class Models:
         self._base = None
         group = join(self._place, self.device)
         with group.in_turn():
-            base = runs[0].base
-            model = load_model(self.base_folder(base), self.dtype, "cpu", base.opening)
-            return make_sharded(model, runs, group, offload=self._offload)
+            return make_sharded(self._read(runs[0].base, "cpu"), runs, group, offload=self._offload)
 
     def _first_batches(self, run: RunSettings) -> list[dict[str, Tensor]]:
         """The batches of a run's first steps, for initialisations that look at examples before them."""

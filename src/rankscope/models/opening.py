@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -40,7 +42,9 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
         device: Where quantised weights are made; others are read into the host's memory.
 
     Raises:
-        UserError: The folder lacks weights that the architecture has; transformers would draw them at random.
+        UserError: The folder lacks weights that the architecture has, or has them in other shapes, so that transformers
+            would draw them at random; or it holds parts of layers that the architecture has not, which would be left
+            out.
     """
     bits = opening.quantization_config
     options = {} if bits is None else {"quantization_config": bits_and_bytes(bits), "device_map": {"": device}}
@@ -51,15 +55,28 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
         use_safetensors=True,
         trust_remote_code=opening.trust_remote_code,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         **options,
     )
-    if missing := sorted(found["missing_keys"]):
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} others" if len(missing) > 3 else "")
-        what = f"the files lack weights that {type(model).__name__} has: {names}"
-        raise UserError(what, where=folder, mend="is config.json of this model? Save the whole model again")
+    name = type(model).__name__
+    other = [f"{key} {tuple(there)} for {tuple(wanted)}" for key, there, wanted in sorted(found["mismatched_keys"])]
+    for keys, what in (
+        (found["missing_keys"], f"the files lack weights that {name} has"),
+        (other, f"weights in the files are of other shapes than those of {name}"),
+        (_of_layers(found["unexpected_keys"]), f"the files hold weights that {name} has not, and would leave out"),
+    ):
+        if keys:
+            some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} others" if len(keys) > 3 else "")
+            mend = "is config.json of this model? Save the whole model again"
+            raise UserError(f"{what}: {some}", where=folder, mend=mend)
     if bits is not None:
         keep_unpacked(model)
     return model
+
+
+def _of_layers(names: Collection[str]) -> list[str]:
+    """The parts of numbered layers among names of tensors: a head of another task beside them does no harm."""
+    return [name for name in names if re.search(r"\.\d+\.", name)]
 
 
 def read_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
