@@ -162,11 +162,27 @@ def _hook(
             raise NotAvailable(f"{type(module).__name__} does not show its attention pattern")
         arguments = inspect.signature(module.forward).bind(*args, **kwargs).arguments
         mask = arguments.get("attention_mask", arguments.get("kwargs", {}).get("attention_mask"))
-        on_layer(LayerPattern(layer, output[1], _visible(module, mask, is_token)))
+        is_mask = mask is None or mask.ndim == 4
+        visible = _visible(module, mask, is_token) if is_mask else None
+        if visible is None or not _is_pattern(output[1], visible, is_token):
+            # Linear attention shows its state, and gpt-oss keeps a share of each row for no key.
+            text = f"what {type(module).__name__} shows is no share of attention for each key that a query sees"
+            raise NotAvailable(text)
+        on_layer(LayerPattern(layer, output[1], visible))
         # The layer above keeps its output until it is done; without the pattern that costs nothing.
         return output[0], None, *output[2:]
 
     return hand_on
+
+
+def _is_pattern(
+    shown: Tensor, visible: Bool[Tensor, "batch query_pos key_pos"], is_token: Bool[Tensor, "batch pos"]
+) -> bool:
+    """Whether the row of every token sums to 1 over what it sees; in half precision it is off by less than this."""
+    if shown.ndim != 4 or shown.shape[2:] != visible.shape[1:]:
+        return False
+    sums = torch.einsum("bhqk,bqk->bqh", shown, visible.to(shown.dtype))[is_token]
+    return bool(((sums - 1).abs() < 0.01).all())
 
 
 def _visible(module: nn.Module, mask: Tensor | None, is_token: Bool[Tensor, "batch pos"]) -> Tensor:

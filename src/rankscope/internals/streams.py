@@ -37,7 +37,7 @@ def show_streams(model: PreTrainedModel, batch: Batch, on_layer: OnLayer) -> Non
 
     def hook(layer: int) -> Callable[..., None]:
         def hand_on(_module: nn.Module, _arguments: Any, output: Any) -> None:
-            on_layer(layer, output[0] if isinstance(output, tuple) else output)
+            on_layer(layer, output[0] if isinstance(output, tuple | list) else output)  # a list in GPT-1
 
         return hand_on
 

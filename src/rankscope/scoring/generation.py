@@ -5,9 +5,11 @@ from __future__ import annotations
 import bisect
 import contextlib
 import inspect
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -147,7 +149,7 @@ def generate_together(
     rows = [(member, index) for index in range(len(prompts)) for member in members]
     results: dict[tuple[int, int], Generation] = {}
     with torch.no_grad(), _last_logits_only(model):
-        for group in token_batches([len(kept[index]) + max_new_tokens for _, index in rows], limits.max_tokens):
+        for group in _groups(model, [len(kept[index]) for _, index in rows], limits):
             chosen = sorted((rows[place] for place in group), key=lambda row: row[0])
             batch = _Batch(model, [kept[index] for _, index in chosen], max_new_tokens, context)
             batch.share([member for member, _ in chosen], route)
@@ -160,6 +162,24 @@ def generate_together(
                     is_unfinished=ends.are_missing(ids),
                 )
     return [[results[member, index] for index in range(len(prompts))] for member in members]
+
+
+def _groups(model: PreTrainedModel, lengths: Sequence[int], limits: Limits) -> Iterator[list[int]]:
+    """Rows that are continued together: without a cache those of one length, so that no padding gets into a state."""
+    for group in token_batches([length + limits.max_new_tokens for length in lengths], limits.max_tokens):
+        if _has_cache(model):
+            yield group
+        else:
+            yield from (list(alike) for _, alike in itertools.groupby(group, key=lambda index: lengths[index]))
+
+
+def _takes(model: PreTrainedModel, argument: str) -> bool:
+    return argument in inspect.signature(model.forward).parameters
+
+
+def _has_cache(model: PreTrainedModel) -> bool:
+    """Whether the model gives out what it has read, and takes it back; RecurrentGemma takes a cache and gives none."""
+    return _takes(model, "past_key_values") and model.config.model_type != "recurrent_gemma"
 
 
 def _generate_batch(batch: _Batch, ends: _Ends) -> list[list[int]]:
@@ -215,7 +235,8 @@ class _Batch:
         self._seen = (columns >= longest - lengths[:, None]).long()  # batch pos
         self._positions = (columns[:longest] - (longest - lengths[:, None])).clamp_(min=0)
         # A model without settable positions (ALiBi) works them out from the mask.
-        self._takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+        self._takes_positions = _takes(model, "position_ids")
+        self._has_cache = _has_cache(model)
         self._cache = None
         self._num_read = longest
 
@@ -231,23 +252,27 @@ class _Batch:
 
     def advance(self) -> Int[Tensor, " batch"]:
         """Read the newest tokens and return the likeliest next one of each row."""
-        positions = {"position_ids": self._positions} if self._takes_positions else {}
-        output = self.model(
-            input_ids=self._input_ids,
-            attention_mask=self._seen[:, : self._num_read],
-            past_key_values=self._cache,
-            use_cache=True,
-            **positions,
-        )
+        output = self.model(input_ids=self._input_ids, **self._inputs())
         tokens = output.logits[:, -1].argmax(dim=-1)
         self.generated[self.items, self.num_generated] = tokens
         self.num_generated += 1
         self._num_read += 1
-        self._cache = output.past_key_values
-        self._input_ids = tokens[:, None]
+        if self._has_cache:
+            self._cache = output.past_key_values
+            self._input_ids = tokens[:, None]
+        else:
+            self._input_ids = torch.cat([self._input_ids, tokens[:, None]], dim=1)
         # Rows that have ended go on for a while and are not looked at; they must not run out of positions.
         self._positions = (self._positions[:, -1:] + 1).clamp_(max=self.last_position)
         return tokens
+
+    def _inputs(self) -> dict[str, Any]:
+        """What the model is told beside tokens; one that keeps a state of its own reads all of a text each time."""
+        if not self._has_cache:
+            return {"use_cache": False} if _takes(self.model, "use_cache") else {}
+        positions = {"position_ids": self._positions} if self._takes_positions else {}
+        seen = self._seen[:, : self._num_read]
+        return {"attention_mask": seen, "past_key_values": self._cache, "use_cache": True, **positions}
 
     def drop(self, is_ended: Tensor) -> None:
         """Take ended rows out of the batch, once they are many."""
@@ -258,7 +283,8 @@ class _Batch:
         self._input_ids, self._positions, self._seen = (
             part[alive] for part in (self._input_ids, self._positions, self._seen)
         )
-        self._cache.batch_select_indices(alive)
+        if self._has_cache:
+            self._cache.batch_select_indices(alive)
         self._tell_owners()
 
 

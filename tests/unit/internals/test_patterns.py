@@ -4,7 +4,7 @@ import weakref
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, GPT2Config, GptOssConfig, LlamaConfig, MiniMaxConfig, MptConfig
 
 from dozen import CONFIGS, SIZE, make_model, texts
 from rankscope.errors import NotAvailable
@@ -60,12 +60,31 @@ def test_what_does_not_show_its_pattern_is_named(name):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+NO_PATTERNS = {
+    # It shows the state that it ends with: as large as a pattern where texts are as long as heads are wide.
+    "MiniMaxLightningAttention": MiniMaxConfig(
+        **SIZE, num_local_experts=2, head_dim=4, layer_types=["linear_attention", "full_attention", "full_attention"]
+    ),
+    "GptOssAttention": GptOssConfig(**SIZE, num_local_experts=2, head_dim=4),  # a share of each row is for no key
+    "MptAttention": MptConfig(vocab_size=40, d_model=16, n_heads=4, n_layers=3),  # its mask says what is not seen
+}
+
+
+@pytest.mark.parametrize("lengths", [(5, 9), (4, 4)], ids=["padded", "as long as heads are wide"])
+@pytest.mark.parametrize("name", NO_PATTERNS)
+def test_what_is_no_pattern_of_the_keys_that_are_seen_is_named(name, lengths):
+    model = AutoModelForCausalLM.from_config(NO_PATTERNS[name]).eval()
+    [batch] = batches(texts(*lengths), max_tokens=100)
+    with pytest.raises(NotAvailable, match=f"what {name} shows is no share of attention for each key"):
+        shown(model, batch)
+
+
 def test_a_module_that_is_given_no_mask_sees_what_came_before():
     handed, is_token = [], torch.tensor([[True, True, True], [True, True, False]])
 
     class Attention(torch.nn.Module):
         def forward(self, hidden, attention_mask=None):
-            return hidden, torch.zeros(2, 1, 3, 3)
+            return hidden, torch.eye(3).expand(2, 1, 3, 3)
 
     _hook(4, is_token, handed.append)(Attention(), (torch.zeros(2, 3, 8),), {}, Attention()(torch.zeros(2, 3, 8)))
     [layer] = handed

@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OPTConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, OpenAIGPTConfig, OPTConfig
 
 from dozen import CONFIGS, SIZE, make_model, texts
 from rankscope.errors import NotAvailable
@@ -32,6 +32,16 @@ def test_streams_are_the_hidden_states(name):
     assert list(seen) == list(range(len(states) - 1))
     for layer in list(seen)[:-1]:  # the last one of transformers has gone through the final norm
         torch.testing.assert_close(seen[layer][batch.is_token], states[layer + 1][batch.is_token], rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_return_a_list_have_streams_too():
+    config = OpenAIGPTConfig(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=4)
+    model = AutoModelForCausalLM.from_config(config)
+    [batch] = batches(texts(6), max_tokens=100)
+    seen = []
+    show_streams(model.eval(), batch, lambda layer, stream: seen.append(stream.clone()))
+    with torch.no_grad():
+        torch.testing.assert_close(seen[-1], model(batch.input_ids, output_hidden_states=True).hidden_states[-1])
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "mixtral"])

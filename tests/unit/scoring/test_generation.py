@@ -38,7 +38,7 @@ def reference(model, ids, max_new_tokens):
 def eager_to_end(model, factor):
     """Raise the end token's share, so that items end at different steps."""
     with torch.no_grad():
-        model.lm_head.weight[1] = model.lm_head.weight[1] * factor
+        model.get_output_embeddings().weight[1] *= factor
     return model
 
 
@@ -84,6 +84,36 @@ def test_other_architectures_too(model_type, options, tokenizer):
         model = model.double()
     for prompt, result in zip(PROMPTS, generate(model, tokenizer, PROMPTS, 12, (), 10**6), strict=True):
         assert list(result.ids) == reference(model, prompt_ids(tokenizer, prompt), 12)
+
+
+@pytest.mark.filterwarnings("ignore")  # of kernels that are not there
+@pytest.mark.parametrize(
+    ("model_type", "options"),
+    [
+        ("mamba", {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 4, "initializer_range": 0.3}),
+        ("rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 128}),
+        ("openai-gpt", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3}),
+        ("recurrent_gemma", {**_SHAPE, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 6}),
+    ],
+)
+def test_models_that_take_no_cache_write_what_each_prompt_alone_would(model_type, options, tokenizer):
+    special = {"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 1}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **special, **options)).eval()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=0.3)
+    eager_to_end(model, 6.0)
+    prompts = [*PROMPTS, PROMPTS[0].replace("fever", "sugar"), ""]
+    results = generate(model, tokenizer, prompts, 12, (), 10**6)
+    assert len({len(result.ids) for result in results}) > 1, "some should end before others"
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = list(prompt_ids(tokenizer, prompt))
+        for expected in result.ids:
+            with torch.no_grad():
+                assert model(torch.tensor([ids])).logits[0, -1].argmax() == expected
+            ids.append(expected)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 10**6])
