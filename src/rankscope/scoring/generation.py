@@ -165,9 +165,9 @@ def generate_together(
 
 
 def _groups(model: PreTrainedModel, lengths: Sequence[int], limits: Limits) -> Iterator[list[int]]:
-    """Rows that are continued together: without a cache those of one length, so that no padding gets into a state."""
+    """Rows that are continued together: where layers keep a state, those of one length, so that no padding gets in."""
     for group in token_batches([length + limits.max_new_tokens for length in lengths], limits.max_tokens):
-        if _has_cache(model):
+        if _may_pad(model):
             yield group
         else:
             yield from (list(alike) for _, alike in itertools.groupby(group, key=lambda index: lengths[index]))
@@ -180,6 +180,15 @@ def _takes(model: PreTrainedModel, argument: str) -> bool:
 def _has_cache(model: PreTrainedModel) -> bool:
     """Whether the model gives out what it has read, and takes it back; RecurrentGemma takes a cache and gives none."""
     return _takes(model, "past_key_values") and model.config.model_type != "recurrent_gemma"
+
+
+def _may_pad(model: PreTrainedModel) -> bool:
+    """Whether all layers are attention, which padding can be hidden from; MiniMax's linear attention reads it."""
+    layers = getattr(model.config.get_text_config(), "layer_types", None) or ()
+    has_states = getattr(model, "_is_stateful", False) or any(
+        kind == "linear_attention" or not kind.endswith("attention") for kind in layers
+    )
+    return _has_cache(model) and not has_states
 
 
 def _generate_batch(batch: _Batch, ends: _Ends) -> list[list[int]]:
@@ -237,6 +246,7 @@ class _Batch:
         # A model without settable positions (ALiBi) works them out from the mask.
         self._takes_positions = _takes(model, "position_ids")
         self._has_cache = _has_cache(model)
+        self._can_drop = _may_pad(model) or not self._has_cache  # rows of a cache of states cannot be taken out
         self._cache = None
         self._num_read = longest
 
@@ -277,7 +287,7 @@ class _Batch:
     def drop(self, is_ended: Tensor) -> None:
         """Take ended rows out of the batch, once they are many."""
         alive = (~is_ended[self.items]).nonzero().squeeze(1)
-        if len(alive) > (1 - _ENDED_FRACTION) * len(self.items):
+        if len(alive) > (1 - _ENDED_FRACTION) * len(self.items) or not self._can_drop:
             return
         self.items = self.items[alive]
         self._input_ids, self._positions, self._seen = (

@@ -94,9 +94,12 @@ def test_other_architectures_too(model_type, options, tokenizer):
         ("rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 128}),
         ("openai-gpt", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "initializer_range": 0.3}),
         ("recurrent_gemma", {**_SHAPE, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 6}),
+        ("minimax", {**_SHAPE, "layer_types": ["linear_attention", "full_attention"], "num_local_experts": 2}),
+        ("lfm2", {**_SHAPE, "layer_types": ["conv", "full_attention"]}),
+        ("jamba", {**_SHAPE, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "mamba_d_state": 4}),
     ],
 )
-def test_models_that_take_no_cache_write_what_each_prompt_alone_would(model_type, options, tokenizer):
+def test_models_that_keep_a_state_write_what_each_prompt_alone_would(model_type, options, tokenizer):
     special = {"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 1}
     with torch.random.fork_rng():
         torch.manual_seed(0)
