@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LilyConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -236,6 +237,8 @@ def state_space(name: str) -> PreTrainedModel:
 @pytest.mark.parametrize("name", STATE_SPACES)
 def test_all_linear_leaves_out_what_a_state_space_reads_past_its_layers(name: str, method: str, tmp_path: Path) -> None:
     """Each matrix that is adapted has a gradient; what is left out is what its code names a weight of."""
+    if name == "falcon_h1" and transformers.__version__.startswith("5.4."):
+        pytest.skip("transformers 5.4 refuses the defaults of its own Falcon-H1")
     state_space(name).save_pretrained(tmp_path / "base")
     shapes, run = tensor_shapes(tmp_path / "base"), run_on(tmp_path / "base", method)
     left = {path.rpartition(".")[2] for path in read_past(shapes, name)}
