@@ -72,11 +72,45 @@ def test_a_frozen_input_asks_for_no_gradient(linear: nn.Linear) -> None:
 
 def test_dropout_goes_through_the_operations_one_by_one(linear: nn.Linear) -> None:
     generators = [torch.Generator().manual_seed(3) for _ in RANKS]
-    packed = layer(linear, Routing((0,), (5,), generators, is_training=True), dropout=0.5)
+    packed = layer(linear, Routing((0,), (5,), generators, is_training=True), dropout=0.25)
     x = rows(5, D_IN)
-    kept = torch.empty_like(x).bernoulli_(0.5, generator=torch.Generator().manual_seed(3))
-    expected = linear(x) + (x * kept / 0.5) @ packed.A[0].T @ packed.B[0].T * packed.scaling[0]
+    kept = torch.empty_like(x).bernoulli_(0.75, generator=torch.Generator().manual_seed(3))
+    expected = linear(x) + (x * kept / 0.75) @ packed.A[0].T @ packed.B[0].T * packed.scaling[0]
     torch.testing.assert_close(packed(x), expected)
+
+
+def stretched(packed: PackedLoraLinear, member: int) -> torch.Tensor:
+    """DoRA's matrix: the rows of `W0 + scaling * B A`, each as long as the member's magnitude says."""
+    W = packed.base_layer.weight + packed.scaling[member] * packed.B[member] @ packed.A[member]
+    return W * (packed.magnitude[member] / torch.linalg.vector_norm(W, dim=1).detach())[:, None]
+
+
+def with_lengths(linear: nn.Linear, routing: Routing) -> PackedLoraLinear:
+    plain = layer(linear, routing)
+    packed = PackedLoraLinear(plain.base_layer, routing)
+    for A, B, scaling in zip(plain.A, plain.B, plain.scaling, strict=True):
+        packed.add(A, B, scaling, 0.0, rows(D_OUT).abs() + 0.5)
+    return packed
+
+
+def test_dora_stretches_the_matrix_and_not_the_bias(linear: nn.Linear) -> None:
+    packed = with_lengths(linear, Routing((0, 2), (2, 3)))
+    x, weight = rows(5, D_IN), rows(5, D_OUT)
+    expected = torch.cat([x[:2] @ stretched(packed, 0).T, x[2:] @ stretched(packed, 2).T])
+    if linear.bias is not None:
+        expected = expected + linear.bias
+    used = [tensor for member in (0, 2) for tensor in (packed.A[member], packed.B[member], packed.magnitude[member])]
+    torch.testing.assert_close(packed(x), expected, rtol=1e-12, atol=1e-12)
+    wanted = torch.autograd.grad((expected * weight).sum(), used)
+    found = torch.autograd.grad((packed(x) * weight).sum(), used)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_doras_lengths_are_no_product_of_mixed_precision(linear: nn.Linear) -> None:
+    packed = with_lengths(linear, Routing((0,), (5,))).float()
+    expected = torch.linalg.vector_norm(linear.weight + packed.scaling[0] * packed.B[0] @ packed.A[0], dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(packed._lengths(0), expected.detach(), rtol=1e-5, atol=0)
 
 
 def test_rows_that_are_nobodys_are_refused(linear: nn.Linear) -> None:
@@ -105,7 +139,7 @@ def test_an_update_is_not_folded_where_it_would_be_rounded_away_or_is_more_than_
     packed.base_layer.bfloat16()
     packed.fold(0)
     assert torch.equal(packed.base_layer.weight, linear.weight) and packed._W0 is None
-    with_lengths = PackedLoraLinear(nn.Linear(D_IN, D_OUT), Routing())
-    with_lengths.add(torch.ones(1, D_IN), torch.ones(D_OUT, 1), 1.0, 0.0, torch.ones(D_OUT))
-    with_lengths.fold(0)
-    assert with_lengths._W0 is None
+    dora = PackedLoraLinear(nn.Linear(D_IN, D_OUT), Routing())
+    dora.add(torch.ones(1, D_IN), torch.ones(D_OUT, 1), 1.0, 0.0, torch.ones(D_OUT))
+    dora.fold(0)
+    assert dora._W0 is None

@@ -15,9 +15,9 @@ from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.runs import RunSettings
-from rankscope.train.loop import divergence, start_run, train
+from rankscope.train.loop import diverged_above, divergence, start_run, train
 from solo import Silent
-from tiny import examples, full_run, lora_run, tiny_llama
+from tiny import VOCAB, examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
 
@@ -48,14 +48,16 @@ def reference(run: RunSettings, dtype: torch.dtype, extra_padding: int = 0) -> t
         others = [p for p in model.parameters() if p.ndim > 1]
         decay = run.optimization.weight_decay
         groups = [{"params": others, "weight_decay": decay}, {"params": norms, "weight_decay": 0}]
-    optimizer = torch.optim.AdamW(groups, lr=run.learning_rate)
+    said = run.optimization
+    betas, eps = (said.adam_beta1, said.adam_beta2), said.adam_epsilon
+    optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=betas, eps=eps)
     warmup = math.ceil(run.num_steps * run.optimization.warmup_ratio)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, run.num_steps)
     losses = []
     for batch in batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed):
         loss = reference_loss(model, [EXAMPLES[i] for i in batch], extra_padding)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], run.optimization.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_([p for g in groups for p in g["params"]], said.max_grad_norm or math.inf)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -126,8 +128,11 @@ def test_longer_runs_in_float32_drift_no_more_than_peft_from_itself() -> None:
     assert drift <= 5.0 * max(own_drift, 1e-6)
 
 
-def test_full_fine_tuning_in_float64() -> None:
-    run = full_run(1e-3, seed=2, num_steps=20)
+@pytest.mark.parametrize(
+    "said", [{}, {"adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 1e-3, "max_grad_norm": 0.0}], ids=str
+)
+def test_full_fine_tuning_in_float64(said: dict[str, float]) -> None:
+    run = full_run(1e-3, seed=2, num_steps=20, **said)
     (mine,), (state,) = ours([run], torch.float64, 60)
     expected, parameters = reference(run, torch.float64)
     assert mine == pytest.approx(expected, rel=1e-8)
@@ -177,6 +182,10 @@ def test_a_run_that_diverges_leaves_the_pack_and_the_others_do_not_notice() -> N
     together, _ = ours([bad, good], torch.float64, 10_000)
     assert len(together[0]) < 12
     assert together[1] == pytest.approx(alone[0], rel=1e-12)
+
+
+def test_a_loss_beyond_twice_that_of_guessing_is_no_training() -> None:
+    assert diverged_above(make_trainable(tiny_llama(torch.float32), [full_run(1e-3, 0, 1)])) == 2 * math.log(VOCAB)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +14,7 @@ from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
 from rankscope.train import loop
 from rankscope.train.loop import RunState, start_run, train
-from solo import Silent
+from solo import Silent, stopped_and_resumed
 from tiny import examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
@@ -62,11 +65,20 @@ def test_losses_are_those_without_a_shortage(
     sizes = run_out(monkeypatch, at_call=2, room=60, error=torch.OutOfMemoryError("CUDA out of memory"))
     states = trained(runs)
     assert max(sizes[:2]) > 60 >= max(sizes[-8:])
+    failed = [size for size in sizes[1:] if size > 60]
+    assert all(after < before for before, after in itertools.pairwise(failed)), "what failed is not tried again"
     for state, wanted in zip(states, expected, strict=True):
         assert losses(state) == pytest.approx(wanted, rel=1e-12)
         assert state.shortages and all(shortage.step >= 2 for shortage in state.shortages)
         budgets = [shortage.max_tokens_per_batch for shortage in state.shortages]
         assert budgets == sorted(budgets, reverse=True) and budgets[-1] <= 60
+
+
+def test_a_resumed_run_begins_with_what_sufficed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sizes = run_out(monkeypatch, at_call=1, room=60, error=torch.OutOfMemoryError("CUDA out of memory"))
+    resumed = stopped_and_resumed(lambda: tiny_llama(torch.float64), full_run(1e-3, 0, 6), tmp_path, after_steps=2)
+    assert resumed.shortages and {shortage.step for shortage in resumed.shortages} == {1}
+    assert sum(size > 60 for size in sizes) == len(resumed.shortages), "it tried in vain before the checkpoint only"
 
 
 def test_what_one_example_does_not_fit_in_fails_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from rankscope.errors import UserError
 from rankscope.models.methods import initial
 from rankscope.models.methods.initial import configured
 from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import RunSettings
-from solo import IDS, calibration, logits, losses_of, reference, trained
+from solo import EXAMPLES, IDS, calibration, logits, losses_of, reference, trained
 from tiny import lora_run, method_run, tiny_llama
 
 PACKED = {
@@ -169,6 +170,31 @@ def test_dora_with_dropout_shows_the_frozen_matrix_the_same_input() -> None:
         torch.set_rng_state(pack.generator(0).get_state())
         theirs = wrapped(IDS).logits
     torch.testing.assert_close(pack.model(IDS).logits, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_runs_of_a_pack_drop_out_what_they_drop_alone_and_nothing_in_validation() -> None:
+    runs = [
+        method_run("lora", 1e-2, 5, 4, rank=4, lora_dropout=0.5),
+        method_run("lora", 1e-2, 6, 4, rank=4, lora_dropout=0.2),
+        method_run("lora", 1e-2, 7, 4, rank=2, lora_dropout=0.2, use_dora=True),
+    ]
+    _, together = trained(tiny_llama(torch.float64), runs)  # one micro-batch a step: the same draws
+    for run, state in zip(runs, together, strict=True):
+        pack, (alone,) = trained(tiny_llama(torch.float64), [run])
+        assert losses_of(state) == pytest.approx(losses_of(alone), rel=1e-10)
+        assert state.validations[-1].loss_nats_per_token == pytest.approx(loss_without_dropout(pack), rel=1e-10)
+
+
+def loss_without_dropout(pack: TrainablePack) -> float:
+    """Of the examples that `trained` validates on, one at a time."""
+    pack.route((0,), (1,), is_training=False)
+    lost = []
+    with torch.no_grad():
+        for example in EXAMPLES[:4]:
+            ids = torch.tensor(example.input_ids)
+            log_p = pack.model(ids[None]).logits[0, :-1].log_softmax(-1)
+            lost += (-log_p.gather(1, ids[1:, None])[example.num_prompt_tokens - 1 :]).flatten().tolist()
+    return sum(lost) / len(lost)
 
 
 def test_what_peft_cannot_do_names_the_arm() -> None:
