@@ -14,7 +14,7 @@ from rankscope.errors import UserError, in_arm, near_miss
 from rankscope.methods.checks import schedule_refusal
 from rankscope.methods.options import DEFAULT_TARGETS, FEEDFORWARD_TARGETS
 from rankscope.methods.resolve import ALL_LINEAR, PEFT_TARGETS
-from rankscope.methods.table import architecture_refusal
+from rankscope.methods.table import HEADS, architecture_refusal
 from rankscope.runs import ArmSettings, RunSettings
 
 GROUPS = ("attention", "mlp")
@@ -28,7 +28,6 @@ _READ_PAST = {
     **dict.fromkeys(("mamba2", "falcon_h1", "nemotron_h", "bamba", "granitemoehybrid", "zamba2"), ("out_proj",)),
     "jamba": ("dt_proj",),
 }
-_HEADS = ("lm_head", "embed_out")  # adapted like a layer where they are named; files leave them out where they are tied
 # Files of some models leave out what their class puts in front: h.0.attn.c_attn is transformer.h.0.attn.c_attn.
 _PREFIXES = ("", "model.", "transformer.", "gpt_neox.")
 _EXPERTS_MEND = (
@@ -377,13 +376,13 @@ def _short(name: str, parts: int = 1) -> str:
 def _paths(shapes: dict[str, tuple[int, ...]]) -> set[str]:
     """Every tensor and every module of a base, layers and the model itself among them."""
     parts = [name.split(".") for name in shapes]
-    return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)} | set(_HEADS)
+    return {".".join(path[:end]) for path in parts for end in range(1, len(path) + 1)} | set(HEADS)
 
 
 def _modules(shapes: dict[str, tuple[int, ...]], vectors: bool) -> set[str]:
     inside = shapes.keys() - outside_linear_layers(shapes) if vectors else set()
     others = {name.removesuffix(".weight") for name in inside if name.endswith(".weight")}
-    return _layer_modules(shapes) | set(_HEADS) | others
+    return _layer_modules(shapes) | set(HEADS) | others
 
 
 def _matches(target: str, names: Iterable[str], *, is_pattern: bool) -> bool:
@@ -405,7 +404,7 @@ def _check_pattern(arm: str, targets: str | Sequence[str]) -> None:
 
 
 def _unknown(arm: str, target: str, names: set[str], where: str = "") -> UserError:
-    ends = sorted({name.rsplit(".", 1)[-1] for name in names if name not in _HEADS})
+    ends = sorted({name.rsplit(".", 1)[-1] for name in names if name not in HEADS})
     wanted = target.rsplit(".", 1)[-1]
     if wanted in ends:
         mend = f"a text is a regular expression for a whole path; write names as a list: [{wanted}]"

@@ -6,12 +6,15 @@ base), so what others ask is `capabilities(method, options)`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rankscope.methods.options import PEFT_METHODS
 
+# Output heads: adapted like a layer where they are named; files leave them out where they are tied.
+HEADS = ("lm_head", "embed_out")
 # Initialisations of LoRA that subtract what they put into `B @ A` from the base's weight.
 ALTERING = ("pissa", "olora", "corda", "lora_ga")
 # Initialisations that PEFT refuses to make in float64.
@@ -171,7 +174,7 @@ def capabilities(method: str, options: Mapping[str, Any]) -> Capabilities:
     return Capabilities(
         "adapter",
         in_packed_layers=is_packed,
-        packs=is_packed and not alters,
+        packs=is_packed and not alters and not _may_adapt_head(options.get("target_modules")),
         alters_base=alters,
         has_factors=is_packed and not options.get("use_dora"),
     )
@@ -182,6 +185,16 @@ def is_plain_lora(options: Mapping[str, Any]) -> bool:
     said = {name for name, value in options.items() if value not in (None, False)}
     is_mica = options.get("init_lora_weights") == "mica"  # it freezes B
     return said <= _PACKED_OPTIONS and options.get("bias", "none") == "none" and not is_mica
+
+
+def _may_adapt_head(targets: str | Sequence[str] | None) -> bool:
+    """Whether an output head is among them: it sees scored positions only, and cannot tell whose they are."""
+    if not isinstance(targets, str):
+        return not set(HEADS).isdisjoint(targets or ())
+    try:
+        return any(re.fullmatch(targets, head) for head in HEADS)
+    except re.error:  # `check_targets` refuses it, with the arm's name
+        return False
 
 
 def architecture_refusal(method: str, model_type: str) -> str | None:

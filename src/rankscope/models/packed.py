@@ -56,6 +56,11 @@ class PackedLoraLinear(nn.Module):
         self._base_lengths: Tensor | None = None  # of the rows of W0, squared; DoRA's
         self._W0: Tensor | None = None  # while an adapter is folded into the layer
 
+    @property
+    def weight(self) -> Tensor:
+        """The frozen layer's own, as PEFT's layers give it too."""
+        return self.base_layer.weight
+
     def add(
         self,
         A: Float[Tensor, "rank d_in"],
@@ -77,8 +82,8 @@ class PackedLoraLinear(nn.Module):
             return self.base_layer(x)
         flat = x.reshape(-1, x.shape[-1])  # positions d_in
         pieces = _pieces(self.routing, flat.shape[0])
-        output = self._fused if self._can_be_fused(x) else self._composed
-        return output(flat, pieces).reshape(*x.shape[:-1], -1)
+        output = (self._fused if self._can_be_fused(x) else self._composed)(flat, pieces)
+        return output.reshape(*x.shape[:-1], output.shape[-1])  # of the output head there may be no position
 
     def _can_be_fused(self, x: Tensor) -> bool:
         """Whether nothing but products is asked for: a plain layer in one precision, no dropout, no DoRA."""

@@ -41,6 +41,9 @@ class LoraPack:
             raise ValueError("runs with different target modules cannot share a pack")
         if self.alters_base and len(runs) > 1:
             raise ValueError("an initialisation that alters the base leaves none for other runs")
+        head = model.get_output_embeddings()
+        if len(runs) > 1 and any(model.get_submodule(name) is head for name in names):
+            raise ValueError("the output head sees scored positions only, and cannot tell whose they are")
         generators = [torch.Generator(model.device).manual_seed(run.seed) for run in runs]
         self._routing = Routing(generators=generators)
         self._layers: dict[str, PackedLoraLinear] = install(model, names, self._routing)

@@ -148,6 +148,26 @@ def test_an_initialisation_with_its_preprocessing(kind: str, tmp_path: Path) -> 
     assert theirs.peft_config["default"].r == (8 if alters else 4)  # PEFT's converting path doubles the rank
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], r".*q_proj|lm_head"], ids=str)
+def test_an_adapted_head_that_is_tied_is_pefts_and_leaves_the_embeddings(
+    targets: list[str] | str, tmp_path: Path
+) -> None:
+    run = lora_run(4, 1e-2, 0, 5, target_modules=targets)
+    pack, (state,) = trained(tiny_llama(torch.float64), [run])
+    assert losses_of(state) == pytest.approx(reference(peft_model(run, torch.float64), run), rel=1e-8)
+    mine = logits(pack)
+    pack.save(0, tmp_path)
+    theirs = PeftModel.from_pretrained(tiny_llama(torch.float64), str(tmp_path / "adapter"))(IDS).logits
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+    again = load_tuned(tiny_llama(torch.float64), [run], [tmp_path])
+    torch.testing.assert_close(mine, logits(again), rtol=0, atol=1e-6)
+    # The head sees scored positions only, so nobody could say which are whose.
+    assert not run.packs
+    with pytest.raises(ValueError, match="cannot tell whose"):
+        make_trainable(tiny_llama(torch.float64), [run, run])
+
+
 def test_a_saved_dora_adapter_gives_peft_the_same_logits(tmp_path: Path) -> None:
     run = method_run("lora", 1e-2, 0, 5, rank=4, use_dora=True)
     model = tiny_llama(torch.float32)
