@@ -165,6 +165,9 @@ def test_long_prompts_are_cut_and_items_end_with_the_context(make_llama, tokeniz
     assert (cut.is_truncated, whole.is_truncated) == (True, False)
     assert cut.is_unfinished and whole.is_unfinished
     assert list(cut.ids) == reference(model, ids[-16:], 8)
+    full = next(prompt[:end] for end in range(len(prompt)) if len(tokenizer.encode(prompt[:end])) == 16)
+    (fitting,) = generate(model, tokenizer, [full], 8, (), 10**6)
+    assert not fitting.is_truncated and len(fitting.ids) == 8
     # More new tokens than the context leaves: half of it is the prompt's, and the last token is never read.
     short = tokenizer.encode("Anna buys")
     longer, other = generate(model, tokenizer, [prompt, "Anna buys"], 100, (), 10**6)
