@@ -164,7 +164,7 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
 
         from rankscope.display import make_display
         from rankscope.pipeline import run_study
-        from rankscope.terminal import verdict_tables
+        from rankscope.terminal import print_verdicts
 
         console = Console()
         display = make_display(console)
@@ -173,8 +173,7 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
                 outcome = run_study(study, out, display, retry_failed=options.retry_failed, share=options.share)
         finally:
             display.close()
-    for part in verdict_tables(outcome.record):
-        console.print(part, markup=False, highlight=False)
+    print_verdicts(console, outcome.record)
     console.print(f"report: {outcome.report}", soft_wrap=True, markup=False, highlight=False)
     if outcome.tracker_failure:
         console.print(f"{study.report_to} was not told everything: {outcome.tracker_failure}", markup=False)

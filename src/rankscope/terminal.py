@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from rankscope.cost.fit import Fitted
@@ -18,7 +19,7 @@ from rankscope.records import ArmResult, DecideRecord, ForecastRecord, Interval,
 from rankscope.spec import OptimizationFields, Study
 
 _BILLION = 1e9
-_WIDTH = 100
+_WIDTH, _WIDEST = 100, 1000
 
 
 def plan_lines(study: Study, plan: Plan) -> list[str]:
@@ -78,6 +79,17 @@ def status_lines(state: dict[str, Any]) -> list[str]:
         if failure["run"] is None:
             lines.append(f"  FAILED   base {failure['base']}: {failure['stage']} {failure['name']}: {failure['error']}")
     return lines
+
+
+def print_verdicts(console: Console, record: DecideRecord) -> None:
+    """What `verdict_tables` says; a table is as wide as it is, since a number that is cut is none."""
+    usual = console.width
+    for part in verdict_tables(record):
+        if isinstance(part, Table):
+            console.width = _WIDEST
+            console.width = max(usual, console.measure(part).maximum)
+        console.print(part, markup=False, highlight=False)
+        console.width = usual
 
 
 def verdict_tables(record: DecideRecord) -> list[Table | str]:

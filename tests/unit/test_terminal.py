@@ -15,7 +15,7 @@ from rankscope.execute.events import Finished
 from rankscope.plan import Pack
 from rankscope.records import ArmResult, DecideRecord, Interval, Rates, Verdict
 from rankscope.status import study_status
-from rankscope.terminal import plan_lines, status_lines, verdict_tables
+from rankscope.terminal import plan_lines, print_verdicts, status_lines, verdict_tables
 from rankscope.work import needed_work
 from synthetic import STARTED, Synthetic, write_study
 
@@ -76,6 +76,29 @@ def test_a_gain_in_nats_is_not_called_points(tmp_path: Path) -> None:
             verdicts=(verdict,), comparisons=(),
         )  # fmt: skip
         assert ("a gain with ± is in nats per token" in verdict_tables(record)[-1]) == is_said
+
+
+def test_no_number_of_a_verdict_is_cut_on_a_narrow_terminal(tmp_path: Path) -> None:
+    interval = Interval(value=-0.1234, low=-0.329, high=0.079, confidence=0.95, num_items=19, num_seeds=2)
+    arm = ArmResult(
+        arm="lora-r16-all-linear-and-experts", method="lora", rank=16, learning_rate=3e-4, num_trainable=1,
+        gain=interval, gain_nats=None, forgetting=interval, forgetting_nats=interval, eligible="unknown",
+    )  # fmt: skip
+    verdict = Verdict(
+        base="b", training_set="s", decision="undecided", arm=None, learning_rate=None, gain=None, forgetting=None,
+        rule="", runner_up=None, needed="one two three four five six seven eight nine ten", arms=(arm,),
+    )  # fmt: skip
+    record = DecideRecord(
+        status="complete", settings_hash="0" * 64, provenance={}, started_at=STARTED, seconds=1.0,
+        verdicts=(verdict,), comparisons=(),
+    )  # fmt: skip
+    stream = io.StringIO()
+    print_verdicts(Console(file=stream, width=40), record)
+    (line,) = [line for line in stream.getvalue().splitlines() if line.startswith("lora-r16-all-linear-and-experts ")]
+    assert "0.0003" in line and "-12.3 [-32.9, 7.9]" in line and line.split()[-1] == "unknown"
+    assert "…" not in stream.getvalue()
+    said = [line for line in stream.getvalue().splitlines() if "three" in line or "nine" in line]
+    assert len(said) == 2, "text is wrapped as before"
 
 
 def test_a_round_of_halving_says_how_far_it_came(tmp_path: Path) -> None:

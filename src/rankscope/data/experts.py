@@ -17,6 +17,9 @@ _EXPERT = re.compile(r"(?P<block>.*)\.experts\.(?P<number>\d+)\.(?P<matrix>\w+)\
 _FUSED = {"w1": "gate_up_proj", "w3": "gate_up_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj",
           "w2": "down_proj", "down_proj": "down_proj"}  # fmt: skip
 _ROUTERS = ("gate", "router")
+# Granite's files call them by other names than the model, and their module is not called experts.
+_STACKED = re.compile(r"(?P<block>.*)\.(?P<matrix>input_linear|output_linear)\.weight")
+_FUSED_STACKED = {"input_linear": "gate_up_proj", "output_linear": "down_proj"}
 
 
 def expert_parameters(shapes: Shapes) -> dict[str, int]:
@@ -25,11 +28,14 @@ def expert_parameters(shapes: Shapes) -> dict[str, int]:
     Empty for a model without experts.
     """
     found: dict[str, int] = {}
+    stacked = _stacked(shapes)
     for name, shape in shapes.items():
         if match := _EXPERT.fullmatch(name):
             key = f"experts.{_FUSED.get(match['matrix'], match['matrix'])}"
         elif len(shape) == 3 and ".experts." in name:
             key = f"experts.{name.rpartition('.')[2]}"
+        elif name in stacked:
+            key = f"experts.{_FUSED_STACKED[name.split('.')[-2]]}"
         else:
             continue
         found[key] = found.get(key, 0) + math.prod(shape)
@@ -38,9 +44,21 @@ def expert_parameters(shapes: Shapes) -> dict[str, int]:
 
 def outside_linear_layers(shapes: Shapes) -> set[str]:
     """Tensors of the files that are in no linear layer of the model: those of experts, and their routers."""
+    return {name for name in shapes if ".experts." in name} | set(_stacked(shapes)) | set(_routers(shapes))
+
+
+def _stacked(shapes: Shapes) -> dict[str, str]:
+    """Granite's experts, by the names in its files; each with its block."""
+    found = {name: _STACKED.fullmatch(name) for name, shape in shapes.items() if len(shape) == 3}
+    return {name: match["block"] for name, match in found.items() if match}
+
+
+def _routers(shapes: Shapes) -> dict[str, str]:
+    """The routers, by the names in the files; each with the end of its name in the model."""
     blocks = {name.rpartition(".experts.")[0] for name in shapes if ".experts." in name}
-    routers = {f"{block}.{router}.weight" for block in blocks for router in _ROUTERS}
-    return {name for name in shapes if ".experts." in name or name in routers}
+    found = {f"{block}.{router}.weight": f"{router}.weight" for block in blocks for router in _ROUTERS}
+    found |= {f"{block}.router.layer.weight": "router.weight" for block in _stacked(shapes).values()}
+    return {name: end for name, end in found.items() if name in shapes}
 
 
 def expert_modules(shapes: Shapes) -> set[str]:
@@ -53,6 +71,5 @@ def expert_modules(shapes: Shapes) -> set[str]:
 
 def named_parameters(shapes: Shapes) -> set[str]:
     """Names of parameters in the model, of experts and routers by their ends; what `target_parameters` may name."""
-    outside = outside_linear_layers(shapes)
-    routers = {".".join(name.split(".")[-2:]) for name in outside if ".experts." not in name}
-    return (set(shapes) - outside) | set(expert_parameters(shapes)) | routers
+    in_model = set(expert_parameters(shapes)) | set(_routers(shapes).values())
+    return (set(shapes) - outside_linear_layers(shapes)) | in_model

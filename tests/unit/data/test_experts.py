@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -20,8 +21,10 @@ from rankscope.data.shapes import layer_matrices, model_type, num_parameters, te
 from rankscope.data.targets import check_targets, left_out, resolve_targets, target_modules
 from rankscope.errors import UserError
 from rankscope.methods.resolve import resolved_options
+from rankscope.models.methods.initial import initial_adapter
 from rankscope.runs import ArmSettings
 from studies import write_study
+from tiny import lora_run, tiny_llama
 
 STUDY = """\
 study: tiny
@@ -147,6 +150,28 @@ def test_files_and_model_agree(mixtral: Path) -> None:
     assert expert_parameters(shapes) == sizes and len(sizes) == 2
     assert {"experts.gate_up_proj", "experts.down_proj", "gate.weight"} <= named_parameters(shapes)
     assert num_parameters(shapes) == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_experts_that_the_files_call_otherwise_than_the_model(tmp_path: Path) -> None:
+    options = {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+               "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("granitemoe", **options))
+    model.save_pretrained(tmp_path)
+    shapes = tensor_shapes(tmp_path)
+    assert expert_parameters(shapes) == {"experts.gate_up_proj": 2 * 4 * 96 * 32, "experts.down_proj": 2 * 4 * 32 * 48}
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert set(layer_matrices(shapes)) == linear - {"lm_head.weight"}
+    ends = {".".join(name.split(".")[-2:]) for name, _ in model.named_parameters()}
+    if "experts.down_proj" not in ends:
+        pytest.skip("the installed transformers calls them as the files do")
+    assert {"router.weight", *expert_parameters(shapes)} <= named_parameters(shapes) & ends
+
+
+def test_parameters_that_peft_does_not_find_are_not_passed_over() -> None:
+    run = lora_run(2, 1e-3, seed=0, num_steps=2, target_parameters=["experts.nothing"])
+    with warnings.catch_warnings(), pytest.raises(RuntimeWarning, match="no parameter was matched"):
+        warnings.simplefilter("ignore")  # as outside of tests, where nobody sees it
+        initial_adapter(tiny_llama(torch.float32), run)
 
 
 def test_a_model_without_experts_has_none() -> None:

@@ -193,6 +193,8 @@ def _wrapped(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
     with warnings.catch_warnings():
         # PEFT recommends weights on the meta device for EVA; they only save memory.
         warnings.filterwarnings("ignore", message="lora with eva initialization")
+        # It would train without them: names of parameters differ between versions of transformers.
+        warnings.filterwarnings("error", message=".*no parameter was matched")
         return get_peft_model(model, config)
 
 
