@@ -75,6 +75,20 @@ def test_log_likelihoods_of_several_targets_at_a_position(name: str) -> None:
     torch.testing.assert_close(found, logits[which, targets], rtol=0, atol=1e-11)
 
 
+@pytest.mark.usefixtures("chunks")
+@torch.no_grad()
+def test_what_is_made_of_logits_in_bfloat16_is_in_float32() -> None:
+    model = tiny("tied").bfloat16()
+    expected = torch.log_softmax(model(IDS).logits.reshape(14, 97)[POSITIONS].float(), dim=-1)
+    wanted = expected.gather(1, TARGETS[:, None]).squeeze(1)
+    found = scored_log_likelihoods(model, POSITIONS, torch.arange(7), TARGETS, input_ids=IDS)
+    _, nll = scored_losses(model, POSITIONS, TARGETS, WEIGHTS.float(), input_ids=IDS)
+    # The product of the head with fewer rows may round otherwise: to 8 bits, of logits below 1.
+    assert heads._HEADS[model].is_known and found.dtype == nll.dtype == torch.float32
+    torch.testing.assert_close(found, -nll, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2)
+
+
 def test_a_head_that_does_something_else_is_left_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """An architecture that changes its logits in a way that its configuration does not tell."""
     model = tiny("tied")

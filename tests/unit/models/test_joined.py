@@ -40,6 +40,7 @@ def with_leaves(length: int, sizes: tuple[int, ...]) -> TextTree:
 TEXTS = [
     with_leaves(9, (3, 2, 4)), TextTree(1), TextTree(14), with_leaves(6, (1, 5)), with_leaves(0, (3, 4)),
     TextTree(7, (with_leaves(2, (3, 1)), TextTree(4), with_leaves(1, (2,)))),  # items behind what they share
+    TextTree(6), with_leaves(4, (2, 1)),  # one position deeper than the window of some architectures
 ]  # fmt: skip
 
 

@@ -203,6 +203,12 @@ def test_what_items_share_is_part_of_the_comparison(make_llama, monkeypatch):
     assert checked_option_trees(model, choices, 128, 4096).refusal is not None
 
 
+def test_a_refusal_shows_where_only_some_options_need_rows_of_their_own(make_llama):
+    choices = [Choice((5, 6), ((8,), (9,))), Choice((5, 6), ((8, 9), (10, 11)))]
+    assert option_log_likelihoods(make_llama(), choices, ROWS, 128, 512).scored_by == "separate_rows"
+    assert option_log_likelihoods(make_llama(), choices, TREES, 128, 512).scored_by == "option_tree"
+
+
 @pytest.mark.parametrize("trees", [TREES, ROWS])
 def test_prompts_are_cut_from_the_left_as_in_lm_eval(make_llama, trees):
     context = 24

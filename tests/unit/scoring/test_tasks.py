@@ -80,6 +80,18 @@ def test_ties_go_to_the_first_and_twins_are_one_answer(make_llama, tokenizer, ma
     assert scored.items["is_correct"].to_list() == [False, True, True]
 
 
+def test_an_option_is_as_long_as_its_bytes_without_what_stands_before_it(
+    make_llama, tokenizer, make_settings, monkeypatch
+):
+    items = [Item("bytes", "p", (" éé", " abc"), " éé", 0), Item("space", "p", (" a", " bcd"), " bcd", 1)]
+    # Per byte -3.9 / 4 against -3.2 / 3, and -1 / 1 against -2.5 / 3; per character the first one turns.
+    fixed = OptionScores(((-3.9, -3.2), (-1.0, -2.5)), 0, "option_tree")
+    monkeypatch.setattr(tasks, "option_log_likelihoods", lambda *_: fixed)
+    scored = score_task(make_llama(), tokenizer, items, make_settings(), 512)
+    assert scored.items["is_correct_per_byte"].to_list() == [True, True]
+    assert scored.items["is_correct"].to_list() == [False, False]
+
+
 def test_a_refusal_of_trees_is_kept_with_its_reason(make_llama, tokenizer, make_settings, choice_items):
     model = make_llama()
     first = score_task(model, tokenizer, choice_items, make_settings(), 512)
