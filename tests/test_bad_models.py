@@ -22,6 +22,8 @@ from rankscope.cli import DONE, SOME_FAILED, UNDECIDED, USER_ERROR, main
 from rankscope.data.architectures import check_architecture
 from rankscope.data.shapes import tensor_shapes
 from rankscope.errors import UserError
+from rankscope.status import study_status
+from rankscope.store import Store
 from studies import run, write_study
 
 STUDY = """\
@@ -164,9 +166,19 @@ def test_what_shows_only_when_the_model_is_loaded_stops_the_study(
     path, out = write_study(tmp_path, STUDY.replace("MODEL", str(base))), tmp_path / "out"
     assert main(["run", str(path), "--out", str(out)]) == SOME_FAILED
     error = capsys.readouterr().err
-    assert "stopped: base base: " in error and "k_proj.weight (16, 32) for (32, 32)" in error
+    assert f"stopped: base base ({base}): " in error and "k_proj.weight (16, 32) for (32, 32)" in error
     assert "is config.json of this model?" in error
     assert not list(out.glob("runs/*/*/record.json")) and not (out / "report").exists()
+
+
+@pytest.mark.slow
+def test_of_several_bases_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad, good = changed(write_base(tmp_path / "bad"), num_key_value_heads=4), write_base(tmp_path / "good")
+    path = write_study(tmp_path, STUDY.replace("model: MODEL", f"model: {{bad: {bad}, good: {good}}}"))
+    assert main(["run", str(path), "--out", str(tmp_path / "out")]) == SOME_FAILED
+    assert "stopped" not in capsys.readouterr().err
+    state = study_status(Store(tmp_path / "out"))
+    assert {row["base"]: row["state"] for row in state["runs"]} == {"bad": "failed", "good": "done"}
 
 
 @pytest.mark.parametrize(("num_layers", "is_right"), [(2, True), (3, True), (4, False)])

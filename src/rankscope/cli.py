@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"rankscope: {error.message()}", file=sys.stderr)
         return USER_ERROR
     except MachineError as error:
-        text = f"rankscope: stopped: {error}\n  what was computed stays, and the same command goes on"
+        text = f"rankscope: stopped: {error}\n  what was computed stays; when that is mended the same command goes on"
         print(text, file=sys.stderr)
         return SOME_FAILED
     except DamagedFile as error:

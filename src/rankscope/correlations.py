@@ -32,8 +32,8 @@ class Correlation:
 
 
 def rank_correlation(x: Float[np.ndarray, " _n"], y: Float[np.ndarray, " _n"]) -> float | None:
-    """Spearman's rank correlation; None where one of the two does not vary."""
-    if len(x) < 2:
+    """Spearman's rank correlation; None where one of the two does not vary, or is not finite throughout."""
+    if len(x) < 2 or not np.isfinite([x, y]).all():
         return None
     first, second = (pl.Series(values).rank("average").to_numpy() for values in (x, y))
     spread = float(first.std() * second.std())

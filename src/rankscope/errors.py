@@ -91,6 +91,10 @@ def in_arm(label: str, key: str, what: str, mend: str) -> UserError:
     return UserError(what, where=f"arm {label}, {key}", mend=mend, key=("arms", label, key))
 
 
+class UnusableBase(UserError):
+    """A base that shows only when it is loaded that nothing can be done with it."""
+
+
 class NotAvailable(Exception):
     """An analysis cannot say anything about this kind of model or method; that is a result, and no failure."""
 

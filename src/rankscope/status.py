@@ -45,7 +45,8 @@ def study_status(store: Store) -> dict[str, Any]:
         raise UserError("holds no study that was started", where=store.root, mend="`rankscope run STUDY` starts one")
     board = _board(plan, store)
     is_running = is_occupied(store)
-    running = _running(store) if is_running else {}
+    in_flight = _in_flight(store) if is_running else []
+    running = {row["run"]: row for row in in_flight}  # several workers may be at one model
     rates = store.read_rates()
     needed = set(possible_work(plan, board, rates))
     chosen = chosen_run_ids(plan, rates)
@@ -70,7 +71,7 @@ def study_status(store: Store) -> dict[str, Any]:
         "state": state,
         "runs": rows,
         "counts": dict(counts),
-        "in_flight": list(running.values()),
+        "in_flight": in_flight,
         "failures": failures,
     }
 
@@ -141,14 +142,14 @@ def _board(plan: Plan, store: Store) -> Board:
     return board
 
 
-def _running(store: Store) -> dict[str, Any]:
+def _in_flight(store: Store) -> list[dict[str, Any]]:
     """What the working processes last said they were doing."""
-    found = {}
+    found = []
     for path in (store.root / "running").glob("[!.]*.json"):
         try:
             document = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             continue  # that process has just ended
         if time.time() - document["time"] < LEASE_SECONDS:
-            found |= {row["run"]: row for row in document["runs"]}
+            found += document["runs"]
     return found

@@ -12,13 +12,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from model_folders import write_tokenizer
 from rankscope.cli import DONE, UNDECIDED, USER_ERROR, main
 from rankscope.data.hub import fingerprint
-from rankscope.errors import UserError
 from rankscope.models.loading import load_model
 from rankscope.plan import Plan
 from rankscope.runs import Opening
 from rankscope.store import read_model
 from studies import write_study
-from tiny import tiny_llama
 
 CODE = """\
 from pathlib import Path
@@ -189,25 +187,3 @@ def test_changed_code_is_another_model(folder: Path) -> None:
     (folder / "inner").mkdir()
     (folder / "inner" / "part.py").touch()
     assert fingerprint(folder) == before[0] and fingerprint(folder, with_code=True) not in (changed, before[1])
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"num_hidden_layers": 3}, r"lack weights that LlamaForCausalLM has: model\.layers\.2\."),
-        (
-            {"num_key_value_heads": 4},
-            r"of other shapes than those of Llama.*: model\.layers\.0\.self_attn\.k_proj",
-        ),
-        (
-            {"num_hidden_layers": 1},
-            r"hold weights that Llama.* has not, and would leave out: model\.layers\.1\.",
-        ),
-    ],
-    ids=["missing", "shape", "left out"],
-)
-def test_weights_are_neither_drawn_at_random_nor_left_out(tmp_path: Path, values: dict, words: str) -> None:
-    tiny_llama(torch.float32).save_pretrained(tmp_path)
-    change(tmp_path, **values)
-    with pytest.raises(UserError, match=words):
-        load_model(tmp_path, torch.float32, "cpu")

@@ -12,6 +12,10 @@ Z = RNG.normal(size=40)
 X, Y = Z + RNG.normal(size=40), -Z + RNG.normal(size=40)
 
 
+def test_what_is_not_finite_has_no_rank():
+    assert rank_correlation(np.array([1.0, np.nan, 3.0]), np.array([1.0, 2.0, 3.0])) is None
+
+
 def test_plain_is_scipys():
     assert rank_correlation(X, Y) == pytest.approx(spearmanr(X, Y).statistic)
     tied = np.round(X)

@@ -25,7 +25,7 @@ GENERATION_CODE = "custom_generate"
 IN_TREES = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "falcon", "mixtral"})
 # How architectures call the same: the matrix of token embeddings; in the configuration its width, and how many layers.
 _EMBEDDINGS = frozenset({"embed_tokens", "wte", "embed_in", "word_embeddings"})
-_WIDTHS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model")
+_WIDTHS = ("word_embed_proj_dim", "embedding_size", "hidden_size", "n_embd", "d_model")
 _DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _TAKEN = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
@@ -50,15 +50,14 @@ def check_architecture(folder: Path, name: str, *, trust_remote_code: bool | Non
     if config.get("quantization_config") is not None:
         mend = "name the folder or id of the same model in 16 or 32 bits"
         raise UserError("the folder's weights are quantised, so they are not there as numbers", where=path, mend=mend)
-    code, known = _code(config), _model_types(_CAUSAL)
-    if code and trust_remote_code is None:
+    code, known, kind = _code(config), _model_types(_CAUSAL), config.get("model_type")
+    if code and trust_remote_code is None and kind not in (known or ()):
         return
     if trust_remote_code:
         _check_generation(folder)
     if trust_remote_code and code:
         _check_code(folder, code)
         return
-    kind = config.get("model_type")
     if known is None or kind in known:
         _check_direction(path, config)
         shapes = tensor_shapes(folder)
@@ -142,8 +141,9 @@ def _check_sizes(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, t
     """
     named = {name: name.removesuffix(".weight").rpartition(".")[2] for name in shapes}
     embeddings = [name for name, last in named.items() if last in _EMBEDDINGS and len(shapes[name]) == 2]
-    if len(embeddings) != 1 or "text_config" in config:
-        return  # parts of several kinds, each with sizes of its own
+    is_of_parts = any(isinstance(value, dict) and "hidden_size" in value for value in config.values())
+    if len(embeddings) != 1 or is_of_parts or "text_config" in config:
+        return  # each part has sizes of its own
     stem = re.escape(embeddings[0].removesuffix(".weight").removesuffix(named[embeddings[0]]))
     numbers = (re.match(rf"{stem}(?:layers|h|blocks)\.(\d+)\.", name) for name in shapes)
     layers = {int(number[1]) for number in numbers if number}

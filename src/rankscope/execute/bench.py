@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rankscope.errors import MachineError
+from rankscope.errors import MachineError, UnusableBase
 from rankscope.execute.events import Event, Failed, Finished, Halted, Progress
 from rankscope.execute.failures import disk_full, failure_of, is_disk_full, record_failure
 from rankscope.plan import Pack, Place, Plan
@@ -58,7 +58,9 @@ class Bench:
         except Exception as error:
             logging.getLogger(__name__).exception("%s failed", pack)
             cause = f"{type(error).__name__}: {error}"
-            if isinstance(error, MachineError):
+            # Of a study's only base it is said once, and not of every piece of work.
+            is_all = isinstance(error, UnusableBase) and len(self.plan.bases) == 1
+            if isinstance(error, MachineError) or is_all:
                 return Halted(pack, str(error))
             if is_disk_full(self.store.root, error):
                 return Halted(pack, disk_full(cause))

@@ -16,7 +16,7 @@ from rankscope.data.examples import TokenisedExample, examples_from_frame
 from rankscope.data.hub import fingerprint, model_folder
 from rankscope.data.order import batches
 from rankscope.data.tokens import Tokenizer
-from rankscope.errors import MachineError, UserError
+from rankscope.errors import MachineError, UnusableBase, UserError
 from rankscope.models.group import join
 from rankscope.models.methods.making import load_tuned, make_sharded, make_trainable
 from rankscope.models.methods.pack import TrainablePack
@@ -90,7 +90,7 @@ class Models:
         """The base itself, as it was pretrained.
 
         Raises:
-            MachineError: It is no model that can be studied.
+            UnusableBase: It is no model that can be studied.
         """
         if self._base is None or self._base[0] != settings:
             self._base = None  # freed before the next one is read
@@ -101,8 +101,8 @@ class Models:
         try:
             return load_model(self.base_folder(settings), self.dtype, device, settings.opening)
         except UserError as error:
-            # Nothing can be done with such a base: it is said once, and not of every piece of work.
-            raise MachineError(f"base {settings.name}: {error.message()}") from error
+            where = f"base {settings.name} ({error.where})" if error.where else f"base {settings.name}"
+            raise UnusableBase(error.what, where=where, mend=error.mend) from error
 
     @contextmanager
     def trainable(self, runs: tuple[RunSettings, ...]) -> Iterator[TrainablePack]:

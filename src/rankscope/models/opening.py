@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from rankscope.data.shapes import tensor_shapes
 from rankscope.errors import UserError, first_line
 from rankscope.models.quantized import bits_and_bytes, keep_unpacked
 from rankscope.runs import Opening
@@ -63,7 +64,7 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
     for keys, what in (
         (found["missing_keys"], f"the files lack weights that {name} has"),
         (other, f"weights in the files are of other shapes than those of {name}"),
-        (_of_layers(found["unexpected_keys"]), f"the files hold weights that {name} has not, and would leave out"),
+        (_left_out(model, found["unexpected_keys"], folder), f"the files hold weights that {name} would leave out"),
     ):
         if keys:
             some = ", ".join(sorted(keys)[:3]) + (f" and {len(keys) - 3} others" if len(keys) > 3 else "")
@@ -74,9 +75,29 @@ def read_model(folder: Path, dtype: torch.dtype, opening: Opening = AS_IT_IS, de
     return model
 
 
-def _of_layers(names: Collection[str]) -> list[str]:
-    """The parts of numbered layers among names of tensors: a head of another task beside them does no harm."""
-    return [name for name in names if re.search(r"\.\d+\.", name)]
+def _left_out(model: PreTrainedModel, names: Collection[str], folder: Path) -> list[str]:
+    """Of tensors that the model has no place for, the weights of layers; without these it is another model.
+
+    No harm does what is no weight, as the masks in old files (a number, or four axes), a head of another task, or
+    layers behind the last that predict further tokens.
+    """
+    config = model.config.get_text_config()
+    depth = getattr(config, "num_hidden_layers", 0)  # not every architecture counts them by this name
+    further = range(depth, depth + (getattr(config, "num_nextn_predict_layers", None) or 0))
+    own, shapes = [name for name, _ in model.named_parameters()], tensor_shapes(folder)
+    found = []
+    for name in names:
+        numbered = re.match(r"(.*?\.)(\d+)\.", name)
+        is_in_layers = numbered is not None and any(other.startswith(numbered[1]) for other in own)
+        if is_in_layers and int(numbered[2]) not in further and 1 <= _num_axes(name, shapes) <= 3:
+            found.append(name)
+    return [name for name in found if not name.endswith(".inv_freq")]  # what positions were computed by
+
+
+def _num_axes(name: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Of a tensor in the files, where names may lack the model's prefix or have another; 1 where it is not found."""
+    ends = (len(shape) for other, shape in shapes.items() if f".{name}".endswith(f".{other}") or other.endswith(name))
+    return next(ends, 1)
 
 
 def read_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
