@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from rankscope.data.architectures import tree_refusal
 from rankscope.data.experts import expert_parameters
 from rankscope.data.shapes import num_parameters
-from rankscope.data.targets import bare_sublayers, left_out, read_past
+from rankscope.data.targets import bare_sublayers, left_out, left_past
 from rankscope.expansion import arms_of, derived_points, expand_arms, rates_beyond
 from rankscope.methods.resolve import ALL_LINEAR
 from rankscope.plan import MIN_HALVED, Grid, Layout
@@ -91,7 +91,7 @@ def expert_warnings(
 def past_warnings(
     study: Study, base: BaseSettings, shapes: Mapping[str, tuple[int, ...]], model_type: str
 ) -> list[str]:
-    """Which linear layers `all-linear` leaves out because an adapter there would be passed over.
+    """Which linear layers `all-linear` and `mlp` leave out because an adapter there would be passed over.
 
     Args:
         study: The study.
@@ -99,14 +99,15 @@ def past_warnings(
         shapes: Of its tensors.
         model_type: Of its configuration.
     """
-    past = read_past(dict(shapes), model_type)
-    names = ", ".join(sorted({name.rpartition(".")[2] for name in past}))
-    return [
-        f"arm {settings.label}: linear layers of base {base.name} stay as they are ({len(past)}: {names}): the code of "
-        f"{model_type} reads their weights past them, and would pass over an adapter"
-        for settings, _ in expand_arms(study)
-        if past and str(settings.options.get("target_modules")).lower() == ALL_LINEAR
-    ]
+    warnings = []
+    for settings, _ in expand_arms(study):
+        if past := left_past(settings.options.get("target_modules"), dict(shapes), model_type):
+            names = ", ".join(sorted({name.rpartition(".")[2] for name in past}))
+            warnings.append(
+                f"arm {settings.label}: linear layers of base {base.name} stay as they are ({len(past)}: {names}): the "
+                f"code of {model_type} reads their weights past them, and would pass over an adapter"
+            )
+    return warnings
 
 
 def bottleneck_warnings(study: Study, base: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -92,7 +92,7 @@ def resolve_targets(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ..
     if targets is None and arm.method in PEFT_TARGETS:
         options |= _chosen_by_peft(arm, base, model_type)
     elif isinstance(targets, str) and targets.lower() in GROUPS:
-        options["target_modules"] = _group(arm.label, targets.lower(), base, shapes)
+        options["target_modules"] = _group(arm.label, targets.lower(), base, shapes, model_type)
     elif isinstance(targets, str) and targets.lower() == ALL_LINEAR and _needs_names(arm, shapes, model_type):
         options["target_modules"] = _linear(arm, base, shapes, model_type)
     if arm.method == "lora" and options.get("target_modules"):
@@ -115,9 +115,23 @@ def read_past(shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
     return sorted(name for name in _layer_modules(shapes) if _short(name) in _READ_PAST.get(model_type, ()))
 
 
+def left_past(targets: object, shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
+    """Those of `read_past` that a word for many modules would mean, and leaves out.
+
+    Args:
+        targets: `target_modules` as an arm says them.
+        shapes: Of a base's tensors.
+        model_type: Of its configuration.
+    """
+    word = targets.lower() if isinstance(targets, str) else None
+    past = read_past(shapes, model_type) if word in (ALL_LINEAR, *GROUPS) else []
+    return past if word == ALL_LINEAR else [name for name in past if _is_attention(name) == (word == "attention")]
+
+
 def _check_not_past(arm: ArmSettings, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> None:
     past, targets = set(read_past(shapes, model_type)), arm.options.get("target_modules")
-    if past and targets and past & target_modules(targets, shapes).keys():
+    excluded = target_modules(arm.options.get("exclude_modules") or [], shapes)
+    if past and targets and past & target_modules(targets, shapes).keys() - excluded.keys():
         text = f"the code of {model_type} reads {_short(min(past))} of base {base} past its layer and any adapter"
         others = sorted({_short(name) for name in _layer_modules(shapes) - past})
         raise in_arm(arm.label, "target_modules", text, f"name some of {', '.join(others)}; all-linear means these")
@@ -348,15 +362,16 @@ def _check_not_taken(
         raise in_arm(arm, "target_modules", text, mend)
 
 
-def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def _group(arm: str, group: str, base: str, shapes: dict[str, tuple[int, ...]], model_type: str) -> list[str]:
     """Names that mean the matrices of attention, or those that are not attention's, and no others."""
-    modules = _layer_modules(shapes)
+    past = set(read_past(shapes, model_type))
+    modules = _layer_modules(shapes) - past
     inside = {name for name in modules if _is_attention(name) == (group == "attention")}
     if not inside:
         mend = f"name some of {', '.join(sorted({_short(name) for name in modules}))}"
         mend = _EXPERTS_MEND if expert_parameters(shapes) else mend
         raise in_arm(arm, "target_modules", f"base {base} has no {group} matrices", mend)
-    outside = {_short(name) for name in modules - inside}
+    outside = {_short(name) for name in (modules | past) - inside}
     # c_proj is of both in GPT-2; attn.c_proj is not.
     return sorted({_short(name) if _short(name) not in outside else _short(name, 2) for name in inside})
 

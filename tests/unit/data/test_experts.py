@@ -277,3 +277,5 @@ def test_the_plan_says_what_all_linear_leaves_out_of_a_state_space(
         "base mamba stay as they are (6: dt_proj, out_proj, x_proj): the code of mamba reads their weights past them"
     )
     assert capsys.readouterr().out.count(wanted) == 2
+    assert main(["plan", str(path), "--set", "arms.0.target_modules=mlp"]) == DONE
+    assert capsys.readouterr().out.count(wanted) == 2

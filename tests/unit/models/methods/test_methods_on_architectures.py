@@ -256,6 +256,32 @@ def test_all_linear_leaves_out_what_a_state_space_reads_past_its_layers(name: st
         resolve_targets(named, "base", shapes, name)
 
 
+@pytest.mark.filterwarnings("ignore")  # of kernels that are not there
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("name", ["mamba", "bamba", "jamba"])
+def test_mlp_leaves_out_what_a_state_space_reads_past_its_layers(name: str, method: str, tmp_path: Path) -> None:
+    state_space(name).save_pretrained(tmp_path / "base")
+    shapes, run = tensor_shapes(tmp_path / "base"), run_on(tmp_path / "base", "lora")
+
+    def resolved(**said: object) -> ArmSettings:
+        rank, more = (4, {}) if method == "lora" else (None, {"feedforward_modules": []})
+        options = resolved_options(method, rank, more | said)
+        return resolve_targets(ArmSettings(label=method, method=method, options=options), "base", shapes, name)
+
+    left = {path.rpartition(".")[2] for path in read_past(shapes, name)}
+    arm = resolved(target_modules="mlp")
+    mlp = arm.options["target_modules"]
+    assert "in_proj" in mlp and left.isdisjoint(mlp) and set(mlp) <= set(run.arm.options["target_modules"])
+    pack, _ = trained(state_space(name), [run.model_copy(update={"arm": arm})])
+    assert all(p.grad is not None for group in pack.parameter_groups(0) for p in group["params"])
+    named = ["in_proj", *sorted(left)]
+    assert resolved(target_modules=named, exclude_modules=sorted(left)).options["target_modules"] == named
+    if name == "mamba":
+        with pytest.raises(UserError, match="no attention matrices") as caught:
+            resolved(target_modules="attention")
+        assert caught.value.mend == "name some of in_proj"
+
+
 def test_lily_is_refused_because_it_looks_ahead() -> None:
     """A token's logits move with a later token and with another text: where they no longer do, it can be had."""
     with torch.random.fork_rng():
