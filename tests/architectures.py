@@ -44,13 +44,19 @@ SHARED: dict[str, tuple[str, dict[str, object]]] = {
 }  # fmt: skip
 
 
-# Its names are no other's: tokens_embed, positions_embed.
-OLD = {"openai-gpt": ("openai-gpt", _GPT2)}
+# Names that are no other's: tokens_embed and positions_embed; a linear layer beside the tables.
+OWN_NAMES: dict[str, tuple[str, dict[str, object]]] = {
+    "openai-gpt": ("openai-gpt", _GPT2),
+    "gemma3n": ("gemma3n_text", {**_SHAPE, "head_dim": 8, "vocab_size_per_layer_input": VOCAB, "laurel_rank": 4,
+                                 "hidden_size_per_layer_input": 4, "num_kv_shared_layers": 0, "altup_num_inputs": 2,
+                                 "layer_types": ["sliding_attention", "full_attention"],
+                                 "activation_sparsity_pattern": [0.0, 0.0]}),
+}  # fmt: skip
 
 
 def tiny_model(name: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The same weights at every call."""
-    model_type, options = (CONFIGS | SHARED | OLD)[name]
+    model_type, options = (CONFIGS | SHARED | OWN_NAMES)[name]
     config = AutoConfig.for_model(model_type, **options)
     config._experts_implementation = "eager"  # the grouped product of experts knows no float64
     with torch.random.fork_rng():

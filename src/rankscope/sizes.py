@@ -6,15 +6,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rankscope.data.shapes import layer_matrices, num_parameters
-from rankscope.data.targets import layer_number, sublayer_outputs, target_modules
+from rankscope.data.targets import HEADS, layer_number, sublayer_outputs, target_modules
 from rankscope.methods.resolve import pattern_value
 from rankscope.methods.table import is_plain_lora
 from rankscope.runs import ArmSettings
 
 Shapes = Mapping[str, tuple[int, ...]]
 Options = Mapping[str, Any]
-_HEADS = ("lm_head", "embed_out")
-_PROJECTIONS = ("project_in", "project_out")  # of OPT, between tables and layers of other widths
 
 
 def num_trainable(arm: ArmSettings, shapes: Shapes) -> int | None:
@@ -46,8 +44,9 @@ def _is_embedding(name: str, shape: tuple[int, ...]) -> bool:
     if layer_number(name) is not None:
         return False
     parts = name.split(".")
-    is_table = len(shape) == 2 and not any(part in _PROJECTIONS for part in parts)
-    return is_table or any(part in _HEADS for part in parts)
+    # Between tables and layers of another width some have a linear layer: project_in, per_layer_model_projection.
+    is_table = len(shape) == 2 and not any("proj" in part for part in parts)
+    return is_table or any(part in HEADS for part in parts)
 
 
 def _targets(options: Options, shapes: dict) -> dict[str, tuple[int, int]]:

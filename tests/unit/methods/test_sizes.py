@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from architectures import CONFIGS, tiny_model
+from architectures import CONFIGS, OWN_NAMES, tiny_model
 from rankscope.methods.table import BY_NAME
 from rankscope.models.methods.making import make_trainable
 from rankscope.runs import ArmSettings
@@ -75,7 +75,7 @@ def test_gpt2s_matrices_lie_transposed() -> None:
     assert num_trainable(arm, gpt2) == 2 * (2 * 8 * 2 + 2 + 8)
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, "openai-gpt"])
+@pytest.mark.parametrize("name", [*CONFIGS, *OWN_NAMES])
 def test_what_is_not_embeddings_or_head_is_counted_on_every_architecture(name: str) -> None:
     model = tiny_model(name)
     run = method_run("full", 1e-3, 0, 1, layers=[1], freeze_embeddings=True)
