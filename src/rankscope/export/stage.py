@@ -88,21 +88,21 @@ class _Exporter:
         }  # fmt: skip
         said = writers[part]()
         if part != "models":  # weights of what was exported by name are not thrown away
-            remove_stale(self.request.out, self.contents.plan.study, part, self._written[part])
+            remove_stale(self.request.out, self.store.root, part, self._written[part])
         return said
 
-    def _file(self, part: Part, name: str) -> Path:
-        """Where a file is written."""
+    def _note_file(self, part: Part, name: str) -> Path:
+        """Note that a file belongs to this export; returns where it is written."""
         self._written[part].add(name)
         return self.request.out / part / name
 
     def _write_table(self, part: Part, name: str, frame: pl.LazyFrame) -> None:
         """A table as Parquet and CSV, streamed: the neurons of a large study fit into no memory."""
-        parquet = self._file(part, f"{name}.parquet")
+        parquet = self._note_file(part, f"{name}.parquet")
         with replacing(parquet) as temporary:
             frame.sink_parquet(temporary)
         written = pl.scan_parquet(parquet)
-        with replacing(self._file(part, f"{name}.csv")) as temporary:
+        with replacing(self._note_file(part, f"{name}.csv")) as temporary:
             written.select(csv_columns(written.collect_schema())).sink_csv(temporary)
 
     @property
@@ -179,15 +179,15 @@ class _Exporter:
         for verdict in decision.verdicts:
             texts[f"verdict--{verdict.base}--{verdict.training_set}.tex"] = verdict_table(verdict)
         for name, text in {**texts, MAIN: main_document(texts)}.items():
-            write_text(self._file("latex", name), text)
+            write_text(self._note_file("latex", name), text)
         return f"{len(texts)} tables, and {MAIN} with all of them"
 
     def _write_figures(self) -> str:
         figures = make_figures(self.tables, self.contents)
         number = 0
         for name, svg in render_svgs(figures, list(group_names(self.contents).values())):
-            write_text(self._file("figures", f"{name}.svg"), svg)
-            with replacing(self._file("figures", f"{name}.pdf")) as temporary:
+            write_text(self._note_file("figures", f"{name}.svg"), svg)
+            with replacing(self._note_file("figures", f"{name}.pdf")) as temporary:
                 temporary.write_bytes(vl_convert.svg_to_pdf(svg))
             number += 1
         return f"{number}, each as SVG and PDF"
@@ -198,7 +198,7 @@ class _Exporter:
             if isinstance(one.record, TrainRecord):
                 document = result_document(self.contents.plan, self._result(one.record))
                 text = json.dumps(document, indent=2, ensure_ascii=False)
-                write_text(self._file("results", f"{one.record.run.run_id}.json"), text + "\n")
+                write_text(self._note_file("results", f"{one.record.run.run_id}.json"), text + "\n")
                 number += 1
         return f"{number} runs as PEFT's method comparison writes them"
 

@@ -17,10 +17,9 @@ from rankscope.cli import DONE, SOME_FAILED, USER_ERROR, main
 from rankscope.errors import UserError
 from rankscope.export.earlier import LISTED
 from rankscope.export.stage import PARTS, Request, run
-from rankscope.plan import Plan
 from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
-from rankscope.store import RECORD, Store, read_model, write_record, write_text
+from rankscope.store import RECORD, Store, write_record
 from synthetic import ARMS, Synthetic, write_study
 
 # The fields of a result of PEFT's method comparison (huggingface/peft, method_comparison/MetaMathQA), as of 2026.
@@ -241,17 +240,16 @@ def test_results_that_the_study_has_no_more_go_and_nothing_else_does(copy: Store
     before = {path.stem for path in results.iterdir()}
     gone, *left = sorted(before - {"mine"})
     (copy.train(gone) / RECORD).unlink()
-    study = copy.root.parent / "other"
-    shutil.copytree(copy.root, study)
-    plan = read_model(copy.plan_file, Plan)
-    write_text(study / "plan.json", plan.model_copy(update={"study": "other"}).model_dump_json())
-    run(Store(study), Request(tmp_path, ("results",)))
-    assert {path.stem for path in results.iterdir()} == before, "of another study"
+    other = copy.root.parent / "elsewhere" / "study"
+    shutil.copytree(copy.root, other)  # of the same name, and without that run, too
+    run(Store(other), Request(tmp_path, ("results",)))
+    assert {path.stem for path in results.iterdir()} == before, "of another study directory"
     run(copy, Request(tmp_path, ("results",)))
     assert {path.stem for path in results.iterdir()} == {"mine", *left}
     listed = json.loads((tmp_path / LISTED).read_text())
-    assert set(listed["other"]["results"]) == {f"{name}.json" for name in left}
-    listed[plan.study]["results"].append("../mine.txt")  # a list that somebody else wrote leads nowhere else
+    assert [set(parts["results"]) for parts in listed.values()] == [{f"{name}.json" for name in left}] * 2
+    assert all(name.startswith("study-") for name in listed)
+    next(iter(listed.values()))["results"].append("../mine.txt")  # a list that somebody else wrote leads nowhere else
     (tmp_path / LISTED).write_text(json.dumps(listed))
     (tmp_path / "mine.txt").write_text("")
     run(copy, Request(tmp_path, ("results",)))
