@@ -40,6 +40,7 @@ def saved(folder: Path, method: str, **said: object) -> tuple[Path, torch.Tensor
         ("oft", {"oft_block_size": 8}, 14),
         ("ln_tuning", {}, 5),
         ("loha", {"rank": 4}, 14),
+        ("loha", {"rank": 4, "modules_to_save": ["norm"]}, 15),
         ("lora", {"rank": 4, "use_dora": True}, 14),
         ("lora", {"rank": 4, "init_lora_weights": "pissa"}, 14),
         ("lora", {"rank": 4, "modules_to_save": ["norm"]}, 15),

@@ -139,6 +139,20 @@ def test_a_stop_text_ends_an_item_where_it_is_complete(make_llama, tokenizer, ma
     assert together == alone
 
 
+def test_of_stop_texts_that_end_together_the_one_that_begins_first_cuts(make_llama, tokenizer):
+    model = make_llama()
+    for number, long in enumerate(generate(model, tokenizer, PROMPTS, 30, (), 10**6)):
+        stops = (long.text[12:14], long.text[11:14])
+        (result,) = generate(model, tokenizer, [PROMPTS[number]], 30, stops, 10**6)
+        assert result.text == long.text[: min(long.text.index(stop) for stop in stops)]
+
+
+def test_an_end_token_that_is_not_special_is_no_part_of_the_text(tokenizer):
+    word, end = tokenizer.encode("Anna")[-1], tokenizer.encode("Berlin")[-1]
+    assert tokenizer.decode([word, end]) != tokenizer.decode([word])
+    assert generation._Ends((end,), (), tokenizer.decode).text([word, end]) == tokenizer.decode([word])
+
+
 def test_ended_items_cost_no_more_steps(make_llama, tokenizer, monkeypatch):
     model = make_llama()
     widths = []
