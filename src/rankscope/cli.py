@@ -258,7 +258,11 @@ def _audit(options: argparse.Namespace) -> int:
 
 
 def _audit_folder(tuned: str) -> Path:
-    """`results/audit-<tuned>`, after a hub id's last part, a folder's from where it is a name of its own, or a run."""
+    """Where an audit is written: `results/audit-NAME`.
+
+    NAME is the last part of a hub id, the name of a study's run, or a folder's name; where that is one of many, such as
+    `final` or `checkpoint-5`, the name of the folder above stands before it.
+    """
     from rankscope.audit.result import short_name
 
     path = Path(tuned).resolve()

@@ -433,8 +433,9 @@ class Study(Section):
         taught = {training_set for task in self.evaluate.values() for training_set in task.in_domain_for}
         for name, task in self.evaluate.items():
             if unknown := [one for one in task.in_domain_for if one not in self.train]:
-                text = "names '{name}', which is no training set; there are {known}"
-                context = {"key": ("evaluate", name, "in_domain_for"), "name": unknown[0], "known": known}
+                text = "no training set is called {names}; there are {known}"
+                names = " or ".join(f"'{one}'" for one in unknown)
+                context = {"key": ("evaluate", name, "in_domain_for"), "names": names, "known": known}
                 yield PydanticCustomError("no_such_set", text, context)
         if taught <= set(self.train) and (left := [name for name in self.train if name not in taught]):
             text = "no task says `in_domain_for: [{name}]`, so nothing would measure what it taught; add it to one"

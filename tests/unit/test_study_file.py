@@ -47,13 +47,13 @@ def refusal(path: Path, *overrides: str) -> str:
 
 
 def test_all_that_does_not_fit_together_is_said_at_once(tmp_path: Path) -> None:
-    text = GOOD.replace("seeds: [0, 1]", "seeds: [0, 0]\nsearch: {seeds: 5}").replace("[ours]}", "[our]}")
+    text = GOOD.replace("seeds: [0, 1]", "seeds: [0, 0]\nsearch: {seeds: 5}").replace("[ours]}", "[our, mine]}")
     said = refusal(write(tmp_path, text.replace("mmlu: {", "validation: {in_domain_for: [ours], ")))
     lines = [line.partition("study.yaml:")[2] for line in said.split("  mend:")[0].splitlines()]
     assert lines == [
         "11: seeds: 'seeds' names a seed twice",
         "12: search: search.seeds is more than there are seeds",
-        "14: evaluate.ours.in_domain_for: names 'our', which is no training set; there are ours",
+        "14: evaluate.ours.in_domain_for: no training set is called 'our' or 'mine'; there are ours",
         "15: evaluate.validation.role: a task cannot be in domain and retention at once",
         "15: evaluate.validation: task names that start with 'validation' are taken; give it another",
     ]

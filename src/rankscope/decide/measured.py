@@ -106,7 +106,8 @@ def _single_rate_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
     if not known:
         return []
     arms = ", ".join(f"{arm} ({item.learning_rate:g})" for arm, item in known.items())
-    return [f"only one learning rate was tried of {arms}: at the best of its own each may do better, in another order"]
+    more = "each might do better at another, and the order of the arms might change"
+    return [f"only one learning rate was tried of {arms}: {more}"]
 
 
 def _edge_warnings(choices: Mapping[str, RateChoice]) -> list[str]:
