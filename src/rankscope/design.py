@@ -157,7 +157,7 @@ def design_warnings(study: Study, smallest: Mapping[str, float], tasks: Mapping[
     Args:
         study: The study.
         smallest: From `smallest_differences`.
-        tasks: By task, how it is scored and how many items it has.
+        tasks: By task, how it is scored and how many independent items it has, as far as that is known.
     """
     warnings = _few_texts_warnings(study, tasks)
     margin = study.decide.margin
@@ -188,8 +188,8 @@ def _few_texts_warnings(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) 
         number = sum(tasks[name][1] for name in in_domain)
         if number < FEW_TEXTS and all(tasks[name][0] == "loss" for name in in_domain):
             warnings.append(
-                f"on {training_set} arms are compared by their loss on {number} texts, which are few to tell "
-                f"differences of decide.margin_nats ({study.decide.margin_nats:g}) apart: the verdict may well be "
+                f"on {training_set} arms are compared by their loss on {number} independent texts, which are few to "
+                f"tell differences of decide.margin_nats ({study.decide.margin_nats:g}) apart: the verdict may well be "
                 "undecided; score more texts, or widen the margin"
             )
     return warnings

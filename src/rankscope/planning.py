@@ -23,7 +23,7 @@ from rankscope.data.prepare import (
     prepare_training_set,
 )
 from rankscope.data.shapes import model_type
-from rankscope.data.summaries import DataSummary
+from rankscope.data.summaries import DataSummary, num_independent
 from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import (
@@ -107,7 +107,8 @@ def make_plan(
     scored = {n: (task.settings.scoring, len(task.items)) for n, task in next(iter(prepared.values())).tasks.items()}
     smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
-    warnings = design_warnings(study, smallest, scored)
+    counted = {n: num_independent(task.items) for n, task in next(iter(prepared.values())).tasks.items()}
+    warnings = design_warnings(study, smallest, {n: (scoring, counted[n]) for n, (scoring, _) in scored.items()})
     warnings += [text for base in prepared.values() for text in _warnings(study, base)]
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(

@@ -75,10 +75,20 @@ def test_arms_that_are_compared_on_few_texts_are_warned_of(
     entries["evaluate"]["sums"] |= {"source": write_rows(tmp_path / "texts.jsonl", 200, number), "scoring": "loss"}
     warnings = planned(entries).warnings
     assert (
-        any(f"their loss on {number} texts" in text and "margin_nats (0.01)" in text for text in warnings) == is_warned
+        any(f"their loss on {number} independent texts" in text and "margin_nats (0.01)" in text for text in warnings)
+        == is_warned
     )
     entries["evaluate"]["sums"]["scoring"] = "generate"
     assert not any("their loss" in text for text in planned(entries).warnings)
+
+
+def test_texts_of_one_cluster_are_one_of_those_few(entries: dict, tmp_path: Path) -> None:
+    source = Path(write_rows(tmp_path / "texts.jsonl", 200, 120))
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    rows = [row | {"cluster": f"patient {number % 60}"} for number, row in enumerate(rows)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    entries["evaluate"]["sums"] |= {"source": str(source), "scoring": "loss"}
+    assert any("their loss on 60 independent texts" in text for text in planned(entries).warnings)
 
 
 def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entries: dict) -> None:

@@ -148,10 +148,15 @@ def _num_repeated(understood: Contents | None, items: Sequence[Item]) -> int:
     return num_duplicates([(content.question, content.options, content.answer) for content in understood.contents])
 
 
+def num_independent(items: Sequence[Item]) -> int:
+    """How many items intervals and the verdict count: those of one cluster are one."""
+    return len({("cluster", item.cluster) if item.cluster else ("item", item.item_id) for item in items})
+
+
 def task_warnings(where: str, summary: DataSummary, items: Sequence[Item], context_length: int | None) -> list[str]:
     """What is unusual about a task's items: those that count as one, items that do not fit, options that repeat."""
     warnings = []
-    counted = len({("cluster", item.cluster) if item.cluster else ("item", item.item_id) for item in items})
+    counted = num_independent(items)
     rest = f"; intervals and the verdict count {counted} items" if counted < len(items) else ""
     if summary.num_duplicates:
         warnings.append(f"{where}: {summary.num_duplicates} of {len(items)} items are repetitions{rest}")
