@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from rankscope.errors import UserError, line_of
@@ -109,11 +111,12 @@ def _read_yaml(path: Path) -> CommentedMap:
         document = YAML(typ="rt", pure=True).load(text)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else None
-        raise UserError(
-            f"not valid YAML: {error.problem}",
-            where=line_of(path, line),
-            mend="look for a bracket, a quote or an indentation that is not closed there or just above",
-        ) from None
+        what, mend = f"not valid YAML: {error.problem}", "look for a bracket, a quote or an indentation that is not"
+        mend += " closed there or just above"
+        if isinstance(error, DuplicateKeyError):
+            (key, *_) = re.findall(r'"([^"]*)"', str(error.problem)) or ("a key",)
+            what, mend = f"'{key}' stands there a second time", "give one of the two another name, or remove it"
+        raise UserError(what, where=line_of(path, line), mend=mend) from None
     except YAMLError as error:
         raise UserError(
             f"not valid YAML: {error}", where=path, mend="correct it; `rankscope init` writes one"

@@ -104,9 +104,12 @@ def verdict_tables(record: DecideRecord) -> list[Table | str]:
             is_chosen = verdict.decision == "recommended" and arm.arm == verdict.arm
             table.add_row(arm.arm, *_arm_cells(arm), style="bold" if is_chosen else None)
         shown += [table, _said(verdict)]
-    has_losses = any(arm.gain is None and arm.gain_nats is not None for one in record.verdicts for arm in one.arms)
-    losses = "\na gain with ± is in nats per token: its task has no right answers" if has_losses else ""
-    return [*shown, f"gain and forgotten in points of accuracy, intervals over items and seeds{losses}"]
+    arms = [arm for one in record.verdicts for arm in one.arms if arm.arm != BASE]
+    has_points = any(arm.gain is not None or arm.forgetting is not None for arm in arms)
+    has_losses = any(arm.gain is None and arm.gain_nats is not None for arm in arms)
+    points = ["gain and forgotten in points of accuracy, intervals over items and seeds"] if has_points else []
+    losses = ["a gain with ± is in nats per token: its task has no right answers"] if has_losses else []
+    return [*shown, "\n".join(points + losses)]
 
 
 def _said(verdict: Verdict) -> str:
@@ -168,13 +171,18 @@ def _base_lines(plan: Plan) -> list[str]:
 def _arm_lines(study: Study) -> list[str]:
     """Each arm with the fields in which it is not like all others, so that a confound is seen before it is run."""
     fields: list[dict[str, Any]] = []
+    methods: list[str] = []
     for settings, arm in expand_arms(study):
         overrides = arm.model_dump(exclude_none=True, include=set(OptimizationFields.model_fields))
         rates = ", ".join(f"{rate:g}" for rate in arm.learning_rate)
         fields.append({"arm": settings.label, "rates": rates} | overrides | settings.options)
+        methods.append(settings.method)
     keys = list(dict.fromkeys(key for row in fields for key in row))
     values = {key: [str(row[key]) for row in fields if key in row] for key in keys}
-    shown = [key for key in keys if key == "arm" or len(set(values[key])) > 1]
+    # What one arm of a method says and another leaves out is a difference, too; other methods may not have the field.
+    told_by = {key: [method for row, method in zip(fields, methods, strict=True) if key in row] for key in keys}
+    is_left_out = {key: any(methods.count(name) > told_by[key].count(name) for name in told_by[key]) for key in keys}
+    shown = [key for key in keys if key == "arm" or len(set(values[key])) > 1 or is_left_out[key]]
     widths = {key: max(len(key), *map(len, values[key])) for key in shown}
     lines = ["  " + "  ".join(key.ljust(widths[key]) for key in shown)]
     lines += ["  " + "  ".join(str(row.get(key, "-")).ljust(widths[key]) for key in shown).rstrip() for row in fields]

@@ -180,7 +180,7 @@ def test_every_key_can_be_listed_and_described(capsys: pytest.CaptureFixture[str
         ("", ("empty",)),
         ("- a\n- b\n", ("mapping",)),
         ("study: [1\n", ("not valid YAML",)),
-        ("study: a\nstudy: b\n", ("not valid YAML", "duplicate")),
+        ("study: a\nstudy: b\n", ("study.yaml:2: 'study' stands there a second time", "another name")),
         ("study: !!python/object/apply:os.system ['true']\n", ("study",)),
     ],
 )

@@ -13,10 +13,13 @@ from rankscope.board import Board
 from rankscope.display import PlainDisplay
 from rankscope.execute.events import Finished
 from rankscope.plan import Pack
+from rankscope.planning import make_plan
 from rankscope.records import ArmResult, DecideRecord, Interval, Rates, Verdict
 from rankscope.status import study_status
+from rankscope.study_file import load_study
 from rankscope.terminal import plan_lines, print_verdicts, status_lines, verdict_tables
 from rankscope.work import needed_work
+from studies import write_study as write_tiny
 from synthetic import STARTED, Synthetic, write_study
 
 
@@ -76,6 +79,20 @@ def test_a_gain_in_nats_is_not_called_points(tmp_path: Path) -> None:
             verdicts=(verdict,), comparisons=(),
         )  # fmt: skip
         assert ("a gain with ± is in nats per token" in verdict_tables(record)[-1]) == is_said
+        assert ("in points of accuracy" in verdict_tables(record)[-1]) != is_said, (
+            "of what there is none nothing is said"
+        )
+
+
+def test_what_one_arm_of_a_method_leaves_out_is_a_difference(tmp_path: Path) -> None:
+    rate = "learning_rate: 1.0e-3"
+    lora = f"{{method: lora, rank: 4, {rate}}}, {{method: lora, name: dora, rank: 4, use_dora: true, {rate}}}"
+    study = load_study(write_tiny(tmp_path), [f"arms=[{{method: full, {rate}}}, {lora}]"])
+    lines = plan_lines(study, make_plan(study)[0])
+    start = lines.index("arms (the fields on which they differ)")
+    assert lines[start + 1].split() == ["arm", "use_dora"]
+    assert [line.split()[-1] for line in lines[start + 2 : start + 5]] == ["-", "-", "True"]
+    assert "use_dora" not in " ".join(lines[start + 5 :])
 
 
 def test_no_number_of_a_verdict_is_cut_on_a_narrow_terminal(tmp_path: Path) -> None:

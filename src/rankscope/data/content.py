@@ -52,10 +52,11 @@ class Content:
 
     @property
     def question(self) -> str:
-        """What is asked, all of it: the text itself where nothing is asked."""
+        """What is asked, all of it but the system turn, under which twins are twins still; else the text itself."""
         if self.verbatim is not None:
             return self.verbatim or self.answer
-        return "\n".join(text for _, text in self.turns)
+        asked = [text for role, text in self.turns if role != "system"]
+        return "\n".join(asked or [text for _, text in self.turns])
 
 
 def value_of(row: Row, name: str) -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from rankscope.data.contamination import overlap_warnings
 from rankscope.plan import Plan
 from rankscope.records import Interval, RateChoice, TaskComparison, TrainRecord, Verdict
 from rankscope.runs import DataOrigin, DerivedPoint, HarnessSettings
@@ -211,14 +212,11 @@ def _data(facts: CardFacts) -> str:
     for role, name, read, number in rows:
         cells = (role, _code(name), *map(_code, read), f"{number:,}")
         lines.append("| " + " | ".join(cells) + " |")
-    overlaps = [
-        f"{one.num_exact + one.num_ngram:,} of the {one.num_items:,} items of {_code(one.task)}"
-        for one in facts.plan.overlaps
-        if one.training_set == run.training_set.name and one.base == run.base.name
-        and (one.num_exact or one.num_ngram)
-    ]  # fmt: skip
-    if overlaps:
-        lines += ["", f"Found in the training data too: {'; '.join(overlaps)}."]
+    known = overlap_warnings(
+        [one for one in facts.plan.overlaps if (one.training_set, one.base) == (run.training_set.name, run.base.name)]
+    )
+    if known:
+        lines += ["", "Test items that are in the training data:", "", *(f"- {_plain(text)}" for text in known)]
     return "\n".join(lines)
 
 
@@ -261,7 +259,8 @@ def _chosen(choice: RateChoice | None) -> str:
     if choice is None:
         return ""
     tried = ", ".join(f"{float(rate):g}" for rate in choice.scores)
-    edge = f"; it is the {choice.at_edge} of them, so one beyond may learn more" if choice.at_edge else ""
+    beyond = {"highest": "a higher one may learn more", "lowest": "a lower one may do better"}
+    edge = f"; it is the {choice.at_edge} of them, and {beyond[choice.at_edge]}" if choice.at_edge else ""
     return f", chosen on validation items among {tried}{edge}"
 
 

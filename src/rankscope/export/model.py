@@ -122,5 +122,6 @@ def _trained(contents: Contents, run: RunSettings) -> TrainRecord:
 
 def _example(verdict: Verdict) -> str:
     trained = [arm.arm for arm in verdict.arms if arm.arm != "base"]
-    likely = (verdict.safe_arm, verdict.runner_up, *trained, "ARM")
+    eligible = [arm.arm for arm in verdict.arms if arm.eligible != "no"]
+    likely = (verdict.safe_arm, *eligible, verdict.runner_up, *trained, "ARM")
     return next(arm for arm in likely if arm in trained or arm == "ARM")

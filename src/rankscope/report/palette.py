@@ -1,4 +1,4 @@
-"""One fixed look for every arm: a colour by its rank, and a shape, so that nothing is told by colour alone."""
+"""One fixed look for every arm: a colour in the order of ranks, and a shape: nothing is told by colour alone."""
 
 from __future__ import annotations
 
@@ -32,13 +32,10 @@ class Look:
 def looks(plan: Plan) -> dict[str, Look]:
     """The look of every arm by label, in the study's order, and of the base under `base`.
 
-    Arms of one rank share a colour, and neighbours on the ramp differ in shape. Where that would make two arms alike
-    each arm has a colour of its own.
+    Each arm has a colour of its own, and neighbours on the ramp differ in shape.
     """
     arms = {run.arm.label: run.arm for run in plan.runs}
     colours, shapes = _colours(arms), _shapes(arms)
-    if len({(colours[label], shapes[label]) for label in arms}) < len(arms):
-        colours = _colours(arms, is_spread=True)
     return {**{label: Look(colours[label], shapes[label]) for label in arms}, "base": Look(BASE_COLOUR, "cross")}
 
 
@@ -53,13 +50,9 @@ def family(label: str) -> str:
     return re.sub(r"-r\d+", "", label)
 
 
-def _colours(arms: Mapping[str, ArmSettings], *, is_spread: bool = False) -> dict[str, str]:
+def _colours(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
     ranked = sorted((arm for arm in arms.values() if arm.rank is not None), key=lambda arm: arm.rank or 0)
-    ranks = sorted({arm.rank or 0 for arm in ranked})
-    colours = {
-        arm.label: _ramp(index, len(ranked)) if is_spread else _ramp(ranks.index(arm.rank or 0), len(ranks))
-        for index, arm in enumerate(ranked)
-    }
+    colours = {arm.label: _ramp(index, len(ranked)) for index, arm in enumerate(ranked)}
     unranked = [label for label, arm in arms.items() if arm.rank is None]
     return {**colours, **{label: _OTHER[index % len(_OTHER)] for index, label in enumerate(unranked)}}
 

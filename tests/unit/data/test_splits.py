@@ -1,6 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rankscope.data.content import Content
+from rankscope.data.readers import Row
 from rankscope.data.splits import held_out, in_part, num_duplicates, split_position
 
 QUESTIONS = st.lists(st.text(max_size=20), min_size=1, max_size=40)
@@ -52,3 +54,11 @@ def test_parts_cover_everything_once_in_their_shares() -> None:
     assert abs(len(parts["train"]) / 5000 - 0.8) < 0.02
     assert abs(len(parts["test"]) / 5000 - 0.1) < 0.02
     assert in_part("WHAT is   number 3?", "train") == in_part("What is number 3?", "train")
+
+
+def test_a_system_turn_moves_no_twin_to_the_other_side() -> None:
+    row = Row({}, "data.jsonl", 1)
+    asked = (("user", "Hi, my camera was billed twice."),)
+    plain, ordered = Content(row, asked, "Sorry!"), Content(row, (("system", "You are kind."), *asked), "Sorry!")
+    assert plain.question == ordered.question == "Hi, my camera was billed twice."
+    assert Content(row, (("system", "Greet."),), "Hello!").question == "Greet.", "where nothing else is said"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from rankscope.data.contamination import Overlap
 from rankscope.data.summaries import DataSummary
 from rankscope.export.card import CardFacts, model_card
 from rankscope.export.model import base_id
@@ -104,6 +105,19 @@ def test_a_prompt_with_fences_stays_one_block_and_a_long_one_is_cut_in_its_middl
     text = with_sample(study, "````\n# no heading\n````\nAnswer:", "x" * 9000 + "END")
     assert "\n`````text\n````\n# no heading\n````\nAnswer:\n`````\n" in text
     assert "xxx [...] xxx" in text and "xEND\n```" in text and len(text) < 7000
+
+
+def test_what_is_in_the_training_data_is_said_once_and_of_validation_rows_apart(study: Synthetic) -> None:
+    common = {"base": "small", "training_set": "new", "task": "legal", "num_items": 40}
+    overlaps = (
+        Overlap(**common, part="train", num_exact=3, num_ngram=5),
+        Overlap(**common, part="validation", num_exact=1, num_ngram=0),
+        Overlap(**{**common, "base": "another"}, part="train", num_exact=39, num_ngram=0),
+    )
+    made = facts(study, base("org/model", "a" * 40))
+    card = model_card(replace(made, plan=made.plan.model_copy(update={"overlaps": overlaps})))
+    assert "evaluate.legal: 3 of 40 items are in train.new too, 5 share 13 words in a row with it" in card
+    assert "1 of 40 items are in the validation rows of train.new" in card and "39" not in card.split("---")[-1]
 
 
 def test_a_task_of_lm_eval_has_its_name_and_version_for_a_source(study: Synthetic) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -16,6 +17,7 @@ from huggingface_hub import ModelCard
 from rankscope.cli import DONE, SOME_FAILED, USER_ERROR, main
 from rankscope.errors import UserError
 from rankscope.export.earlier import LISTED
+from rankscope.export.model import recommended
 from rankscope.export.stage import PARTS, Request, run
 from rankscope.report.reading import read_contents
 from rankscope.report.tables import make_tables
@@ -320,3 +322,16 @@ def test_the_tables_compile(out: Path) -> None:
     done = subprocess.run(command, cwd=out / "latex", capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+
+
+def test_of_an_undecided_verdict_an_arm_is_named_that_may_keep_within_the_budget(exported_study: Synthetic) -> None:
+    contents = read_contents(exported_study.store)
+    verdict = contents.decision.verdicts[0]
+    first, *others = (arm for arm in verdict.arms if arm.arm != "base")
+    arms = (first.model_copy(update={"eligible": "no"}), others[0].model_copy(update={"eligible": "unknown"}))
+    undecided = verdict.model_copy(
+        update={"decision": "undecided", "arm": None, "safe_arm": None, "runner_up": first.arm, "arms": arms}
+    )
+    decision = contents.decision.model_copy(update={"verdicts": (undecided,)})
+    chosen, (note,) = recommended(replace(contents, decision=decision))
+    assert not chosen and f"--model {others[0].arm} exports one of an arm all the same" in note
