@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rankscope.errors import UserError
 from rankscope.models.base_tensors import BaseTensors
@@ -18,6 +19,9 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*rank_pattern keys did not match:RuntimeWarning"),
 ]
+
+
+PARTS = ("w1_a", "w1_b", "w2_a", "w2_b")  # of LoHa
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +68,16 @@ def test_the_base_with_its_updates_is_the_tuned_model(
             assert rows.abs().sum() > 0
             parameters[f"{update.name}.weight"].add_(rows)
         torch.testing.assert_close(model(IDS).logits, mine.double(), rtol=0, atol=2e-6)
+
+
+def test_an_update_has_the_digits_of_float64(base: Path, tmp_path: Path) -> None:
+    """Against LoHa's own product: in float32 the difference of two weights has few of an update's digits."""
+    folder, _ = saved(tmp_path, "loha", rank=4, alpha=8)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for update in iter_updates(base, folder):
+        pairs = [tensors[f"base_model.model.{update.name}.hada_{part}"].double() for part in PARTS]
+        expected = 2.0 * (pairs[0] @ pairs[1]) * (pairs[2] @ pairs[3])
+        torch.testing.assert_close(update.delta_W, expected, rtol=1e-9, atol=1e-14)
 
 
 def test_an_update_can_be_read_twice(base: Path, tmp_path: Path) -> None:

@@ -168,6 +168,30 @@ def test_ended_items_cost_no_more_steps(make_llama, tokenizer, monkeypatch):
     assert len(widths) == 8 or widths[8] < len(PROMPTS)
 
 
+def test_a_row_that_has_ended_stays_as_it_is_while_others_go_on(make_llama, tokenizer):
+    """Every token that the first prompt is followed by, as the end token: rows end one by one, and few of them."""
+    model, ids = make_llama(), [prompt_ids(tokenizer, prompt) for prompt in PROMPTS]
+    free = [list(result.ids) for result in generate(model, tokenizer, PROMPTS, 20, (), 10**6)]
+    for token in dict.fromkeys(free[0]):
+        batch = generation._Batch(model, ids, 20, 128)
+        batch.share([0] * len(ids), lambda *_: None)
+        with torch.no_grad(), generation._last_logits_only(model):
+            found = generation._generate_batch(batch, generation._Ends((token,), (), tokenizer.decode))
+        assert found == [row[: row.index(token) + 1] if token in row else row for row in free]
+
+
+def test_a_row_at_the_contexts_end_does_not_run_out_of_learned_positions(tokenizer):
+    special = {"vocab_size": tokenizer.vocab_size, "bos_token_id": 0, "eos_token_id": 1, "n_positions": 24}
+    config = AutoConfig.for_model("gpt2", n_embd=32, n_layer=2, n_head=4, initializer_range=0.3, **special)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval().double()
+    prompts = [PROMPTS[2] * 3, *["Anna", "Berlin"] * 4]  # one of nine: it stays in the batch
+    for prompt, result in zip(prompts, generate(model, tokenizer, prompts, 20, (), 10**6), strict=True):
+        ids = tokenizer.encode(prompt)[-12:]
+        assert list(result.ids) == reference(model, ids, min(20, 25 - len(ids)))
+
+
 def test_long_prompts_are_cut_and_items_end_with_the_context(make_llama, tokenizer):
     context = 24
     model = make_llama(context=context)

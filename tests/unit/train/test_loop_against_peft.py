@@ -157,10 +157,12 @@ def test_a_saved_adapter_gives_peft_the_same_logits(tmp_path: Path) -> None:
         again.route((0,), (1,), is_training=False)
         reloaded = model(ids).logits
         again.close()
+        whole = model(ids).logits
         theirs = PeftModel.from_pretrained(tiny_llama(torch.float32), tmp_path / "adapter")(ids).logits
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
     torch.testing.assert_close(mine, reloaded, rtol=0, atol=1e-6)  # folded into the base's weights
-    assert torch.equal(untouched, tiny_llama(torch.float32)(ids).logits)
+    base = tiny_llama(torch.float32)(ids).logits
+    assert torch.equal(untouched, base) and torch.equal(whole, base)
     assert (mine - untouched).abs().max() > 1e-3
 
 
