@@ -39,12 +39,9 @@ def configuration_notes(base: Path, tuned: Path) -> list[str]:
         after = dict(_leaves(read_config(tuned).to_dict()))
     except (ValueError, OSError, KeyError) as error:
         return [f"the tuned model's config.json was not compared with the base's: {first_line(error)}"]
-    known = _known(base_config)
+    known = _known(base_config) | _said(before) & _said(after)
     names = [
-        name
-        for name in {**before, **after}
-        if before.get(name) != after.get(name)
-        and (name.partition(".")[0] in known or None not in (before.get(name), after.get(name)))
+        name for name in {**before, **after} if before.get(name) != after.get(name) and name.partition(".")[0] in known
     ]
     if not names:
         return []
@@ -65,6 +62,10 @@ def configuration_notes(base: Path, tuned: Path) -> list[str]:
 def _known(config: PretrainedConfig) -> set[str]:
     """What a configuration's class reads; a file may hold more, which transformers keeps and no model asks for."""
     return {*inspect.signature(type(config)).parameters, *PretrainedConfig().to_dict(), "quantization_config"}
+
+
+def _said(leaves: dict[str, Any]) -> set[str]:
+    return {name.partition(".")[0] for name, value in leaves.items() if value is not None}
 
 
 def _with_heads(node: dict[str, Any]) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def test_other_heads_are_refused(tmp_path: Path, base: dict, more: dict, said: s
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
             "rope_parameters.factor is 2.0, the base's unset",
         ),
+        (LLAMA | {"own": {"a": 1}}, {"own": {"a": 1, "b": 2}}, "own.b is 2, the base's unset"),
     ],
 )
-def test_what_the_class_reads_is_said(tmp_path: Path, base: dict, more: dict, said: str) -> None:
+def test_what_may_be_read_is_said(tmp_path: Path, base: dict, more: dict, said: str) -> None:
     (note,) = notes(tmp_path, base, base | more)
     assert said in note
