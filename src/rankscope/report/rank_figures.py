@@ -90,7 +90,9 @@ def rate_figure(rates: pl.DataFrame, style: Style) -> Figure | None:
         key="learning_rates",
         title="The learning rate of each arm",
         shows="How each arm did on validation items at every rate that was tried. The ringed rate was chosen: the "
-        "best score, and among scores within a standard error of it the lower loss. No test item had been seen."
+        "best score, and among scores within a standard error of it the lower loss. No test item had been seen. The "
+        "loss is what training watches, of answers with the token that ends them; a score that is a loss leaves that "
+        "token out, and stands in decide/rates.json."
         + (
             " Rates that halving left behind are shown by their loss when they stopped; nothing was scored of them."
             if is_halved
