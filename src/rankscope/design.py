@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,8 @@ from rankscope.spec import Scoring, Study
 from rankscope.statistics import smallest_difference
 
 Relation = Literal["in_domain", "out_of_domain", "retention"]
+# How architectures call what reads pictures and sounds.
+_SENSES = re.compile(r"(^|[._])(vision|visual|audio)[._]")
 
 
 def relations(study: Study, training_set: str) -> dict[str, Relation]:
@@ -86,6 +89,24 @@ def expert_warnings(
         held = _held(base, experts, shapes)
         warnings.append(f"{held} are not held in {bits.label}, for they are no linear layers")
     return warnings
+
+
+def sense_warnings(base: str, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """That a base holds matrices which no text goes through.
+
+    Args:
+        base: The name of one of a study's bases.
+        shapes: Of its tensors.
+    """
+    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+    found = [name for name in matrices if _SENSES.search(name)]
+    if not found:
+        return []
+    return [
+        f"base {base}: {len(found)} of its {len(matrices)} matrices are for pictures or sounds ({found[0]}, ...): no "
+        "text goes through them, and `full` and `all-linear` count them as trained; "
+        "with a regular expression as `target_modules` an adapter leaves them out"
+    ]
 
 
 def past_warnings(

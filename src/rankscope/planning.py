@@ -34,6 +34,7 @@ from rankscope.design import (
     past_warnings,
     plan_fields,
     row_warnings,
+    sense_warnings,
     smallest_differences,
 )
 from rankscope.errors import UserError, within
@@ -76,6 +77,7 @@ class _Prepared:
     tasks: dict[str, PreparedTask]
     probes: pl.DataFrame
     context_length: int | None
+    turn_end: str | None = None
 
 
 def make_plan(
@@ -216,7 +218,21 @@ def _prepare(study: Study, name: str, today: date) -> _Prepared:
     probes = _probes(tokenizer, tasks, study.analyse.num_probe_texts)
     with within("model", name):
         _check_vocabulary(shape, tokenizer, folder, [data.examples for data in training.values()])
-    return _Prepared(settings, folder, shape, model_type(folder), training, tasks, probes, tokenizer.context_length)
+    return _Prepared(
+        settings, folder, shape, model_type(folder), training, tasks, probes, tokenizer.context_length,
+        _turn_end_warning(name, tokenizer),
+    )  # fmt: skip
+
+
+def _turn_end_warning(name: str, tokenizer: Tokenizer) -> str | None:
+    """What is learned in the place of a turn's end that would end nothing."""
+    if tokenizer.unheeded_turn_end is None or tokenizer.completion_end_id is None:
+        return None
+    learned = tokenizer.decode([tokenizer.completion_end_id], skip_special_tokens=False)
+    return (
+        f"base {name}: its chat template closes a turn with {tokenizer.unheeded_turn_end}, at which generation does "
+        f"not stop (eos_token, generation_config.json): {learned} is learned in its place"
+    )
 
 
 def _check_end(tokenizer: Tokenizer, folder: Path) -> None:
@@ -297,6 +313,8 @@ def _overlaps(base: _Prepared) -> list[Overlap]:
 
 def _warnings(study: Study, base: _Prepared) -> list[str]:
     warnings = code_warnings(base.settings.name, base.folder, trust=base.settings.opening.trust_remote_code)
+    warnings += [] if base.turn_end is None else [base.turn_end]
+    warnings += sense_warnings(base.settings.name, base.shape.tensors)
     warnings += [text for data in base.training.values() for text in data.warnings]
     warnings += [text for task in base.tasks.values() for text in task.warnings]
     scored = {name: (task.settings.scoring, task.settings.num_items) for name, task in base.tasks.items()}

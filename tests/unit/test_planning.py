@@ -13,6 +13,7 @@ import pytest
 from model_folders import CHATML, write_tokenizer
 from rankscope import pipeline
 from rankscope.cli import DONE, main
+from rankscope.design import sense_warnings
 from rankscope.errors import UserError
 from rankscope.plan import Plan
 from rankscope.planning import make_plan
@@ -89,6 +90,19 @@ def test_texts_of_one_cluster_are_one_of_those_few(entries: dict, tmp_path: Path
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     entries["evaluate"]["sums"] |= {"source": str(source), "scoring": "loss"}
     assert any("their loss on 60 independent texts" in text for text in planned(entries).warnings)
+
+
+def test_matrices_for_pictures_are_said_and_no_others() -> None:
+    names = ("model.vision_tower.encoder.layers.0.fc1.weight", "model.layers.0.mlp.up_proj.weight", "revision.weight")
+    shapes = {name: (4, 4) for name in names} | {"model.vision_tower.norm.weight": (4,)}
+    (warning,) = sense_warnings("many", shapes)
+    assert f"base many: 1 of its 3 matrices are for pictures or sounds ({names[0]}, ...)" in warning
+    assert sense_warnings("text", {names[1]: (4, 4), names[2]: (4, 4)}) == []
+
+
+def test_a_turn_that_would_not_end_is_said(entries: dict) -> None:
+    (warning,) = [text for text in planned(entries).warnings if "closes a turn" in text]
+    assert "<|im_end|>, at which generation does not stop" in warning and "</s> is learned in its place" in warning
 
 
 def test_a_template_that_writes_the_date_makes_the_same_runs_after_midnight(entries: dict) -> None:

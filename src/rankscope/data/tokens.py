@@ -174,13 +174,24 @@ class Tokenizer:
     @cached_property
     def completion_end_id(self) -> int | None:
         """The token that ends a trained completion: what closes a turn of the chat template, else the end token."""
-        if self.chat_template is not None:
-            turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "zanswerz"}]
-            closing = self.render_chat(turns, add_generation_prompt=False).rpartition("zanswerz")[2]
-            for token in self._backend.encode(closing, add_special_tokens=False).ids:
-                if token in self.eos_token_ids:
-                    return token
-        return self.eos_token_id
+        return next((token for token in self._closing_ids if token in self.eos_token_ids), self.eos_token_id)
+
+    @property
+    def unheeded_turn_end(self) -> str | None:
+        """The special token that closes a turn of the chat template, where generation would not stop at it."""
+        if any(token in self.eos_token_ids for token in self._closing_ids):
+            return None
+        added = self._backend.get_added_tokens_decoder()
+        return next((added[token].content for token in self._closing_ids if token in added), None)
+
+    @cached_property
+    def _closing_ids(self) -> list[int]:
+        """What the chat template writes behind an answer; nothing where there is none."""
+        if self.chat_template is None:
+            return []
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "zanswerz"}]
+        closing = self.render_chat(turns, add_generation_prompt=False).rpartition("zanswerz")[2]
+        return self._backend.encode(closing, add_special_tokens=False).ids
 
     # Parts --------------------------------------------------------------------------------------------------------
 

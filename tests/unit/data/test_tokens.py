@@ -187,6 +187,9 @@ def test_completion_ends_with_what_closes_a_turn(tmp_path):
     folder = write_tokenizer(tmp_path / "chat", chat=CHATML)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4]}))
     assert Tokenizer.from_folder(folder).completion_end_id == 4  # <|im_end|>
+    assert Tokenizer.from_folder(folder).unheeded_turn_end is None
+    unheeded = Tokenizer.from_folder(write_tokenizer(tmp_path / "other", chat=CHATML))
+    assert (unheeded.completion_end_id, unheeded.unheeded_turn_end) == (1, "<|im_end|>")
     assert Tokenizer.from_folder(write_tokenizer(tmp_path / "plain")).completion_end_id == 1
 
 
