@@ -81,6 +81,8 @@ def _left_out(model: PreTrainedModel, names: Collection[str], folder: Path) -> l
     No harm does what is no weight, as the masks in old files (a number, or four axes), a head of another task, or
     layers behind the last that predict further tokens.
     """
+    if not names:
+        return []
     config = model.config.get_text_config()
     depth = getattr(config, "num_hidden_layers", 0)  # not every architecture counts them by this name
     further = range(depth, depth + (getattr(config, "num_nextn_predict_layers", None) or 0))
