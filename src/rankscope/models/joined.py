@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +32,9 @@ _KNOWN = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_n
 _IMPLEMENTATION = "rankscope_joined"
 # Up to this length a text and its branches are one masked call: several calls cost more than what is masked away.
 _ONE_CALL = 192
+# A text of such a length goes so many queries at a time, with the keys up to their last: one call computes most of the
+# triangle that causality masks away, and only beyond this leaves whole blocks of it out.
+_STRETCH, _IN_STRETCHES = 64, range(129, 1025)
 _CHECKED_LENGTHS = (7, 1, 12, 4)
 # A mask that does not hold changes logits by their own size. Some architectures route or normalise in float32 always.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
@@ -45,12 +48,13 @@ class _Part:
     Attributes:
         queries: Positions, from the text's beginning.
         keys: The stretches of positions that are looked at, together in this order.
-        mask: Added to the scores; None where plain causality says it all.
+        mask: Added to the scores, once for each head that shares its keys with others; None where plain causality says
+            it all.
     """
 
     queries: slice
     keys: tuple[slice, ...]
-    mask: Float[Tensor, "query_pos key_pos"] | None
+    mask: Float[Tensor, "query key_pos"] | None
 
 
 class JoinedRow:
@@ -58,7 +62,7 @@ class JoinedRow:
 
     def __init__(self, texts: Sequence[TextTree]) -> None:
         self.texts = tuple(texts)
-        self._parts: dict[int | None, list[list[_Part]]] = {}
+        self._parts: dict[tuple[int | None, int], list[list[_Part]]] = {}
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -69,11 +73,12 @@ class JoinedRow:
         """Positions that restart with every text."""
         return torch.tensor([[position for text in self.texts for position in text.positions()]], device=device)
 
-    def parts(self, window: int | None, like: Tensor) -> list[list[_Part]]:
-        """Each text's calls, for layers that see so many positions back (None: all)."""
-        if window not in self._parts:
-            self._parts[window] = [_parts(text, window, like) for text in self.texts]
-        return self._parts[window]
+    def parts(self, window: int | None, num_sharing: int, like: Tensor) -> list[list[_Part]]:
+        """Each text's calls, for layers that see so many positions back (None: all), where so many heads share keys."""
+        if (window, num_sharing) not in self._parts:
+            found = [_parts(text, window, like) for text in self.texts]
+            self._parts[window, num_sharing] = [[_for_heads(part, num_sharing) for part in parts] for parts in found]
+        return self._parts[window, num_sharing]
 
 
 def joined_inputs(row: JoinedRow, input_ids: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -153,13 +158,11 @@ def _attention(
     """The attention of a joined row, as transformers calls it in every layer."""
     joined: JoinedRow = options["joined"]
     scaling, window = options.get("scaling"), options.get("sliding_window")  # not every architecture gives them
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    num_sharing = query.shape[1] // key.shape[1]
     pieces = zip(*(tensor.split(joined.lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
-        _attend(part, q, k, v, scaling).transpose(1, 2)
-        for parts, (q, k, v) in zip(joined.parts(window, query), pieces, strict=True)
+        _attend(part, q, k, v, scaling)
+        for parts, (q, k, v) in zip(joined.parts(window, num_sharing, query), pieces, strict=True)
         for part in parts
     ]
     return torch.cat(outputs, dim=1), None
@@ -167,10 +170,19 @@ def _attention(
 
 def _attend(
     part: _Part, q: Tensor, k: Tensor, v: Tensor, scaling: float | None
-) -> Float[Tensor, "1 head query_pos d_head"]:
-    """One call of attention, over the positions of one text."""
+) -> Float[Tensor, "1 query_pos head d_head"]:
+    """One call of attention, over the positions of one text.
+
+    Under a mask, heads that share their keys are one head with the queries of all: more rows at a time, no key copied.
+    """
     q, (k, v) = q[:, :, part.queries], (_taken(tensor, part.keys) for tensor in (k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=part.mask, is_causal=part.mask is None, scale=scaling)
+    shape, is_shared = q.shape, q.shape[1] > k.shape[1]
+    if part.mask is None:
+        found = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=is_shared)
+    else:
+        q = q.reshape(1, k.shape[1], -1, shape[3]) if is_shared else q
+        found = scaled_dot_product_attention(q, k, v, attn_mask=part.mask, scale=scaling)
+    return found.reshape(shape).transpose(1, 2)
 
 
 def _taken(tensor: Tensor, stretches: tuple[slice, ...]) -> Tensor:
@@ -181,7 +193,7 @@ def _taken(tensor: Tensor, stretches: tuple[slice, ...]) -> Tensor:
 def _parts(text: TextTree, window: int | None, like: Tensor) -> list[_Part]:
     """The calls for a text: one where it is short, else one for the text and those of each branch."""
     is_windowed = window is not None and text.deepest > window
-    if not text.branches and not is_windowed:
+    if not text.branches and not is_windowed and text.total not in _IN_STRETCHES:
         whole = slice(0, text.total)
         return [_Part(whole, (whole,), None)]
     positions, ends, index = torch.tensor(text.positions()), torch.tensor(text.ends()), torch.arange(text.total)
@@ -194,23 +206,36 @@ def _parts(text: TextTree, window: int | None, like: Tensor) -> list[_Part]:
 
 def _calls(text: TextTree, start: int, before: tuple[slice, ...], mask: Tensor, is_windowed: bool) -> Iterator[_Part]:
     """The calls of a tree's part that begins at `start` and sees the stretches `before` it."""
-    whole = slice(start, start + text.total)
-    if not text.branches or text.total <= _ONE_CALL:
-        yield _part(whole, before, mask, is_causal=not (text.branches or before or is_windowed))
-        return
-    own = slice(start, start + text.length)
-    if text.length:
-        yield _part(own, before, mask, is_causal=not (before or is_windowed))
+    is_one = bool(text.branches) and text.total <= _ONE_CALL
+    own = slice(start, start + (text.total if is_one else text.length))
+    is_causal = not (before or is_windowed or is_one)
+    if own.stop > own.start:
+        yield from _own_calls(own, before, mask, is_causal=is_causal)
     start = own.stop
-    for branch in text.branches:
+    for branch in () if is_one else text.branches:
         yield from _calls(branch, start, (*before, own), mask, is_windowed)
         start += branch.total
 
 
-def _part(own: slice, before: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> _Part:
-    keys = (*before, own)
+def _own_calls(own: slice, before: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> Iterator[_Part]:
+    """The calls of a text's positions, which see the stretches `before` them and what the mask leaves of their own."""
+    length = own.stop - own.start
+    if length not in _IN_STRETCHES:
+        yield _part(own, (*before, own), mask, is_causal=is_causal)
+        return
+    for start in range(own.start, own.stop, _STRETCH):
+        queries = slice(start, min(start + _STRETCH, own.stop))
+        yield _part(queries, (*before, slice(own.start, queries.stop)), mask, is_causal=False)
+
+
+def _part(queries: slice, keys: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> _Part:
     # Contiguous in memory: a kernel reads a mask with strides several times slower.
-    return _Part(own, keys, None if is_causal else torch.cat([mask[own, stretch] for stretch in keys], dim=1))
+    own = None if is_causal else torch.cat([mask[queries, stretch] for stretch in keys], dim=1)
+    return _Part(queries, keys, own)
+
+
+def _for_heads(part: _Part, number: int) -> _Part:
+    return part if part.mask is None or number == 1 else replace(part, mask=part.mask.repeat(number, 1))
 
 
 AttentionInterface.register(_IMPLEMENTATION, _attention)

@@ -93,17 +93,18 @@ def checked_option_trees(
     depth = _tree_depth(model, context)
     fitting = [choice for choice in choices if _fits(choice, depth)]
     telling = [choice for choice in fitting if choice.has_branches][:_NUM_CHECKED]
-    together = telling or fitting[:_NUM_CHECKED]
-    shared = shared_length([choice.prompt_ids for choice in together]) if len(together) > 1 else 0
-    asked = [*telling, *(together if shared else ())]
-    if not asked:
+    compared = telling or fitting[:_NUM_CHECKED]
+    shared = shared_length([choice.prompt_ids for choice in compared]) if len(compared) > 1 else 0
+    if not telling and not shared:
         return None
-    members = list(_with_slots(asked))
-    rows = [_tree_row([member]) for member in members[: len(telling)]]
-    rows += [_tree_row(members[len(telling) :], shared)] if shared else []
-    separate = [row for choice, slot in members for row in _separate_rows(choice, slot, context)]
-    differences = (_sums(model, rows, asked, max_tokens) - _sums(model, separate, asked, max_tokens)).abs()
-    numbers = torch.tensor([len(option) for choice in asked for option in choice.distinct])
+    members = list(_with_slots(compared))
+    separate = [row for member in members for row in _separate_rows(*member, context)]
+    in_trees = [[_tree_row([member]) for member in members]] if telling else []
+    in_trees += [[_tree_row(members, shared)]] if shared else []
+    found = torch.stack([_sums(model, rows, compared, max_tokens) for rows in in_trees])  # form slot
+    expected = _sums(model, separate, compared, max_tokens)
+    differences = (found - expected).abs().amax(dim=0)
+    numbers = torch.tensor([len(option) for choice in compared for option in choice.distinct])
     per_token, least = _TOLERANCE_NATS.get(model.dtype, _TOLERANCE_HALF)
     # A comparison with NaN is false, so what is not finite is refused too.
     if bool((differences <= (numbers * per_token).clamp(min=least)).all()):

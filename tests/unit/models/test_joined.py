@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from rankscope.models import joined
@@ -70,11 +72,16 @@ def apart(model: PreTrainedModel, text: TextTree, ids: list[int], before: tuple[
     return torch.cat(parts)
 
 
+@pytest.mark.parametrize("stretch", [None, 3], ids=["", "in stretches"])
 @pytest.mark.parametrize("one_call", [0, 10_000], ids=["branch by branch", "at once"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @torch.no_grad()
-def test_joined_texts_equal_texts_alone(monkeypatch: pytest.MonkeyPatch, name: str, one_call: int) -> None:
+def test_joined_texts_equal_texts_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str, one_call: int, stretch: int | None
+) -> None:
     monkeypatch.setattr(joined, "_ONE_CALL", one_call)
+    if stretch:
+        in_stretches(monkeypatch, stretch)
     model = tiny(name)
     ids = [tokens(text.total, seed) for seed, text in enumerate(TEXTS)]
     expected = torch.cat([apart(model, text, own) for text, own in zip(TEXTS, ids, strict=True)])
@@ -83,6 +90,12 @@ def test_joined_texts_equal_texts_alone(monkeypatch: pytest.MonkeyPatch, name: s
         found = model(use_cache=False, **joined_inputs(row, list(itertools.chain(*ids)), model.device)).logits[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 if name == "mixtral" else 1e-10)
     assert model.config._attn_implementation == "sdpa"
+
+
+def in_stretches(monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
+    """Texts of 4 to 13 positions are not one call, as longer ones are not elsewhere."""
+    monkeypatch.setattr(joined, "_STRETCH", stretch)
+    monkeypatch.setattr(joined, "_IN_STRETCHES", range(4, 14))
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -94,7 +107,10 @@ def test_every_known_architecture_is_tried() -> None:
     assert {model_type for model_type, _ in ARCHITECTURES.values()} == joined._KNOWN
 
 
-def test_gradients_are_those_of_texts_alone() -> None:
+@pytest.mark.parametrize("stretch", [None, 4], ids=["", "in stretches"])
+def test_gradients_are_those_of_texts_alone(monkeypatch: pytest.MonkeyPatch, stretch: int | None) -> None:
+    if stretch:
+        in_stretches(monkeypatch, stretch)
     model = tiny("llama").requires_grad_(True)
     ids = [tokens(number, number) for number in (5, 9, 2)]
 
@@ -107,6 +123,20 @@ def test_gradients_are_those_of_texts_alone() -> None:
         inputs = joined_inputs(row, list(itertools.chain(*ids)), model.device)
         together = gradients(model(use_cache=False, **inputs).logits.square().sum())
     torch.testing.assert_close(together, alone, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("length", [128, 129, 300, 1024, 1025])
+@torch.no_grad()
+def test_long_texts_are_divided_without_a_gap(length: int) -> None:
+    parts = JoinedRow([TextTree(length)]).parts(None, 1, torch.zeros(1))[0]
+    assert [part.queries.start for part in parts] == [0, *(part.queries.stop for part in parts[:-1])]
+    assert parts[-1].queries.stop == length
+    assert len(parts) == (math.ceil(length / 64) if 128 < length < 1025 else 1)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, length, 8, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    found, _ = joined._attention(torch.nn.Identity(), q, k, v, None, joined=JoinedRow([TextTree(length)]))
+    expected = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_what_was_not_tried_is_padded() -> None:
