@@ -200,7 +200,7 @@ def test_what_items_share_is_part_of_the_comparison(make_llama, monkeypatch):
     choices = [choice for choice in few_shot_choices(model.config.vocab_size) if not choice.has_branches]
     assert checked_option_trees(model, choices, 128, 4096) == TREES
     monkeypatch.setattr(TextTree, "positions", lambda tree, first=0: [*range(tree.total)])  # of a row, not of texts
-    assert checked_option_trees(model, choices, 128, 4096).refusal is not None
+    assert checked_option_trees(make_llama(torch.float32), choices, 128, 4096).refusal is not None
 
 
 def test_a_refusal_shows_where_only_some_options_need_rows_of_their_own(make_llama):
@@ -248,7 +248,7 @@ def test_trees_are_trusted_only_after_a_comparison(make_llama, monkeypatch, is_j
     assert checked_option_trees(model, choices, 128, 512) == TREES
     # A model that lets branches see each other: the mask is lost.
     monkeypatch.setattr(TextTree, "ends", lambda tree, first=0: [10**6] * tree.total)
-    refusal = checked_option_trees(model, choices, 128, 512).refusal
+    refusal = checked_option_trees(make_llama(torch.float32), choices, 128, 512).refusal
     assert refusal.startswith("option trees differed from separate rows by ")
     scores = option_log_likelihoods(model, choices, OptionTrees(refusal), 128, 512)
     assert scores.scored_by == "separate_rows"
@@ -274,6 +274,41 @@ def test_only_a_few_items_are_compared(make_llama, monkeypatch):
     )
     checked_option_trees(make_llama(), random_choices(300, number=50), 128, 512)
     assert counts == [4, 16]
+
+
+def test_other_weights_are_not_compared_again_and_other_modules_are(make_llama, monkeypatch):
+    counts = []
+    scored = likelihoods.slot_log_likelihoods
+    monkeypatch.setattr(
+        likelihoods, "slot_log_likelihoods", lambda m, r, n, t: counts.append(len(r)) or scored(m, r, n, t)
+    )
+    model, choices = make_llama(torch.float32), random_choices(300)
+
+    def number_of_passes() -> int:
+        counts.clear()
+        assert checked_option_trees(model, choices, 128, 512) == TREES
+        return len(counts)
+
+    assert number_of_passes() == 2
+    with torch.no_grad():
+        model.lm_head.weight += 0.1
+    assert number_of_passes() == 0
+    plain = model.model.layers[0].mlp.up_proj
+    model.model.layers[0].mlp.up_proj = torch.nn.Sequential(plain)  # as adapters wrap a layer
+    assert number_of_passes() == 2
+    assert number_of_passes() == 0
+    model.model.layers[0].mlp.up_proj = plain
+    assert number_of_passes() == 0
+
+
+def test_a_model_that_differed_is_compared_again(make_llama):
+    model, choices = make_llama(torch.float32), random_choices(300)
+    kept = model.lm_head.weight.detach().clone()
+    with torch.no_grad():
+        model.lm_head.weight[3] = float("nan")
+        assert checked_option_trees(model, choices, 128, 512).refusal is not None
+        model.lm_head.weight.copy_(kept)
+    assert checked_option_trees(model, choices, 128, 512) == TREES
 
 
 @pytest.mark.parametrize("is_joined", [True, False])
