@@ -16,7 +16,7 @@ from rankscope.spec import Execute, Optimization
 # memory, and the driver's own part of the device's is what `nvidia-smi` shows of an idle process.
 PROCESS_BYTES_CPU, CONTEXT_BYTES_GPU = 460_000_000, 500_000_000
 # Values that autograd keeps of one token in one layer of a Llama: in d_model (two fewer where the norms are frozen), of
-# the heads, in d_mlp, and of each adapter its rank; where texts share a row, what attention makes of each again.
+# the heads, in d_mlp, and of each adapter its rank; where texts share a row, what the heads give once more.
 _KEPT_FULL, _KEPT_FROZEN, _KEPT_HEADS, _KEPT_MLP, _KEPT_JOINED = 6, 4, 2, 4, 1
 # In mixed precision what the heads and the MLP keep is bfloat16; the residual stream stays float32, and products keep a
 # copy of it in bfloat16 on top.

@@ -30,12 +30,12 @@ from rankscope.models.text_trees import TextTree
 # linear attention).
 _KNOWN = frozenset({"llama", "qwen2", "qwen3", "mistral", "phi3", "gpt2", "gpt_neox", "opt", "mixtral"})
 _IMPLEMENTATION = "rankscope_joined"
-# Up to this length a text and its branches are one masked call: several calls cost more than what is masked away.
+# Up to this length a text and its branches go together under one mask: calls of their own cost more.
 _ONE_CALL = 192
-# A text of such a length goes so many queries at a time, with the keys up to their last: one call computes most of the
-# triangle that causality masks away, and only beyond this leaves whole blocks of it out.
+# A text of such a length goes so many queries at a time, with the keys up to their last: torch's kernel leaves out only
+# whole blocks of 512 keys, so that up to here one call computes much of what causality masks away.
 _STRETCH, _IN_STRETCHES = 64, range(129, 1025)
-_CHECKED_LENGTHS = (7, 1, 12, 4)
+_CHECKED_LENGTHS = (7, 1, _IN_STRETCHES.start, 4)
 # A mask that does not hold changes logits by their own size. Some architectures route or normalise in float32 always.
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-4}
 _TOLERANCE_HALF = 0.1
@@ -48,8 +48,8 @@ class _Part:
     Attributes:
         queries: Positions, from the text's beginning.
         keys: The stretches of positions that are looked at, together in this order.
-        mask: Added to the scores, once for each head that shares its keys with others; None where plain causality says
-            it all.
+        mask: Added to the scores; its rows stand there once for each of the heads that share keys. None where plain
+            causality says it all.
     """
 
     queries: slice
@@ -191,7 +191,7 @@ def _taken(tensor: Tensor, stretches: tuple[slice, ...]) -> Tensor:
 
 
 def _parts(text: TextTree, window: int | None, like: Tensor) -> list[_Part]:
-    """The calls for a text: one where it is short, else one for the text and those of each branch."""
+    """The calls for a text: one where it is short, else those of its own positions and of each branch."""
     is_windowed = window is not None and text.deepest > window
     if not text.branches and not is_windowed and text.total not in _IN_STRETCHES:
         whole = slice(0, text.total)
@@ -219,8 +219,8 @@ def _calls(text: TextTree, start: int, before: tuple[slice, ...], mask: Tensor, 
 
 def _own_calls(own: slice, before: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> Iterator[_Part]:
     """The calls of a text's positions, which see the stretches `before` them and what the mask leaves of their own."""
-    length = own.stop - own.start
-    if length not in _IN_STRETCHES:
+    length, num_before = own.stop - own.start, sum(stretch.stop - stretch.start for stretch in before)
+    if length not in _IN_STRETCHES or num_before > length:  # each call copies the keys before
         yield _part(own, (*before, own), mask, is_causal=is_causal)
         return
     for start in range(own.start, own.stop, _STRETCH):

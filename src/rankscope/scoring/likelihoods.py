@@ -25,8 +25,8 @@ from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likeliho
 _TOLERANCE_NATS = {torch.float64: (1e-9, 1e-8), torch.float32: (1e-5, 1e-4)}
 _TOLERANCE_HALF = (5e-2, 2e-1)
 _NUM_CHECKED = 4
-# What was compared and found equal: a model, and the kinds of modules that it had. Weights do not decide who sees whom.
-_FOUND_EQUAL: WeakKeyDictionary[PreTrainedModel, set[frozenset[type]]] = WeakKeyDictionary()
+# What was found equal: of a model with such kinds of modules, such trees. Weights do not decide who sees whom.
+_FOUND_EQUAL: WeakKeyDictionary[PreTrainedModel, set[tuple[object, ...]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def checked_option_trees(
 ) -> OptionTrees | None:
     """Decide whether options are scored in trees: a known architecture, and the same numbers on the first items.
 
-    A process compares once, and again where a model gets modules of other kinds (adapters), or was found to differ.
+    A loaded model is compared once for each form of tree, and again where it gets modules of other kinds (adapters) or
+    was found to differ.
 
     Args:
         model: The model, or one of the same architecture and precision.
@@ -95,9 +96,6 @@ def checked_option_trees(
     """
     if refusal := option_tree_refusal(model):
         return OptionTrees(refusal)
-    kinds = frozenset(type(module) for module in model.modules())
-    if kinds in _FOUND_EQUAL.get(model, ()):
-        return OptionTrees(None)
     depth = _tree_depth(model, context)
     fitting = [choice for choice in choices if _fits(choice, depth)]
     telling = [choice for choice in fitting if choice.has_branches][:_NUM_CHECKED]
@@ -105,6 +103,11 @@ def checked_option_trees(
     shared = shared_length([choice.prompt_ids for choice in compared]) if len(compared) > 1 else 0
     if not telling and not shared:
         return None
+    kinds = frozenset(type(module) for module in model.modules())
+    implementation = model.config.get_text_config()._attn_implementation
+    asked = (kinds, model.dtype, implementation, bool(telling), shared > 0)
+    if asked in _FOUND_EQUAL.get(model, ()):
+        return OptionTrees(None)
     members = list(_with_slots(compared))
     separate = [row for member in members for row in _separate_rows(*member, context)]
     in_trees = [[_tree_row([member]) for member in members]] if telling else []
@@ -116,7 +119,7 @@ def checked_option_trees(
     per_token, least = _TOLERANCE_NATS.get(model.dtype, _TOLERANCE_HALF)
     # A comparison with NaN is false, so what is not finite is refused too.
     if bool((differences <= (numbers * per_token).clamp(min=least)).all()):
-        _FOUND_EQUAL.setdefault(model, set()).add(kinds)
+        _FOUND_EQUAL.setdefault(model, set()).add(asked)
         return OptionTrees(None)
     worst = differences.max().item()
     return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")

@@ -148,9 +148,9 @@ def test_what_was_not_tried_is_padded() -> None:
 
 
 def test_a_model_that_mixes_texts_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention as it would be if the row were one long text."""
+    """Attention as it would be if the row were one long text, of all that four texts have in 64 positions."""
     monkeypatch.setattr(JoinedRow, "lengths", property(lambda row: [sum(text.total for text in row.texts)]))
-    monkeypatch.setattr(JoinedRow, "texts", property(lambda _: (TextTree(24),)), raising=False)
+    monkeypatch.setattr(JoinedRow, "texts", property(lambda _: (TextTree(76),)), raising=False)
     monkeypatch.setattr(JoinedRow, "__init__", lambda row, _: setattr(row, "_parts", {}))
-    monkeypatch.setattr(JoinedRow, "position_ids", lambda _, device: torch.arange(24, device=device)[None])
+    monkeypatch.setattr(JoinedRow, "position_ids", lambda _, device: torch.arange(76, device=device)[None])
     assert not can_join(tiny("llama"))
