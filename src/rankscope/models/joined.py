@@ -219,8 +219,7 @@ def _calls(text: TextTree, start: int, before: tuple[slice, ...], mask: Tensor, 
 
 def _own_calls(own: slice, before: tuple[slice, ...], mask: Tensor, *, is_causal: bool) -> Iterator[_Part]:
     """The calls of a text's positions, which see the stretches `before` them and what the mask leaves of their own."""
-    length, num_before = own.stop - own.start, sum(stretch.stop - stretch.start for stretch in before)
-    if length not in _IN_STRETCHES or num_before > length:  # each call copies the keys before
+    if own.stop - own.start not in _IN_STRETCHES:
         yield _part(own, (*before, own), mask, is_causal=is_causal)
         return
     for start in range(own.start, own.stop, _STRETCH):
