@@ -10,10 +10,12 @@ from pathlib import Path
 
 import psutil
 
+from rankscope.board import Board
 from rankscope.execute.events import Failed, Halted
 from rankscope.execute.local import LocalExecutor
 from rankscope.plan import Pack, Plan
-from rankscope.schedule import shared_out
+from rankscope.records import Rates
+from rankscope.schedule import ready_packs, shared_out
 from rankscope.store import Store, read_model
 
 STAGES = {"training": ("train",), "scoring": ("evaluate",), "text": ("evaluate",), "spectra": ("analyse",)}
@@ -57,9 +59,10 @@ def _processor_seconds() -> float:
 
 
 def _packs(plan: Plan, base: str, part: str) -> list[Pack]:
-    run_ids = [run.run_id for run in sorted(plan.runs, key=lambda run: run.arm.method != "full")]
     if part == "training":
-        return [Pack("train", base, (run_id,)) for run_id in run_ids]
+        ready = ready_packs(plan, Board(), Rates(), pack_size=plan.layout.pack_size)
+        return [pack for pack in ready if pack.stage == "train"]
+    run_ids = [run.run_id for run in sorted(plan.runs, key=lambda run: run.arm.method != "full")]
     if part == "spectra":
         return [Pack("analyse", base, (run_id,), ("spectra", "subspaces")) for run_id in run_ids]
     is_text = part == "text"

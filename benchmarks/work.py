@@ -14,6 +14,8 @@ from rankscope.data.hub import model_folder
 from rankscope.data.order import batches
 from rankscope.data.prepare import prepare_task
 from rankscope.data.tokens import Tokenizer
+from rankscope.execute.trials import measured_layout
+from rankscope.layout import layouts_to_try
 from rankscope.planning import make_plan, write_inputs
 from rankscope.spec import Study, Task
 from rankscope.store import EXAMPLES, PROMPTS, Store, write_text
@@ -75,6 +77,9 @@ def read_work(folder: Path) -> Work:
 def prepare(base: str, folder: Path) -> Work:
     """Write the base's work into a folder: the study with its plan and inputs for one stack, plain files for the other.
 
+    The plan's layout is measured, as a study's is that is to take more than half an hour; the other stack's batch sizes
+    are calibrated likewise. The part `study` plans for itself, and measures nothing where it is short.
+
     Args:
         base: A key of `BASES`.
         folder: Made if it is not there; work that is there stays.
@@ -85,6 +90,9 @@ def prepare(base: str, folder: Path) -> Work:
     study = Study.model_validate(BASES[base](folder))
     store = Store(folder / "study")
     plan, inputs = make_plan(study)
+    plan = plan.model_copy(
+        update={"layout": measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))}
+    )
     write_text(store.study_file, dump_study(study))
     write_text(store.plan_file, plan.model_dump_json(indent=1) + "\n")
     write_inputs(store, inputs)

@@ -56,7 +56,7 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     threads = execute.threads_per_worker
     if threads == "auto":
         threads = max(1, cores // (workers * execute.shard))
-    # Where nothing is measured: on a processor packs do not pay, and what fits a GPU is not known.
+    # Where nothing is measured: on a processor packs make no short study faster, and what fits a GPU is not known.
     pack_size = 1 if execute.pack_size == "auto" else execute.pack_size
     gpu = gpus[0] if gpus else None
     return Layout(
