@@ -10,6 +10,7 @@ On a GPU every text would be a launch of its own, so rows are joined on a proces
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
-from rankscope.models.heads import is_plain
+from rankscope.models.heads import is_plain, scored_logits
 from rankscope.models.text_trees import TextTree
 
 # Tried with tests/unit/models/test_joined.py; a model that is not here, or fails the check, gets padded rows.
@@ -137,11 +138,16 @@ def _joins_right(model: PreTrainedModel) -> bool:
     # Any tokens do: a step that fits all of a small vocabulary's and most of a large one's.
     texts = [[(7 * number + 3 * index + 2) % config.vocab_size for index in range(length)] for number, length in
              enumerate(lengths)]  # fmt: skip
-    apart = torch.cat([model(torch.tensor([text], device=model.device), use_cache=False).logits[0] for text in texts])
+    # A mask that does not hold shows at most positions behind it: some of each text say it, and fewer logits are made.
+    places = [torch.arange(0, length, max(1, length // 32)) for length in lengths]
+    rows = [torch.tensor([text], device=model.device) for text in texts]
+    apart = torch.cat([scored_logits(model, at, input_ids=ids) for at, ids in zip(places, rows, strict=True)])
     row = JoinedRow([TextTree(length) for length in lengths])
+    starts = itertools.accumulate(lengths[:-1], initial=0)
+    positions = torch.cat([start + at for start, at in zip(starts, places, strict=True)])
     with joined_attention(model):
         inputs = joined_inputs(row, [token for text in texts for token in text], model.device)
-        together = model(use_cache=False, **inputs).logits[0]
+        together = scored_logits(model, positions, **inputs)
     scale = float(apart.abs().max().clamp(min=1.0))
     # A comparison with NaN is false, so what is not finite is refused too.
     return bool(((together - apart).abs() <= _TOLERANCE.get(model.dtype, _TOLERANCE_HALF) * scale).all())

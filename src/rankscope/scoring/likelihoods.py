@@ -6,7 +6,7 @@ same worked examples, are branches of what they share.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 from weakref import WeakKeyDictionary
@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 
 from rankscope.models.masks import attention_window, option_tree_refusal
 from rankscope.models.text_trees import TextTree
-from rankscope.scoring.prefixes import shared_beginnings, shared_length
+from rankscope.scoring.prefixes import shared_beginnings
 from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
 
 # Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
 _TOLERANCE_NATS = {torch.float64: (1e-9, 1e-8), torch.float32: (1e-5, 1e-4)}
 _TOLERANCE_HALF = (5e-2, 2e-1)
 _NUM_CHECKED = 4
+_NONE_FITS = "no item fits the model's context and sliding window with its options"
 # What was found equal: of a model with such kinds of modules, such trees. Weights do not decide who sees whom.
 _FOUND_EQUAL: WeakKeyDictionary[PreTrainedModel, set[tuple[object, ...]]] = WeakKeyDictionary()
 
@@ -70,59 +71,104 @@ class OptionScores:
         log_likelihoods: One tuple an item, in the order of its options; nats, summed over an option's tokens.
         num_truncated: Items of which at least one option saw a prompt cut from the left.
         scored_by: `option_tree` where an item's options, or several items, were scored in one row.
+        note: Why all were scored in separate rows, where they were.
     """
 
     log_likelihoods: tuple[tuple[float, ...], ...]
     num_truncated: int
     scored_by: Literal["option_tree", "separate_rows"]
+    note: str | None = None
 
 
 def checked_option_trees(
-    model: PreTrainedModel, choices: Sequence[Choice], context: int, max_tokens: int
+    model: PreTrainedModel,
+    choices: Sequence[Choice],
+    context: int,
+    max_tokens: int,
+    earlier: OptionTrees | None = None,
 ) -> OptionTrees | None:
-    """Decide whether options are scored in trees: a known architecture, and the same numbers on the first items.
+    """Decide whether items are scored in trees: a known architecture, and the same numbers on the first items.
 
     A loaded model is compared once for each form of tree, and again where it gets modules of other kinds (adapters) or
     was found to differ.
 
     Args:
         model: The model, or one of the same architecture and precision.
-        choices: The first items of the study; a few are compared, each alone and all behind what they share.
+        choices: The items that are to be scored; the first of each form of tree are compared.
         context: Positions that the model has.
         max_tokens: Padded positions in one forward pass.
+        earlier: What was decided for other items of the study; a refusal stands.
 
     Returns:
         The decision, or None where nothing branches, so that nothing is to be decided yet.
     """
+    if earlier is not None and earlier.refusal is not None:
+        return earlier
     if refusal := option_tree_refusal(model):
         return OptionTrees(refusal)
     depth = _tree_depth(model, context)
-    fitting = [choice for choice in choices if _fits(choice, depth)]
-    telling = [choice for choice in fitting if choice.has_branches][:_NUM_CHECKED]
-    compared = telling or fitting[:_NUM_CHECKED]
-    shared = shared_length([choice.prompt_ids for choice in compared]) if len(compared) > 1 else 0
-    if not telling and not shared:
+    forms = _forms([choice for choice in choices if _fits(choice, depth)], max_tokens)
+    if not forms:
         return None
     kinds = frozenset(type(module) for module in model.modules())
-    implementation = model.config.get_text_config()._attn_implementation
-    asked = (kinds, model.dtype, implementation, bool(telling), shared > 0)
-    if asked in _FOUND_EQUAL.get(model, ()):
-        return OptionTrees(None)
-    members = list(_with_slots(compared))
-    separate = [row for member in members for row in _separate_rows(*member, context)]
-    in_trees = [[_tree_row([member]) for member in members]] if telling else []
-    in_trees += [[_tree_row(members, shared)]] if shared else []
-    found = torch.stack([_sums(model, rows, compared, max_tokens) for rows in in_trees])  # form slot
+    found_with = (kinds, model.dtype, model.config.get_text_config()._attn_implementation)
+    known = _FOUND_EQUAL.setdefault(model, set())
+    new = [form for form in forms if (*found_with, form.name) not in known]
+    worst = _largest_difference(model, new, context, max_tokens) if new else None
+    if worst is not None:
+        return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")
+    known.update((*found_with, form.name) for form in new)
+    return OptionTrees(None)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Items that stand in trees of one form: each alone, or all behind the first `shared` tokens of their prompts."""
+
+    name: Literal["options behind a prompt", "items behind a beginning"]
+    choices: tuple[Choice, ...]
+    shared: int = 0
+
+    def rows(self, members: Sequence[tuple[Choice, int]]) -> list[ScoredRow]:
+        """The trees of its items, which come with the slots of their first options."""
+        return [_tree_row(members, self.shared)] if self.shared else [_tree_row([member]) for member in members]
+
+
+def _forms(choices: Sequence[Choice], max_tokens: int) -> list[_Form]:
+    """The forms of tree that items are scored in, each with the first few of its items."""
+    telling = _first(choice for choice in choices if choice.has_branches)
+    forms = [_Form("options behind a prompt", telling)] if telling else []
+    prompts, totals = [choice.prompt_ids for choice in choices], [_total(choice) for choice in choices]
+    beginning = next((group for group in shared_beginnings(prompts, totals, max_tokens) if group.length), None)
+    if beginning is not None:
+        few = _first(choices[index] for index in beginning.members)
+        forms.append(_Form("items behind a beginning", few, beginning.length))
+    return forms
+
+
+def _first(choices: Iterable[Choice]) -> tuple[Choice, ...]:
+    """The first few that differ: items may be written twice."""
+    return tuple(dict.fromkeys(choices))[:_NUM_CHECKED]
+
+
+def _largest_difference(model: PreTrainedModel, forms: Sequence[_Form], context: int, max_tokens: int) -> float | None:
+    """The largest difference of an option in a tree from a row of its own, in nats; None where all is rounding."""
+    compared = list(dict.fromkeys(choice for form in forms for choice in form.choices))
+    members = dict(_with_slots(compared))
+    separate = [row for choice, slot in members.items() for row in _separate_rows(choice, slot, context)]
     expected = _sums(model, separate, compared, max_tokens)
-    differences = (found - expected).abs().amax(dim=0)
     numbers = torch.tensor([len(option) for choice in compared for option in choice.distinct])
     per_token, least = _TOLERANCE_NATS.get(model.dtype, _TOLERANCE_HALF)
-    # A comparison with NaN is false, so what is not finite is refused too.
-    if bool((differences <= (numbers * per_token).clamp(min=least)).all()):
-        _FOUND_EQUAL.setdefault(model, set()).add(asked)
-        return OptionTrees(None)
-    worst = differences.max().item()
-    return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")
+    allowed = (numbers * per_token).clamp(min=least)
+    wrong = []
+    for form in forms:
+        own = [(choice, members[choice]) for choice in form.choices]
+        slots = [slot + number for choice, slot in own for number in range(len(choice.distinct))]
+        differences = (_sums(model, form.rows(own), compared, max_tokens) - expected).abs()[slots]
+        # A comparison with NaN is false, so what is not finite is refused too.
+        if not bool((differences <= allowed[slots]).all()):
+            wrong.append(differences)
+    return torch.cat(wrong).max().item() if wrong else None
 
 
 def option_log_likelihoods(
@@ -165,11 +211,13 @@ def option_log_likelihoods(
     for choice, slot in members:
         values = dict(zip(choice.distinct, sums[slot : slot + len(choice.distinct)].tolist(), strict=True))
         results.append(tuple(values[option] for option in choice.option_ids))
-    refused = trees is not None and trees.refusal is not None
+    refusal = trees.refusal if trees is not None else None
+    is_separate = refusal is not None or not (tree_rows or num_single)
     return OptionScores(
         log_likelihoods=tuple(results),
         num_truncated=sum(not _fits(choice, context) for choice in choices),
-        scored_by="option_tree" if (tree_rows or num_single) and not refused else "separate_rows",
+        scored_by="separate_rows" if is_separate else "option_tree",
+        note=(refusal or _NONE_FITS) if is_separate else None,
     )
 
 

@@ -23,7 +23,7 @@ from rankscope.runs import HarnessSettings, TaskSettings
 from rankscope.scoring.generation import generate
 from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
-from rankscope.scoring.rows import completion_rows, context_length, padded, token_batches
+from rankscope.scoring.rows import completion_rows, context_length
 from rankscope.spec import Scoring
 
 _STRICT, _FLEXIBLE = "strict-match", "flexible-extract"
@@ -47,6 +47,7 @@ class HarnessModel(LM):
         self.model, self.tokenizer, self.max_tokens, self.trees = model, tokenizer, max_tokens, trees
         self.context = context_length(model, tokenizer.context_length or max_tokens)
         self.scored_by: str | None = None
+        self.note: str | None = None
         self.num_truncated = 0
         self.num_unfinished: int | None = None
         self.needs_greedy = False
@@ -57,9 +58,9 @@ class HarnessModel(LM):
         if self.needs_greedy:
             return self._separately(pairs)
         choices, owners = _grouped(pairs)
-        trees = self.trees or checked_option_trees(self.model, choices, self.context, self.max_tokens)
+        trees = checked_option_trees(self.model, choices, self.context, self.max_tokens, self.trees)
         scores = option_log_likelihoods(self.model, choices, trees, self.context, self.max_tokens)
-        self.trees, self.scored_by = trees, scores.scored_by
+        self.trees, self.scored_by, self.note = trees, scores.scored_by, scores.note
         self.num_truncated += scores.num_truncated
         return [(scores.log_likelihoods[choice][option], False) for choice, option in owners]
 
@@ -116,17 +117,14 @@ class HarnessModel(LM):
         sums = torch.zeros(len(pairs), dtype=torch.float64)
         is_greedy = torch.ones(len(pairs), dtype=torch.bool)
         with torch.no_grad():
-            for indices in token_batches([len(row.input_ids) for row in rows], self.max_tokens):
-                for index in indices:
-                    row = rows[index]
-                    ids = padded([row.input_ids], 0).to(self.model.device)
-                    logits = scored_logits(self.model, torch.tensor(list(row.predict_at)).to(ids.device), input_ids=ids)
-                    wide = logits if logits.dtype == torch.float64 else logits.float()
-                    targets = torch.tensor(row.targets, device=wide.device)
-                    values = torch.log_softmax(wide, dim=-1).gather(1, targets[:, None]).double().sum().cpu()
-                    slot = row.slots[0]
-                    sums[slot] += values
-                    is_greedy[slot] &= bool((wide.argmax(dim=-1) == targets).all())
+            for row in rows:  # one at a time: all logits of a continuation are there at once
+                ids = torch.tensor([row.input_ids], device=self.model.device)
+                logits = scored_logits(self.model, torch.tensor(list(row.predict_at)).to(ids.device), input_ids=ids)
+                wide = logits if logits.dtype == torch.float64 else logits.float()
+                targets = torch.tensor(row.targets, device=wide.device)
+                slot = row.slots[0]
+                sums[slot] += torch.log_softmax(wide, dim=-1).gather(1, targets[:, None]).double().sum().cpu()
+                is_greedy[slot] &= bool((wide.argmax(dim=-1) == targets).all())
         return list(zip(sums.tolist(), is_greedy.tolist(), strict=True))
 
 

@@ -52,6 +52,7 @@ class ScoredTask:
         trees: Whether options may be scored in trees, once that is known: pass it on to the next task.
         lm_eval: What lm_eval itself reports, by its names (`acc_norm,none`), where the task is one of its own.
         num_unfinished: Generated answers that nothing ended but their limit; None where none are generated.
+        note: Why all options were scored in separate rows, where they were.
     """
 
     items: pl.DataFrame
@@ -61,11 +62,7 @@ class ScoredTask:
     trees: OptionTrees | None = None
     lm_eval: dict[str, float] = field(default_factory=dict)
     num_unfinished: int | None = None
-
-    @property
-    def note(self) -> str | None:
-        """Why options were scored in separate rows, where they were."""
-        return self.trees.refusal if self.trees and self.scored_by == "separate_rows" else None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def score_task(
         items: The task's items.
         settings: How they are scored.
         max_tokens_per_batch: Token positions in one forward pass, padding included.
-        trees: From an earlier task of the study: whether options may be scored in trees. Found out where not given.
+        trees: From an earlier task of the study: a refusal to score options in trees stands.
 
     Raises:
         UserError: An item cannot be scored as the settings say.
@@ -143,7 +140,7 @@ def score_together(
 def _score_choices(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
     """The option of the highest log-likelihood is the prediction; the first of several."""
     choices = _choices(scorer, items)
-    trees = scorer.trees or checked_option_trees(scorer.model, choices, scorer.context, scorer.max_tokens)
+    trees = checked_option_trees(scorer.model, choices, scorer.context, scorer.max_tokens, scorer.trees)
     scores = option_log_likelihoods(scorer.model, choices, trees, scorer.context, scorer.max_tokens)
     rows = []
     for item, choice, values in zip(items, choices, scores.log_likelihoods, strict=True):
@@ -173,7 +170,7 @@ def _score_choices(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
         **_loss_per_token(frame),
         **_option_mass(choices, scores.log_likelihoods),
     }
-    return ScoredTask(frame, values, scores.num_truncated, scores.scored_by, trees)
+    return ScoredTask(frame, values, scores.num_truncated, scores.scored_by, trees, note=scores.note)
 
 
 def _score_generations(scorer: _Scorer, items: Sequence[Item]) -> ScoredTask:
@@ -259,7 +256,14 @@ def _score_with_lm_eval(scorer: _Scorer) -> ScoredTask:
     if scorer.settings.scoring == "loss":
         values |= _bits_per_byte(frame)
     return ScoredTask(
-        frame, values, wrapped.num_truncated, wrapped.scored_by, wrapped.trees, reported, wrapped.num_unfinished
+        frame,
+        values,
+        wrapped.num_truncated,
+        wrapped.scored_by,
+        wrapped.trees,
+        reported,
+        wrapped.num_unfinished,
+        wrapped.note,
     )
 
 

@@ -12,7 +12,6 @@ from rankscope.evaluate import stage
 from rankscope.models.loading import Models as LoadedModels
 from rankscope.plan import VALIDATION, Estimate, Layout, Pack, Plan, validation_task
 from rankscope.runs import TaskSettings
-from rankscope.scoring.likelihoods import OptionTrees
 from rankscope.scoring.tasks import ITEM_SCHEMA
 from rankscope.store import Store, check_files, write_parquet
 from small_tokenizer import BOS, EOS, save_tokenizer
@@ -188,14 +187,13 @@ def test_a_wish_to_stop_leaves_whole_tasks(study):
 def test_a_refusal_of_trees_is_found_once_and_recorded_with_every_task(study, monkeypatch):
     _, store, _ = study
     checks = []
-    monkeypatch.setattr(
-        "rankscope.scoring.tasks.checked_option_trees", lambda *_: checks.append(1) or OptionTrees("they differ")
-    )
+    monkeypatch.setattr("rankscope.scoring.likelihoods._largest_difference", lambda *_: checks.append(1) or 0.5)
     score(study, (UNTRAINED.run_id, FULL.run_id), ("choices", VALIDATION))
     assert len(checks) == 1
     for run in (UNTRAINED, FULL):
         record = store.read_evaluate(store.task(run.run_id, "choices"))
-        assert (record.scored_by, record.note) == ("separate_rows", "they differ")
+        note = "option trees differed from separate rows by 0.5 nats on the first items"
+        assert (record.scored_by, record.note) == ("separate_rows", note)
 
 
 def test_failures_are_not_swallowed(study):

@@ -5,9 +5,11 @@ import math
 import polars as pl
 import pytest
 import torch
+from transformers import MistralConfig, MistralForCausalLM
 
 from rankscope.data.examples import Item
 from rankscope.errors import UserError
+from rankscope.models.text_trees import TextTree
 from rankscope.scoring import tasks
 from rankscope.scoring.generation import Generation
 from rankscope.scoring.likelihoods import OptionScores, OptionTrees
@@ -177,3 +179,32 @@ def test_what_cannot_be_scored_is_said(make_llama, tokenizer, make_settings, ite
     with pytest.raises(UserError, match=message) as raised:
         score_task(make_llama(), tokenizer, [item], make_settings(), 512)
     assert raised.value.where == "task task, item x"
+
+
+def test_a_form_of_tree_is_compared_in_the_task_that_first_has_it(
+    make_llama, tokenizer, make_settings, choice_items, monkeypatch
+):
+    """What was found right in a task without worked examples says nothing of trees behind them."""
+    shots = "Question: How many pens are there in 6 boxes of 4?\nAnswer: 6 * 4 = 24\n"
+    assert len(tokenizer.encode(shots)) > 32  # what sharing begins at
+    few_shot = [Item(i.item_id, shots + i.prompt, i.options, i.target, 0) for i in choice_items[:4]]
+    ends = TextTree.ends
+
+    def leaking(tree, first=0):
+        is_nested = any(branch.branches for branch in tree.branches)
+        return [10**6] * tree.total if is_nested else ends(tree, first)
+
+    model = make_llama(torch.float32)
+    monkeypatch.setattr(TextTree, "ends", leaking)
+    trees = score_task(model, tokenizer, choice_items[:3], make_settings(), 512).trees
+    assert trees == OptionTrees(None)
+    scored = score_task(model, tokenizer, few_shot, make_settings(), 512, trees)
+    assert scored.scored_by == "separate_rows" and scored.note.startswith("option trees differed from separate rows")
+
+
+def test_items_deeper_than_the_sliding_window_say_so(tokenizer, make_settings, choice_items):
+    options = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MistralConfig(vocab_size=tokenizer.vocab_size, num_key_value_heads=2, sliding_window=4, **options)
+    scored = score_task(MistralForCausalLM(config).eval(), tokenizer, choice_items[:2], make_settings(), 512)
+    assert scored.scored_by == "separate_rows"
+    assert scored.note == "no item fits the model's context and sliding window with its options"

@@ -10,9 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from rankscope.data.examples import TokenisedExample
 from rankscope.models.heads import _MAX_LOGITS
+from rankscope.models.joined import can_join
 from rankscope.models.methods.making import make_trainable
 from rankscope.runs import RunSettings
-from rankscope.scoring.likelihoods import Choice, OptionTrees, option_log_likelihoods
+from rankscope.scoring.likelihoods import Choice, OptionTrees, checked_option_trees, option_log_likelihoods
 from rankscope.scoring.losses import completion_losses
 from rankscope.train.loop import accumulate_gradients, mean_loss
 from tiny import full_run, lora_run
@@ -52,21 +53,20 @@ def test_the_measurement_sees_what_plain_code_makes() -> None:
 
 @pytest.mark.parametrize("run", [full_run(1e-3, 0, 1), lora_run(4, 1e-3, 0, 1)], ids=["full", "lora"])
 def test_training(run: RunSettings) -> None:
-    pack = make_trainable(wide_model(), [run])
-    accumulate_gradients(pack, {0: EXAMPLES[1:]}, 10_000)  # the head is compared with the model's own, once
-    with Largest() as seen:
-        accumulate_gradients(pack, {0: EXAMPLES}, 10_000)
+    model = wide_model()
+    with Largest() as seen:  # the first step's checks of the head and of joined rows too
+        accumulate_gradients(make_trainable(model, [run]), {0: EXAMPLES}, 10_000)
+    assert can_join(model)
     assert VOCAB * 100 < seen.num_values <= _MAX_LOGITS
 
 
 def test_validation_and_scoring() -> None:
     model = wide_model()
     pack = make_trainable(model, [full_run(1e-3, 0, 1)])
-    mean_loss(pack, 0, EXAMPLES[1:], 10_000)
     choice = Choice(IDS[:100], tuple(IDS[start : start + 100] for start in (200, 400)))
-    with Largest() as seen:
+    with Largest() as seen:  # the checks of the head, of joined rows and of trees too
         mean_loss(pack, 0, EXAMPLES[1:], 10_000)
         completion_losses(model, [([1], list(IDS[1:]))], LENGTH, 10_000)
-        for trees in (OptionTrees(None), OptionTrees("for the test")):
+        for trees in (checked_option_trees(model, [choice], LENGTH, 10_000), OptionTrees("for the test")):
             option_log_likelihoods(model, [choice], trees, LENGTH, 10_000)
     assert VOCAB * 100 < seen.num_values <= _MAX_LOGITS
