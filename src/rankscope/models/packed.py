@@ -15,6 +15,21 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.models.quantized import dequantized, is_quantized
 
 
+@dataclass(frozen=True)
+class DrawnText:
+    """A text in a forward pass, as dropout knows it.
+
+    Attributes:
+        seed: Of its draws: tells it from the other texts, runs and steps, and knows nothing of what is beside it.
+        length: Its positions.
+        extent: The same with the padding behind it.
+    """
+
+    seed: int
+    length: int
+    extent: int
+
+
 @dataclass
 class Routing:
     """Which rows of the batch belong to which adapter; one object shared by all layers of a pack.
@@ -22,14 +37,20 @@ class Routing:
     Attributes:
         members: Indices of the adapters whose rows are in the batch, in the order of the rows.
         num_rows: Rows of each of them; where texts stand one behind another in a single row, their positions.
-        generators: By adapter, what its dropout draws from.
+        generators: By adapter, what its dropout draws from where it is not told what texts there are.
         is_training: Dropout is on.
+        texts: For each of the members the texts of its rows.
     """
 
     members: tuple[int, ...] = (0,)
     num_rows: tuple[int, ...] = (0,)
     generators: list[torch.Generator] = field(default_factory=list)
     is_training: bool = False
+    texts: tuple[tuple[DrawnText, ...], ...] = ()
+
+    def texts_of(self, member: int) -> tuple[DrawnText, ...]:
+        """An adapter's texts; none where it was not told."""
+        return self.texts[self.members.index(member)] if self.texts else ()
 
 
 class PackedLoraLinear(nn.Module):
@@ -42,11 +63,13 @@ class PackedLoraLinear(nn.Module):
     Args:
         base_layer: The frozen layer: `nn.Linear`, transformers' `Conv1D`, or a linear layer of bitsandbytes.
         routing: Shared by the layers of a pack.
+        number: The layer's among those of the pack: each draws for itself.
     """
 
-    def __init__(self, base_layer: nn.Module, routing: Routing) -> None:
+    def __init__(self, base_layer: nn.Module, routing: Routing, number: int = 0) -> None:
         super().__init__()
         self.base_layer = base_layer
+        self.number = number
         self.routing = routing
         self.A = nn.ParameterList()  # each rank d_in
         self.B = nn.ParameterList()  # each d_out rank
@@ -131,7 +154,7 @@ class PackedLoraLinear(nn.Module):
         x = x.to(A.dtype)
         has_lengths = self.magnitude[member].numel() > 0
         if self.dropout[member] > 0.0 and self.routing.is_training:
-            x = _dropout(x, self.dropout[member], self.routing.generators[member])
+            x = self._dropped_out(x, member)
             if has_lengths:
                 # PEFT's DoRA shows the dropped-out input to the frozen matrix too.
                 base_result = functional.linear(x, self._weight().to(x.dtype))
@@ -142,6 +165,20 @@ class PackedLoraLinear(nn.Module):
             return product * scaling
         factor = self.magnitude[member] / self._lengths(member)
         return (factor - 1.0) * base_result + factor * product * scaling
+
+    def _dropped_out(self, x: Float[Tensor, "positions d_in"], member: int) -> Float[Tensor, "positions d_in"]:
+        """Dropout whose draws for a text are the same in whatever batch, pack, order and padding it stands.
+
+        The output head sees scored positions alone, and draws from the adapter's own generator.
+        """
+        kept, share = torch.ones_like(x), 1.0 - self.dropout[member]
+        texts = self.routing.texts_of(member)
+        if sum(text.extent for text in texts) == len(x):
+            for text, part in zip(texts, kept.split([text.extent for text in texts]), strict=True):
+                part[: text.length].bernoulli_(share, generator=_generator(x.device, text.seed, self.number))
+        else:
+            kept.bernoulli_(share, generator=self.routing.generators[member])
+        return x * kept / share
 
     @torch.no_grad()
     def _lengths(self, member: int) -> Float[Tensor, " d_out"]:
@@ -213,17 +250,24 @@ class _LoraLinear(torch.autograd.Function):
         return grad_x, None, None, None, None, *grads
 
 
-def _dropout(x: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Dropout from a generator of one's own; torch's takes none."""
-    kept = torch.empty_like(x).bernoulli_(1.0 - probability, generator=generator)
-    return x * kept / (1.0 - probability)
+def mixed(*numbers: int) -> int:
+    """One number of 63 bits made of several, any of which changes all of its bits."""
+    state = 0
+    for number in numbers:
+        state = (state ^ number) * 0x9E3779B97F4A7C15 % 2**64  # the golden ratio's, as in SplitMix64
+        state ^= state >> 32
+    return state >> 1
+
+
+def _generator(device: torch.device, *numbers: int) -> torch.Generator:
+    return torch.Generator(device).manual_seed(mixed(*numbers))
 
 
 def install(model: nn.Module, names: Sequence[str], routing: Routing) -> dict[str, PackedLoraLinear]:
     """Put a packed layer in the place of each named module; returns them by name."""
     layers = {}
-    for name in names:
-        layers[name] = PackedLoraLinear(model.get_submodule(name), routing)
+    for number, name in enumerate(names):
+        layers[name] = PackedLoraLinear(model.get_submodule(name), routing, number)
         model.set_submodule(name, layers[name])
     return layers
 

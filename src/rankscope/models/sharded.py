@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rankscope.models.group import Group
 from rankscope.models.methods.full import FullPack
-from rankscope.models.methods.pack import MODEL
+from rankscope.models.methods.pack import MODEL, Texts
 
 
 class ShardedPack:
@@ -40,7 +40,7 @@ class ShardedPack:
         self._pack = pack
         _shard(pack.model, group, offload=offload)
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         """Nothing to do: all rows are the one run's."""
 
     def parameter_groups(self, index: int) -> list[dict[str, Any]]:

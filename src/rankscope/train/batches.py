@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from rankscope.data.examples import TokenisedExample
 from rankscope.models.joined import JoinedRow, joined_inputs
+from rankscope.models.packed import DrawnText
 from rankscope.models.text_trees import TextTree
 
 
@@ -30,6 +32,7 @@ class MicroBatch:
         is_joined: The examples share a row: the forward needs `joined_attention`.
         positions: The scored positions, as indices into batch x length; their logits predict `targets`.
         members_of_positions: Each scored position's run, as an index into `members`.
+        texts: Of each member, the examples in its rows, with what tells them from others and how far each goes.
         is_counted: False for rows that are another process's: this one has none, and passes through the model with it.
     """
 
@@ -40,6 +43,7 @@ class MicroBatch:
     positions: Int[Tensor, " scored"]
     targets: Int[Tensor, " scored"]
     members_of_positions: Int[Tensor, " scored"]
+    texts: tuple[tuple[DrawnText, ...], ...]
     is_counted: bool = True
 
 
@@ -136,6 +140,10 @@ def _micro_batch(rows: Rows, device: torch.device, is_joined: bool) -> MicroBatc
         padded = [[*example.input_ids, *[0] * (longest - len(example.input_ids))] for _, example in rows]
         inputs = {"input_ids": torch.tensor(padded, device=device)}
     sizes = lengths if is_joined else [1] * len(rows)
+    texts = [
+        DrawnText(zlib.crc32(example.example_id.encode()), length, length if is_joined else longest)
+        for (_, example), length in zip(rows, lengths, strict=True)
+    ]
     return MicroBatch(
         members=tuple(members),
         num_rows=tuple(
@@ -146,4 +154,7 @@ def _micro_batch(rows: Rows, device: torch.device, is_joined: bool) -> MicroBatc
         positions=torch.tensor(positions, device=device),
         targets=torch.tensor(targets, device=device),
         members_of_positions=torch.tensor(owners, device=device),
+        texts=tuple(
+            tuple(text for (owner, _), text in zip(rows, texts, strict=True) if owner == member) for member in members
+        ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -18,6 +18,7 @@ from rankscope.models.heads import scored_losses
 from rankscope.models.joined import can_join, joined_attention
 from rankscope.models.memory import free_memory, is_out_of_memory
 from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.packed import mixed
 from rankscope.models.sharded import whole
 from rankscope.records import Divergence, MemoryShortage, ValidationPoint
 from rankscope.runs import RunSettings
@@ -141,7 +142,8 @@ def train(
         for state in active:
             set_learning_rate(state)
             state.optimizer.zero_grad(set_to_none=True)
-        losses = budget.spend(active, batches, partial(accumulate_gradients, pack, batches))
+        steps = {state.index: state.step for state in active}
+        losses = budget.spend(active, batches, partial(accumulate_gradients, pack, batches, steps=steps))
         shared_seconds = (time.perf_counter() - started) / len(active)
         for state in active:
             started = time.perf_counter()
@@ -222,14 +224,25 @@ class Budget:
 
 
 def accumulate_gradients(
-    pack: TrainablePack, batches: dict[int, list[TokenisedExample]], max_tokens: int
+    pack: TrainablePack,
+    batches: dict[int, list[TokenisedExample]],
+    max_tokens: int,
+    steps: Mapping[int, int] | None = None,
 ) -> dict[int, float]:
-    """Add each run's gradient of its mean loss over its scored tokens; returns the losses, in nats per token."""
+    """Add each run's gradient of its mean loss over its scored tokens; returns the losses, in nats per token.
+
+    Args:
+        pack: The model with its trainable parts.
+        batches: By run, the examples of the step.
+        max_tokens: The most positions in one forward.
+        steps: By run, how many came before; 0 where not given. What dropout draws is made of it.
+    """
     totals = {index: sum(num_scored(example) for example in examples) for index, examples in batches.items()}
     losses = dict.fromkeys(batches, 0.0)
     for micro in _micro_batches(pack, list(batches.items()), max_tokens):
         weights = [micro.is_counted / totals[member] for member in micro.members]
-        shares, loss = _micro_losses(pack, micro, weights, is_training=True)
+        seeds = [mixed(pack.runs[member].seed, (steps or {}).get(member, 0)) for member in micro.members]
+        shares, loss = _micro_losses(pack, micro, weights, seeds)
         # Runs share no trainable tensor, so one backward of the sum gives each its own gradient.
         loss.backward()
         for member, share in zip(micro.members, shares, strict=True):
@@ -247,7 +260,7 @@ def mean_loss(pack: TrainablePack, index: int, examples: Sequence[TokenisedExamp
     """A run's mean loss over the scored tokens of examples, dropout off, in nats per token."""
     total = 0.0
     for micro in _micro_batches(pack, [(index, examples)], max_tokens):
-        (share,), _ = _micro_losses(pack, micro, [float(micro.is_counted)], is_training=False)
+        (share,), _ = _micro_losses(pack, micro, [float(micro.is_counted)])
         total += share
     return pack.group.total([total])[0] / sum(num_scored(example) for example in examples)
 
@@ -263,10 +276,15 @@ def _micro_batches(
 
 
 def _micro_losses(
-    pack: TrainablePack, micro: MicroBatch, weights: list[float], *, is_training: bool
+    pack: TrainablePack, micro: MicroBatch, weights: list[float], seeds: Sequence[int] | None = None
 ) -> tuple[list[float], Tensor]:
-    """Each run's weighted sum of losses over the micro-batch, and their sum, which has the gradient."""
-    pack.route(micro.members, micro.num_rows, is_training=is_training)
+    """Each run's weighted sum of losses over the micro-batch, and their sum, which has the gradient.
+
+    With a seed for each of the runs their dropout is on; without, off.
+    """
+    drawn = zip(seeds or (), micro.texts, strict=seeds is not None)
+    texts = tuple(tuple(replace(text, seed=mixed(seed, text.seed)) for text in own) for seed, own in drawn)
+    pack.route(micro.members, micro.num_rows, is_training=seeds is not None, texts=texts)
     dtype = torch.float64 if pack.model.dtype == torch.float64 else torch.float32
     device = micro.positions.device
     wanted = torch.tensor(weights, dtype=dtype, device=device)[micro.members_of_positions]

@@ -54,8 +54,9 @@ def run_out(monkeypatch: pytest.MonkeyPatch, at_call: int, room: int, error: Exc
     [
         [full_run(1e-3, seed=0, num_steps=6)],
         [lora_run(4, 1e-3, seed=0, num_steps=6), lora_run(16, 3e-3, seed=1, num_steps=6)],
+        [lora_run(4, 1e-3, seed=0, num_steps=6, lora_dropout=0.5), lora_run(8, 1e-3, seed=1, num_steps=6)],
     ],
-    ids=["full", "pack"],
+    ids=["full", "pack", "dropout"],
 )
 def test_losses_are_those_without_a_shortage(
     monkeypatch: pytest.MonkeyPatch, runs: list[RunSettings], is_joined: bool

@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from rankscope.data.targets import sublayer_outputs
 from rankscope.errors import DamagedFile, UserError
 from rankscope.models.group import ALONE
-from rankscope.models.methods.pack import ADAPTER, num_parameters, put_back
+from rankscope.models.methods.pack import ADAPTER, Texts, num_parameters, put_back
 from rankscope.models.quantized import is_quantized
 from rankscope.models.seeding import seeded
 from rankscope.runs import RunSettings
@@ -149,7 +149,7 @@ class BottleneckPack:
         number = num_parameters(model)
         return cls(model, runs, load_bottlenecks(model, folder / ADAPTER), number)
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         """Nothing to do: all rows are the one run's."""
 
     def parameter_groups(self, index: int) -> list[dict[str, Any]]:

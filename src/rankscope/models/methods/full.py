@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from rankscope.data.targets import layer_number
 from rankscope.errors import DamagedFile
 from rankscope.models.group import ALONE
-from rankscope.models.methods.pack import MODEL, num_parameters, put_back
+from rankscope.models.methods.pack import MODEL, Texts, num_parameters, put_back
 from rankscope.runs import RunSettings
 
 
@@ -39,7 +39,7 @@ class FullPack:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self._trained)
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         """Nothing to do: all rows are the one run's."""
 
     def parameter_groups(self, index: int) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from rankscope.models.group import ALONE
 from rankscope.models.methods.folders import PEFT_PREFIX, Adapter, ModuleFactors, save_adapter
 from rankscope.models.methods.initial import converted, converted_config
-from rankscope.models.methods.pack import num_parameters, put_back
+from rankscope.models.methods.pack import Texts, num_parameters, put_back
 from rankscope.models.packed import PackedLoraLinear, Routing, install, remove
 from rankscope.runs import RunSettings
 
@@ -56,10 +56,10 @@ class LoraPack:
         magnitude = None if factors.magnitude is None else factors.magnitude.to(device)
         self._layers[name].add(factors.A.to(device), factors.B.to(device), factors.scaling, dropout, magnitude)
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         """See `TrainablePack.route`."""
         self._routing.members, self._routing.num_rows = tuple(members), tuple(num_rows)
-        self._routing.is_training = is_training
+        self._routing.is_training, self._routing.texts = is_training, texts
 
     def parameter_groups(self, index: int) -> list[dict[str, Any]]:
         """All of the run's tensors; with LoRA+ in two groups, `A`, and with a higher rate `B` and DoRA's lengths."""

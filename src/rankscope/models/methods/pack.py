@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rankscope.models.group import Group
+from rankscope.models.packed import DrawnText
 from rankscope.models.quantized import num_weights
 from rankscope.runs import RunSettings
 
@@ -18,6 +19,8 @@ ADAPTER = "adapter"  # a PEFT folder, or one of bottleneck adapters
 MODEL = "model"  # a Hugging Face folder
 # By run, the batches of its first steps (`input_ids`, `attention_mask`, `labels`), for what looks at examples first.
 Calibration = Callable[[RunSettings], list[dict[str, Tensor]]]
+
+Texts = tuple[tuple[DrawnText, ...], ...]  # by member
 
 
 @runtime_checkable  # the tests check types at run time
@@ -38,8 +41,11 @@ class TrainablePack(Protocol):
     num_base_parameters: int
     group: Group
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
-        """Say which rows of the next forward belong to which run: sorted by run, `num_rows` of each of `members`."""
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
+        """Say which rows of the next forward belong to which run: sorted by run, `num_rows` of each of `members`.
+
+        `texts` are what stands in them, for dropout's draws.
+        """
 
     def parameter_groups(self, index: int) -> list[dict[str, Any]]:
         """The run's trainable parameters as AdamW takes them, weight decay resolved; `rate_factor` is on the rate."""

@@ -23,7 +23,7 @@ from rankscope.models.methods.adalora import RankBudget
 from rankscope.models.methods.folders import save_adapter
 from rankscope.models.methods.initial import configured, lora_config, naming_the_arm
 from rankscope.models.methods.lora import lora_groups
-from rankscope.models.methods.pack import ADAPTER, Calibration, num_parameters, put_back
+from rankscope.models.methods.pack import ADAPTER, Calibration, Texts, num_parameters, put_back
 from rankscope.models.methods.prompt import PromptModel
 from rankscope.models.seeding import OwnRandomness, seeded
 from rankscope.runs import RunSettings
@@ -71,7 +71,7 @@ class PeftPack:
         wrapped = PeftModel.from_pretrained(model, str(folder / ADAPTER), low_cpu_mem_usage=False)
         return cls(wrapped.eval(), runs, number)
 
-    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def route(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         """All rows are the one run's; PEFT's own modules learn whether they drop out."""
         self._randomness.is_on = is_training
         for module in self._own_modules():

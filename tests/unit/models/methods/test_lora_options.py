@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from rankscope.models.methods import initial
 from rankscope.models.methods.initial import configured
 from rankscope.models.methods.making import load_tuned, make_trainable
 from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.packed import DrawnText, PackedLoraLinear, Routing, mixed
 from rankscope.runs import RunSettings
+from rankscope.train import loop
 from solo import EXAMPLES, IDS, calibration, logits, losses_of, reference, trained
 from tiny import lora_run, method_run, tiny_llama
 
@@ -198,17 +201,37 @@ def test_dora_with_dropout_shows_the_frozen_matrix_the_same_input() -> None:
     torch.testing.assert_close(pack.model(IDS).logits, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_runs_of_a_pack_drop_out_what_they_drop_alone_and_nothing_in_validation() -> None:
+@pytest.mark.parametrize("is_joined", [True, False])
+@pytest.mark.parametrize("max_tokens", [10_000, 40])
+def test_runs_drop_out_the_same_in_whatever_pack_and_micro_batch_and_nothing_in_validation(
+    monkeypatch: pytest.MonkeyPatch, is_joined: bool, max_tokens: int
+) -> None:
+    """Alone the examples of a step share a row; here they are divided, padded, and beside those of other runs."""
     runs = [
         method_run("lora", 1e-2, 5, 4, rank=4, lora_dropout=0.5),
         method_run("lora", 1e-2, 6, 4, rank=4, lora_dropout=0.2),
         method_run("lora", 1e-2, 7, 4, rank=2, lora_dropout=0.2, use_dora=True),
     ]
-    _, together = trained(tiny_llama(torch.float64), runs)  # one micro-batch a step: the same draws
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "can_join", lambda _: is_joined)
+        _, together = trained(tiny_llama(torch.float64), runs, max_tokens)
     for run, state in zip(runs, together, strict=True):
         pack, (alone,) = trained(tiny_llama(torch.float64), [run])
         assert losses_of(state) == pytest.approx(losses_of(alone), rel=1e-10)
         assert state.validations[-1].loss_nats_per_token == pytest.approx(loss_without_dropout(pack), rel=1e-10)
+
+
+def test_every_step_layer_text_and_seed_draws_for_itself() -> None:
+    """What a layer of ones lets through, which is what was kept: of 100 positions and 64 inputs."""
+    seen: dict[tuple[int, ...], torch.Tensor] = {}
+    for seed, step, text, number in itertools.product((0, 1), (0, 1), (5, 6), (0, 1)):
+        drawn = DrawnText(mixed(mixed(seed, step), text), 100, 100)
+        layer = PackedLoraLinear(torch.nn.Linear(64, 64), Routing(is_training=True, texts=((drawn,),)), number)
+        layer.add(torch.ones(1, 64), torch.ones(64, 1), 1.0, 0.25)
+        seen[seed, step, text, number] = layer._dropped_out(torch.ones(100, 64), 0) > 0
+    assert all(abs(kept.float().mean() - 0.75) < 0.03 for kept in seen.values())  # five standard errors
+    for one, other in itertools.combinations(seen.values(), 2):
+        assert abs((one == other).float().mean() - 0.625) < 0.04, "alike as often as chance has it"
 
 
 def loss_without_dropout(pack: TrainablePack) -> float:
