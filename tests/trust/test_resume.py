@@ -13,7 +13,7 @@ from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import RunSettings
 from rankscope.train.checkpoint import read_checkpoint, write_checkpoint
 from rankscope.train.loop import RunState, start_run, train
-from tiny import examples, full_run, lora_run, tiny_llama
+from tiny import examples, full_run, lora_run, method_run, tiny_llama
 
 EXAMPLES = examples(24)
 STEPS, STOP = 20, 7
@@ -21,6 +21,7 @@ RUNS = {
     "full": full_run(1e-2, 0, STEPS),
     "lora": lora_run(4, 1e-2, 0, STEPS),
     "lora with dropout": lora_run(4, 1e-2, 3, STEPS, lora_dropout=0.3),
+    "PEFT's dropout": method_run("vera", 1e-1, 3, STEPS, rank=4, vera_dropout=0.3),
 }
 
 
@@ -73,10 +74,10 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: RunSettings, tmp_path: Path
 
 
 def test_the_generator_matters() -> None:
-    """With dropout, a run that drew other numbers would end elsewhere: what the test above compares is not idle."""
+    """With PEFT's dropout, a run that drew other numbers would end elsewhere: what the test above compares is not idle."""
     losses = []
     for offset in (0, 1):
-        pack, state = started(RUNS["lora with dropout"])
+        pack, state = started(RUNS["PEFT's dropout"])
         pack.generator(0).manual_seed(3 + offset)
         train(pack, [state], 10_000, Until(3))
         losses.append([log.loss_nats_per_token for log in state.logs])
