@@ -74,7 +74,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: RunSettings, tmp_path: Path
 
 
 def test_the_generator_matters() -> None:
-    """With PEFT's dropout, a run that drew other numbers would end elsewhere: what the test above compares is not idle."""
+    """With PEFT's dropout a run that drew other numbers would end elsewhere: the test above compares something."""
     losses = []
     for offset in (0, 1):
         pack, state = started(RUNS["PEFT's dropout"])
