@@ -127,7 +127,7 @@ def _say_planned(console: Console, plan: Plan, remarks: list[str]) -> None:
     threads = "1 thread" if layout.threads_per_worker == 1 else f"{layout.threads_per_worker} threads"
     processes = "1 process" if layout.num_workers == 1 else f"{layout.num_workers} processes"
     place = f"on {layout.device}, {processes} with {threads}{' each' if layout.num_workers > 1 else ''}"
-    console.print(f"{plan.study}: {words}; {place}", markup=False, soft_wrap=True)
+    console.print(f"{plan.study}: {words}; {place}{layout.pack_words}", markup=False, soft_wrap=True)
     for line in data_lines(summary for summary in plan.data if summary.role == "train"):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     for text in (*plan.warnings, *remarks):

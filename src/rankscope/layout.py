@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import platform
 import re
@@ -16,6 +18,11 @@ _PACK_SIZES = (1, 2, 4, 8, 16)
 _NVIDIA = Path("/proc/driver/nvidia/gpus")
 # What there is where torch may find a GPU that it calls cuda: NVIDIA's, Tegra's, AMD's, and Windows' under WSL.
 _GPU_FILES = ("nvidia0", "nvidiactl", "nvmap", "kfd", "dxg")
+# The last three are there without a GPU that torch can use, too: which of them count, by what torch is built for.
+_FILES_BY_BUILD = {"cuda": ("nvmap", "dxg"), "hip": ("kfd", "dxg")}
+# As torch's version.py says it: `cuda: Optional[str] = '12.8'`, or None.
+_BUILT_FOR = re.compile(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", re.MULTILINE)
+_CUDA_DRIVER = "libcuda.so.1"
 # GPUs before Ampere (compute capability below 8.0); a worker asks torch again.
 _WITHOUT_BFLOAT16 = re.compile(r"\b([KMPVT]\d+\b|[KMPV]\d+-|GTX|TITAN|RTX 20[678]0|Quadro)", re.IGNORECASE)
 
@@ -116,15 +123,40 @@ def with_precision(study: Study, layout: Layout) -> Study:
     return study.model_copy(update={"optimization": study.optimization.model_copy(update={"bf16": is_on})})
 
 
-def find_device() -> str:
-    """The device of this machine, found without importing torch; a worker looks again, with it."""
+def find_device(folder: Path = Path("/dev")) -> str:
+    """The device of this machine, found without importing torch; where torch cannot use it after all, a worker refuses.
+
+    A GPU that was guessed stops a study, and a processor only takes longer. So files that many machines without such a
+    GPU have (of AMD's driver, and of Windows under WSL) count only with a torch that is built for it.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
         return "cpu"
-    if Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists():
+    there = {name for name in _GPU_FILES if (folder / name).exists()}
+    if not there.isdisjoint({"nvidia0", "nvidiactl"}):
+        return "cuda"
+    if there and any(not there.isdisjoint(_FILES_BY_BUILD[build]) and _has_driver(build) for build in torch_builds()):
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "mps"
     return "cpu"
+
+
+def torch_builds() -> set[str]:
+    """For which GPUs the installed torch is built (`cuda`, `hip`), as its version.py says; torch is not imported."""
+    found = importlib.util.find_spec("torch")
+    files = [Path(folder) / "version.py" for folder in (found and found.submodule_search_locations) or ()]
+    return {name for path in files if path.is_file() for name in _BUILT_FOR.findall(path.read_text(encoding="utf-8"))}
+
+
+def _has_driver(build: str) -> bool:
+    """Whether NVIDIA's driver is there: torch for cuda is what Linux gets by default, with any GPU under WSL."""
+    if build != "cuda":
+        return True  # nobody gets torch for AMD's GPUs without asking for it
+    try:
+        ctypes.CDLL(_CUDA_DRIVER)
+    except OSError:
+        return False
+    return True
 
 
 def num_cores() -> int:
@@ -148,7 +180,7 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
         what = f"{device} is asked for, and this machine is {'a' if system == 'Darwin' else 'no'} Mac"
     if what is not None:
         raise UserError(what, where="execute.device", mend="set it to auto or cpu, or run the study where there is one")
-    if device == "cpu" or (device == "auto" and find_device() == "cpu"):
+    if device == "cpu" or (device == "auto" and find_device(folder) == "cpu"):
         _check_cores(execute, num_cores())
 
 

@@ -115,7 +115,8 @@ def run_study(
         board, remarks = read_board(plan, store, retry_failed=retry_failed)
         if not share:
             remove_rubbish(store, board)
-        display.planned(plan, [*changed_since(earlier.study, study), *damage, *remarks])
+        remarks = [*changed_since(earlier.study, study), *damage, *remarks, *_pack_remarks(study, plan, leases)]
+        display.planned(plan, remarks)
         # Of several processes that share a study one tells its tracker what all of them write.
         kind = study.report_to if study.report_to != "none" and leases.take("tracker") else "none"
         with tracking(kind, store.root) as tracker:
@@ -228,8 +229,7 @@ class _Work:
     def _submit(self, executor: Executor, rates: Rates, display: Display) -> None:
         """Give idle workers the most urgent of what nobody has taken."""
         busy = {work for pack in executor.in_flight for work in work_of(pack)}
-        # Where others take runs from the same study, each run has a lease of its own.
-        is_alone = not self.leases.is_shared and self.study.execute.backend == "local"
+        is_alone = _is_alone(self.study, self.leases)
         packs = ready_packs(self.plan, self.board, rates, busy, self.plan.layout.pack_size if is_alone else 1)
         for pack in shared_out(self.plan, packs, busy) if is_alone else packs:
             if not executor.num_idle:
@@ -297,6 +297,20 @@ class _Work:
             if text not in self.told and not any(record.note in warning for warning in self.plan.warnings):
                 self.told.add(text)
                 display.message(f"{text}, slower and with the same numbers: {record.note}")
+
+
+def _is_alone(study: Study, leases: Leases) -> bool:
+    """Whether runs can share packs: where others take runs from the same study, each run has a lease of its own."""
+    return not leases.is_shared and study.execute.backend == "local"
+
+
+def _pack_remarks(study: Study, plan: Plan, leases: Leases) -> list[str]:
+    """That packs are not made, where the study file or a measurement asks for them."""
+    stated = study.execute.pack_size
+    size = plan.layout.pack_size if stated == "auto" else stated
+    if size == 1 or _is_alone(study, leases):
+        return []
+    return [f"LoRA runs go one at a time here: packs (of {size}) are made without --share and on one machine only"]
 
 
 def _is_worth_measuring(study: Study, plan: Plan) -> bool:

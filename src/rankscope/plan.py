@@ -94,6 +94,11 @@ class Layout(Frozen):
         """Full fine-tuning takes its model apart."""
         return self.shard > 1 or self.cpu_offload
 
+    @property
+    def pack_words(self) -> str:
+        """How many runs share a forward, to stand behind what else is said of a layout; empty where each goes alone."""
+        return f", LoRA runs in packs of up to {self.pack_size}" if self.pack_size > 1 else ""
+
     def tried_speed(self, trials: Sequence[Trial]) -> float | None:
         """The steps a second that trials of this division of the machine made; None where none did."""
         mine = (self.num_workers, self.threads_per_worker, self.pack_size)

@@ -285,7 +285,7 @@ def _time_lines(plan: Plan) -> list[str]:
     number = layout.num_workers * layout.shard
     parts = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in cost.seconds_by_stage.items() if seconds)
     return [
-        f"time: about {duration(cost.seconds)} on {number} x {cost.device}{threads} (a forecast)",
+        f"time: about {duration(cost.seconds)} on {number} x {cost.device}{threads}{layout.pack_words} (a forecast)",
         f"  of one of them: {parts}",
     ]
 

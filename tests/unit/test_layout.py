@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ from paper import paper
 from rankscope import layout
 from rankscope.cli import DONE, USER_ERROR, main
 from rankscope.errors import UserError
-from rankscope.layout import check_machine, choose_layout, visible_gpus, with_precision
+from rankscope.layout import check_machine, choose_layout, find_device, torch_builds, visible_gpus, with_precision
 from rankscope.plan import Estimate, Layout, Trial
 from rankscope.spec import Execute
 from studies import write_study
@@ -139,6 +142,91 @@ def test_a_forecast_moves_with_the_layout_that_was_found_faster() -> None:
     # Its workers' pieces, shared among the workers, take what the whole does.
     assert sum((1000.0, 250.0)) / after.num_workers + 20.0 == pytest.approx(found.seconds)
     assert estimate.in_layout(before, before) == estimate, "nothing was tried"
+
+
+# What torch's version.py has of the builds that people install.
+BUILDS = {
+    "cuda": "__version__ = '2.13.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n",
+    "hip": "__version__ = '2.13.0+rocm7.0'\ncuda: Optional[str] = None\nhip: Optional[str] = '7.0.51831'\n",
+    "none": "__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n",
+    "old": "__version__ = '2.8.0+cu128'\ncuda = '12.8'\nhip = None\n",
+}
+
+
+@pytest.fixture
+def install_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Put a torch of some build, or none, in the place of the installed one; importing it fails."""
+
+    def install(build: str | None) -> None:
+        folder = tmp_path / "packages"
+        folder.mkdir()
+        if build is not None:
+            (folder / "torch").mkdir()
+            (folder / "torch" / "__init__.py").write_text("raise AssertionError('torch is imported')\n")
+            (folder / "torch" / "version.py").write_text(BUILDS[build])
+        monkeypatch.setattr(sys, "path", [str(folder)])
+        monkeypatch.delitem(sys.modules, "torch", raising=False)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("build", "found"), [("cuda", {"cuda"}), ("old", {"cuda"}), ("hip", {"hip"}), ("none", set()), (None, set())]
+)
+def test_what_torch_is_built_for_is_read_and_torch_not_imported(
+    install_torch: Callable[[str | None], None], build: str | None, found: set[str]
+) -> None:
+    install_torch(build)
+    assert torch_builds() == found
+
+
+@pytest.mark.parametrize(
+    ("files", "build", "has_driver", "device"),
+    [
+        ([], "cuda", True, "cpu"),
+        (["nvidia0"], "cuda", True, "cuda"),
+        (["nvidiactl"], "none", False, "cuda"),  # the worker says what is amiss
+        (["kfd"], "hip", False, "cuda"),
+        (["kfd"], "none", False, "cpu"),  # of a processor that has graphics, most often
+        (["kfd"], "cuda", True, "cpu"),
+        (["kfd"], None, False, "cpu"),
+        (["dxg"], "cuda", True, "cuda"),
+        (["dxg"], "cuda", False, "cpu"),  # Windows with another GPU, and the torch that Linux gets by default
+        (["dxg"], "hip", False, "cuda"),
+        (["dxg"], "none", True, "cpu"),
+        (["nvmap"], "cuda", True, "cuda"),
+        (["nvmap"], "hip", True, "cpu"),
+    ],
+)
+def test_the_device_is_a_gpu_where_torch_is_built_for_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, install_torch: Callable[[str | None], None],
+    files: list[str], build: str | None, has_driver: bool, device: str,
+) -> None:  # fmt: skip
+    def load(name: str) -> None:
+        assert name == "libcuda.so.1"
+        if not has_driver:
+            raise OSError(name)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    install_torch(build)
+    for name in files:
+        (tmp_path / name).touch()
+    assert find_device(tmp_path) == device
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert find_device(tmp_path) == "cpu"
+
+
+@pytest.mark.parametrize(("machine", "device"), [("arm64", "mps"), ("x86_64", "cpu")])
+def test_a_mac_has_mps_where_its_processor_is_apples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, device: str
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert find_device(tmp_path) == device
 
 
 @pytest.mark.parametrize(

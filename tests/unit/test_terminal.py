@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,12 +13,12 @@ from rich.console import Console
 from rankscope.board import Board
 from rankscope.display import PlainDisplay
 from rankscope.execute.events import Finished
-from rankscope.plan import Pack
+from rankscope.plan import Layout, Pack
 from rankscope.planning import make_plan
 from rankscope.records import ArmResult, DecideRecord, Interval, Rates, Verdict
 from rankscope.status import study_status
 from rankscope.study_file import load_study
-from rankscope.terminal import plan_lines, print_verdicts, status_lines, verdict_tables
+from rankscope.terminal import forecast_line, plan_lines, print_verdicts, status_lines, verdict_tables
 from rankscope.work import needed_work
 from studies import write_study as write_tiny
 from synthetic import STARTED, Synthetic, write_study
@@ -127,3 +128,14 @@ def test_a_round_of_halving_says_how_far_it_came(tmp_path: Path) -> None:
     )  # fmt: skip
     trained = [line for line in said if line.startswith("trained")]
     assert trained == [f"trained {run.run_id} to step 3 of {run.num_steps}", f"trained {run.run_id}"]
+
+
+def test_packs_are_said_where_runs_share_a_forward(tmp_path: Path) -> None:
+    study = write_study(tmp_path)
+    estimate = study.plan.estimate.model_copy(update={"seconds": 60.0})
+    for size, words in ((1, ""), (4, ", LoRA runs in packs of up to 4")):
+        layout = Layout(device="cpu", num_workers=2, threads_per_worker=1, pack_size=size)
+        plan = study.plan.model_copy(update={"layout": layout, "estimate": estimate})
+        (line,) = [line for line in said_by_run(replace(study, plan=plan)) if "in the search for rates" in line]
+        assert line.endswith(f"; on cpu, 2 processes with 1 thread each{words}")
+        assert forecast_line(plan).endswith(f" x 1 threads{words} (a forecast)")

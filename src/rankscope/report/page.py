@@ -282,7 +282,8 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
         ("Python", str(found.get("python", wording.EMPTY))),
         ("Platform", str(found.get("platform", wording.EMPTY))),
         ("Layout", f"{plan.layout.device}, {wording.counted(plan.layout.num_workers, 'worker')} with "
-         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each, {plan.dtype}{mixed}"),
+         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each{plan.layout.pack_words}, "
+         f"{plan.dtype}{mixed}"),
         ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in plan.runs}))
          + f"; rates chosen on {', '.join(map(str, plan.search_seeds))}"),
     ]  # fmt: skip

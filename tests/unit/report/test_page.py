@@ -202,6 +202,13 @@ def test_the_commit_of_a_base_from_the_hub_is_shown(reported):
     assert f"revision main, commit {'c' * 40}, fingerprint" in rows["Base small"]
 
 
+def test_packs_are_a_part_of_the_layout(reported):
+    plan = reported.contents.plan
+    packed = plan.model_copy(update={"layout": plan.layout.model_copy(update={"pack_size": 4})})
+    alone, together = (dict(_provenance(replace(reported.contents, plan=one)))["Layout"] for one in (plan, packed))
+    assert together == alone.replace(" each, ", " each, LoRA runs in packs of up to 4, ") != alone
+
+
 def test_a_verdict_is_one_sentence():
     view = verdict_view(verdict(), "t", ("lora-r8", "full"), "decide/record.json")
     assert view.headline == "Use LoRA of rank 8 at learning rate 0.0003."
