@@ -337,7 +337,7 @@ class Decide(Section):
 
 
 class Execute(Section):
-    """Where and how work runs; never what is computed."""
+    """Where and how work runs; what is computed changes by rounding alone."""
 
     backend: Literal["local", "ray"] = Field("local", description="this machine, or a Ray cluster")
     num_workers: Positive | Literal["auto"] = Field(
