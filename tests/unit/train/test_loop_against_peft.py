@@ -3,34 +3,70 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import get_cosine_schedule_with_warmup
 
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
 from rankscope.models.methods.making import load_tuned, make_trainable
+from rankscope.models.methods.pack import TrainablePack
 from rankscope.runs import RunSettings
-from rankscope.train.loop import diverged_above, divergence, start_run, train
+from rankscope.train.loop import RunState, diverged_above, divergence, start_run, train
 from solo import Silent
 from tiny import VOCAB, examples, full_run, lora_run, tiny_llama
 
 EXAMPLES = examples(24)
+ACCUMULATED_TWICE = 300  # positions in a pass, so that every step of the mixed pack takes two
 
 
-def ours(runs: list[RunSettings], dtype: torch.dtype, max_tokens: int) -> tuple[list[list[float]], list[dict]]:
+class Passes(Silent):
+    """Notes which runs have rows in each training pass through the model: a list for every step of the loop."""
+
+    def __init__(self, pack: TrainablePack) -> None:
+        super().__init__()
+        self.by_step: list[list[tuple[int, ...]]] = []
+        self._route = pack.route
+        pack.route = self._noted
+
+    def wants_stop(self) -> bool:
+        self.by_step.append([])  # the loop asks once before every step
+        return False
+
+    def _noted(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+        if is_training:  # validation passes through the model too
+            self.by_step[-1].append(tuple(members))
+        self._route(members, num_rows, is_training=is_training)
+
+
+def trained(
+    runs: list[RunSettings], dtype: torch.dtype, max_tokens: int
+) -> tuple[TrainablePack, list[RunState], list[list[tuple[int, ...]]]]:
+    """Runs through our loop, and by step the runs that had rows in each pass."""
     pack = make_trainable(tiny_llama(dtype), runs)
     states = []
     for index, run in enumerate(runs):
         order = batches(len(EXAMPLES), run.optimization.batch_size, run.num_steps, run.seed)
         states.append(start_run(pack, index, EXAMPLES, EXAMPLES[:4], order))
-    train(pack, states, max_tokens, Silent())
-    losses = [[log.loss_nats_per_token for log in state.logs] for state in states]
-    return losses, [{k: v.detach().clone() for k, v in pack.state(i).items()} for i in range(len(runs))]
+    passes = Passes(pack)
+    train(pack, states, max_tokens, passes)
+    return pack, states, passes.by_step
+
+
+def losses_of(state: RunState) -> list[float]:
+    return [log.loss_nats_per_token for log in state.logs]
+
+
+def ours(runs: list[RunSettings], dtype: torch.dtype, max_tokens: int) -> tuple[list[list[float]], list[dict]]:
+    pack, states, _ = trained(runs, dtype, max_tokens)
+    copies = [{k: v.detach().clone() for k, v in pack.state(i).items()} for i in range(len(runs))]
+    return [losses_of(state) for state in states], copies
 
 
 def reference(run: RunSettings, dtype: torch.dtype, extra_padding: int = 0) -> tuple[list[float], dict]:
@@ -80,26 +116,51 @@ def reference_loss(model: torch.nn.Module, batch: list[TokenisedExample], extra_
 
 
 def mixed_pack(num_steps: int) -> list[RunSettings]:
+    """Four ranks, two rates and two seeds; and a fifth run that leaves the pack halfway."""
     return [
         lora_run(1, 1e-3, seed=0, num_steps=num_steps),
         lora_run(4, 3e-3, seed=0, num_steps=num_steps),
         lora_run(16, 1e-3, seed=1, num_steps=num_steps, use_rslora=True),
-        lora_run(64, 3e-3, seed=1, num_steps=num_steps // 2),
+        lora_run(64, 3e-3, seed=1, num_steps=num_steps),
+        lora_run(8, 1e-3, seed=1, num_steps=num_steps // 2),
     ]
 
 
-@pytest.mark.parametrize("max_tokens", [10_000, 60], ids=["one batch", "accumulated"])
-def test_a_mixed_pack_equals_peft_alone_in_float64(max_tokens: int) -> None:
+def assert_near(mine: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    """The same names, all in float64, and no tensor further from PEFT's than 1e-8 of its length."""
+    assert set(mine) == set(expected)
+    for name, tensor in mine.items():
+        assert tensor.dtype == expected[name].dtype == torch.float64, name
+        distance = torch.linalg.vector_norm(tensor - expected[name])
+        assert distance <= 1e-8 * torch.linalg.vector_norm(expected[name]), name
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "least", "most"),
+    [(10_000, 1, 1), (ACCUMULATED_TWICE, 2, 2), (60, 4, math.inf)],
+    ids=["one batch", "accumulation 2", "some rows at a time"],
+)
+def test_a_mixed_pack_equals_peft_alone_in_float64(tmp_path: Path, max_tokens: int, least: int, most: float) -> None:
     runs = mixed_pack(20)
-    losses, states = ours(runs, torch.float64, max_tokens)
-    for run, mine, state in zip(runs, losses, states, strict=True):
+    pack, states, passes = trained(runs, torch.float64, max_tokens)
+    assert len(passes) == 20 and all(least <= len(step) <= most for step in passes)
+    for index, (run, state) in enumerate(zip(runs, states, strict=True)):
         expected, parameters = reference(run, torch.float64)
-        assert len(mine) == len(expected) == run.num_steps
-        assert mine == pytest.approx(expected, rel=1e-8)
-        assert set(state) == set(parameters)
-        for name, tensor in state.items():
-            distance = torch.linalg.vector_norm(tensor - parameters[name])
-            assert distance <= 1e-8 * torch.linalg.vector_norm(parameters[name]), name
+        assert len(state.logs) == len(expected) == run.num_steps
+        assert losses_of(state) == pytest.approx(expected, rel=1e-8, abs=0)
+        assert_near(pack.state(index), parameters)
+        pack.save(index, tmp_path / str(index))
+        assert_near(load_file(tmp_path / str(index) / "adapter" / "adapter_model.safetensors"), parameters)
+
+
+def test_accumulation_divides_each_runs_batch_and_not_only_the_runs() -> None:
+    """Were each pass some runs' whole batches, no gradient would be a sum over two passes."""
+    runs = mixed_pack(20)
+    _, _, passes = trained(runs, torch.float64, ACCUMULATED_TWICE)
+    for index, run in enumerate(runs):
+        num_divided = sum(all(index in members for members in step) for step in passes)
+        # Rows go by length, and now and then all of a batch's eight are among the shorter ones.
+        assert num_divided >= 0.8 * run.num_steps
 
 
 def test_losses_fall_so_that_the_comparison_means_something() -> None:
@@ -107,25 +168,34 @@ def test_losses_fall_so_that_the_comparison_means_something() -> None:
     assert losses[0][-1] < losses[0][0] - 0.3
 
 
-@pytest.mark.parametrize("run", [lora_run(8, 1e-3, 0, 10), full_run(1e-3, 0, 10)], ids=["lora", "full"])
-def test_ten_steps_in_float32(run: RunSettings) -> None:
-    (mine,), _ = ours([run], torch.float32, 60)
-    expected, _ = reference(run, torch.float32)
-    assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-5
+@pytest.mark.parametrize("max_tokens", [10_000, 60], ids=["one batch", "some rows at a time"])
+@pytest.mark.parametrize(
+    "runs",
+    [[lora_run(8, 1e-3, 0, 10)], [full_run(1e-3, 0, 10)], mixed_pack(10)],
+    ids=["lora", "full", "ranks 1, 4, 16 and 64"],
+)
+def test_ten_steps_in_float32(runs: list[RunSettings], max_tokens: int) -> None:
+    losses, _ = ours(runs, torch.float32, max_tokens)
+    for run, mine in zip(runs, losses, strict=True):
+        expected, _ = reference(run, torch.float32)
+        assert max(abs(a - b) for a, b in zip(mine, expected, strict=True)) < 1e-5
 
 
-def test_longer_runs_in_float32_drift_no_more_than_peft_from_itself() -> None:
+@pytest.mark.parametrize("rate", [1e-3, 1e-2])
+def test_longer_runs_in_float32_drift_no_more_than_peft_from_itself(rate: float) -> None:
     """Rounding grows from step to step: PEFT with other padding is no nearer to itself than ours is to it."""
-    run = lora_run(64, 1e-2, seed=0, num_steps=40)
+    run = lora_run(64, rate, seed=0, num_steps=40)
     (mine,), _ = ours([run], torch.float32, 10_000)
     expected, _ = reference(run, torch.float32)
-    paddings = (3, 7, 17)
-    others = [reference(run, torch.float32, extra_padding=number)[0] for number in paddings]
+    others = [reference(run, torch.float32, extra_padding=number)[0] for number in (1, 3, 5, 7, 11, 17)]
     own_drift = max(abs(a - b) for other in others for a, b in zip(other, expected, strict=True))
     drift = max(abs(a - b) for a, b in zip(mine, expected, strict=True))
-    assert 0.0 < own_drift < 1e-2  # else nothing is compared
-    # The largest of some draws of the same rounding: a wrong gradient is off by orders of magnitude.
-    assert drift <= 5.0 * max(own_drift, 1e-6)
+    assert expected[-1] < expected[0] - 0.2 and 0.0 < own_drift < 1e-2  # else nothing is compared
+    # At the lower rate losses of about 4 drift by two or three units of float32's last place. Where a processor rounds
+    # so that PEFT's happen to agree, one such unit in ours would be a multiple of nothing: two of them are always left.
+    smallest = 2 * 4 * torch.finfo(torch.float32).eps
+    # Of ten seeds none drifted 1.6 times as far as PEFT; a wrong gradient is off by orders of magnitude.
+    assert drift <= 2.0 * max(own_drift, smallest)
 
 
 @pytest.mark.parametrize(
