@@ -117,9 +117,11 @@ def test_a_measured_layout_is_trained_in_and_replayed_bit_for_bit(
     for name in ("study.yaml", "plan.json"):
         shutil.copy(first / name, second / name)
     submitted.clear()
+    estimate = plan_of(first).estimate
     monkeypatch.setattr(pipeline, "measured_layout", measured_again)
     assert run_study(study, second).num_failed == 0
     assert plan_of(second).layout == layout and plan_of(second).runs == plan_of(first).runs
+    assert plan_of(second).estimate == estimate, "the forecast is that of the measured layout, too"
     assert_trained_in_one_pack(second, submitted)
     steps = steps_of(first)
     assert {len(rows) for rows in steps.values()} == {3} and len(steps) == 3

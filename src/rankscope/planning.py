@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from rankscope.cost.counted import counted_task, counted_training, counted_validation
-from rankscope.cost.estimate import Outline, estimate, find_device
+from rankscope.cost.estimate import Outline, estimate, find_device, in_layout
 from rankscope.cost.loads import Loads
 from rankscope.cost.model_shapes import ModelShape, shape_of_folder
 from rankscope.data.architectures import code_warnings, read_json, tree_refusal
@@ -40,7 +40,7 @@ from rankscope.design import (
 from rankscope.errors import UserError, within
 from rankscope.expansion import derived_points, expand_arms, expand_runs
 from rankscope.layout import choose_layout, with_precision
-from rankscope.plan import Layout, Plan, validation_task
+from rankscope.plan import Estimate, Layout, Plan, validation_task
 from rankscope.runs import BaseSettings, RunSettings, TrainingData, opening_of, settings_hash
 from rankscope.spec import Study
 from rankscope.store import EXAMPLES, PROMPTS, Store, write_parquet
@@ -100,9 +100,8 @@ def make_plan(
     bases = {name: base.settings for name, base in prepared.items()}
     tensors = {name: dict(base.shape.tensors) for name, base in prepared.items()}
     types = {name: base.model_type for name, base in prepared.items()}
-    layout = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
-    if earlier is not None and keep_layout:
-        layout = earlier.layout
+    first = cluster or choose_layout(study, max(base.shape.num_parameters for base in prepared.values()))
+    layout = earlier.layout if earlier is not None and keep_layout else first
     study = with_precision(study, layout)
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
     all_arms = list({run.arm.label: run.arm for run in runs}.values())
@@ -121,7 +120,7 @@ def make_plan(
         runs=runs,
         probes_fingerprint={name: settings_hash(frame["input_ids"].to_list()) for name, frame in inputs.probes.items()},
         derived={arm.label: derived_points(study, arm, all_arms) for arm in all_arms},
-        estimate=estimate(inputs.outline, find_device(layout, study.optimization.dtype)),
+        estimate=_estimate(inputs.outline, first),
         data=tuple(summary for base in prepared.values() for summary in _summaries(base)),
         overlaps=overlaps,
         warnings=tuple(dict.fromkeys([*warnings, *overlap_warnings(overlaps)])),
@@ -129,6 +128,14 @@ def make_plan(
         today=today,
     )
     return plan, inputs
+
+
+def _estimate(outline: Outline, first: Layout) -> Estimate:
+    """A study's cost; where its layout was measured, by how much faster that was than the one chosen first."""
+    if not outline.layout.trials:
+        return estimate(outline, find_device(outline.layout, outline.study.optimization.dtype))
+    unmeasured = replace(outline, layout=first)
+    return in_layout(_estimate(unmeasured, first), unmeasured, outline.layout)
 
 
 def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFrame]) -> Loads:
