@@ -1,12 +1,12 @@
-"""Both stacks in turn on the same work, on this machine: how long, how much memory, and how much of the machine.
+"""Both stacks in turn on the same work, on this machine: how long, how much host memory, how much of the machine.
 
     python benchmarks/bench.py                                    everything that is possible here
     python benchmarks/bench.py --part scoring --base stories3M    one part again; the other results stay
 
 Every measurement is a process of its own. The stacks take turns (`--repeats` times) so that other work on the machine
-meets both; what counts is the median. Processor seconds are there for machines that others use too. Results go to
-benchmarks/results.json, the table beside it. One part has no other stack: `derive` sets a curve of
-derived models beside the training it came from (derived.py).
+meets both; what counts is the median. Processor seconds are there for machines that others use too. A GPU's own memory
+is not measured. Results go to benchmarks/results.json, with the layout that rankscope ran in; the table beside it. One
+part has no other stack: `derive` sets a curve of derived models beside the training it came from (derived.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from derived import Curve, curves, line_of
 from table import write_table
 from work import BASES, NEEDS_SHARED, SHARED, Work, derived_study, dump_study_file, prepare
 
-from rankscope.store import Store
+from rankscope.plan import Plan
+from rankscope.store import Store, read_model
 
 HERE = Path(__file__).resolve().parent
 PARTS = ("training", "scoring", "text", "spectra", "study", "derive")
@@ -74,7 +75,7 @@ def main() -> None:
 
 
 def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
-    """Seconds and memory of both stacks in one part."""
+    """Seconds and host memory of both stacks in one part."""
     if not (folder / "peer.json").exists():
         _peer("calibrate", folder)
     if part in ("scoring", "text", "spectra"):  # they need trained models
@@ -90,6 +91,8 @@ def measure(part: str, folder: Path, work: Work, repeats: int) -> dict:
     threads = _PEER_ENVIRONMENT.get("OMP_NUM_THREADS", os.cpu_count())
     result: dict = {"matrix_product_rate": rate, "num_cores": os.cpu_count(), "peer_threads": int(threads or 1)}
     result["load_average"] = os.getloadavg()[0]
+    # A whole study plans for itself; the other parts read the plan that `trained` has a copy of.
+    result["layout"] = _layout(Store(folder / ("out" if part == "study" else "trained")))
     for stack, values in taken.items():
         seconds = [value["seconds"] for value in values]
         memory = [value["peak_memory_bytes"] for value in values]
@@ -113,15 +116,23 @@ def measure_derived(base: str, folder: Path, repeats: int) -> dict:
     """The largest rank of the base's work, cut to six lower ones: the repetition in which they cost the median."""
     study = dump_study_file(folder / "derive.yaml", derived_study(base, folder))
     found = []
+    out = folder / "derived"
     for _ in range(repeats):
-        out = folder / "derived"
         shutil.rmtree(out, ignore_errors=True)
         run_process(["-m", "rankscope", "run", str(study), "--out", str(out)], accepted=(0, 3))
         found += curves(Store(out))
     middle = sorted(found, key=lambda curve: curve.share)[(len(found) - 1) // 2]
     shares = [curve.share for curve in found]
     about = {"num_cores": os.cpu_count(), "load_average": os.getloadavg()[0], "all_shares": shares}
-    return {"curve": asdict(middle), "share": middle.share, **about}
+    return {"curve": asdict(middle), "share": middle.share, "layout": _layout(Store(out)), **about}
+
+
+def _layout(store: Store) -> dict[str, int]:
+    """How rankscope divided the machine, by the plan that it worked from."""
+    plan = read_model(store.plan_file, Plan)
+    if plan is None:
+        raise FileNotFoundError(store.plan_file)
+    return plan.layout.model_dump(include={"num_workers", "threads_per_worker", "pack_size"})
 
 
 def _ours(part: str, folder: Path) -> dict:
@@ -142,7 +153,7 @@ def _peer(part: str, folder: Path) -> dict:
 
 
 def run_process(arguments: list[str], *, accepted: tuple[int, ...] = (0,)) -> dict:
-    """Run a process and return what it says of itself, with the most memory that it and its children held."""
+    """Run a process and return what it says of itself, with the most host memory that it and its children held."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         log = Path(folder) / "log.txt"
@@ -172,7 +183,7 @@ def _used_by_children() -> float:
 
 @contextlib.contextmanager
 def _watched(pid: int) -> Iterator[list[int]]:
-    """Samples the memory of a process and its children: pages that several hold are counted once."""
+    """Samples the host memory of a process and its children: pages that several hold are counted once."""
     peak = [0]
     stop = threading.Event()
 
@@ -190,6 +201,7 @@ def _watched(pid: int) -> Iterator[list[int]]:
 
 
 def _memory(pid: int) -> int:
+    """Bytes of the host's memory; what lies on a GPU is not among them."""
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)

@@ -61,7 +61,11 @@ def _processor_seconds() -> float:
 def _packs(plan: Plan, base: str, part: str) -> list[Pack]:
     if part == "training":
         ready = ready_packs(plan, Board(), Rates(), pack_size=plan.layout.pack_size)
-        return [pack for pack in ready if pack.stage == "train"]
+        packs = [pack for pack in ready if pack.stage == "train"]
+        # The other stack trains every run once; a run that waits for something would be work that only it does.
+        if sorted(run_id for pack in packs for run_id in pack.run_ids) != sorted(run.run_id for run in plan.runs):
+            raise RuntimeError("the packs that are ready do not hold every run of the plan once")
+        return packs
     run_ids = [run.run_id for run in sorted(plan.runs, key=lambda run: run.arm.method != "full")]
     if part == "spectra":
         return [Pack("analyse", base, (run_id,), ("spectra", "subspaces")) for run_id in run_ids]

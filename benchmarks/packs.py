@@ -1,10 +1,11 @@
-"""Eight ranks in one pack against one at a time, on a GPU: a random model of Qwen2.5-0.5B's shape in bfloat16.
+"""Eight ranks in one pack against one at a time, on a GPU: a random model of Qwen2.5-0.5B's shape.
 
     python benchmarks/packs.py                                              on a GPU; elsewhere it says so and ends
     python benchmarks/packs.py --shape tiny --device cpu --length 64        whether it runs at all, anywhere
 
-Steps of all runs a second, over batches and lengths, by the measurement with which a study divides its machine. Every
-example has the length in full, a quarter of it learned, so nothing is padded and the two do the same arithmetic.
+Steps of all runs a second, over batches and lengths, by the measurement with which a study divides its machine. Alone,
+each of the eight ranks is measured in turn, and what counts is the time of one step of each. Every example has the
+length in full, a quarter of it learned, so nothing is padded and the two do the same arithmetic.
 """
 
 from __future__ import annotations
@@ -63,13 +64,17 @@ def main() -> None:
         for batch in arguments.batch or BATCHES:
             rows.append(_measured(plan, batch, length))
             print(rows[-1], flush=True)
-    arguments.out.write_text(json.dumps({"gpu": plan.layout.gpu, "dtype": plan.dtype, "points": rows}, indent=1) + "\n")
+    document = {"gpu": plan.layout.gpu, "products_in_bfloat16": plan.is_mixed, "points": rows}
+    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _measured(plan: Plan, batch: int, length: int) -> dict[str, float | int | None]:
     """Steps a second packed and one at a time, and how many times faster packs are; None where one does not fit."""
     runs = [_with_batch(run, batch) for run in plan.runs]
-    packed, alone = (_speed(plan, runs[:number], batch, length) for number in (len(runs), 1))
+    packed = _speed(plan, runs, batch, length)
+    each = [_speed(plan, [run], batch, length) for run in runs]
+    # Ranks differ in speed, so the seconds of a step are added up, not the steps of a second.
+    alone = None if None in each else len(runs) / sum(1.0 / speed for speed in each)
     ratio = None if packed is None or alone is None else packed / alone
     return {"batch": batch, "length": length, "packed": packed, "alone": alone, "ratio": ratio}
 

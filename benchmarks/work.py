@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import polars as pl
 
+from rankscope.cost.estimate import in_layout
 from rankscope.data.hub import model_folder
 from rankscope.data.order import batches
 from rankscope.data.prepare import prepare_task
@@ -77,22 +79,26 @@ def read_work(folder: Path) -> Work:
 def prepare(base: str, folder: Path) -> Work:
     """Write the base's work into a folder: the study with its plan and inputs for one stack, plain files for the other.
 
-    The plan's layout is measured, as a study's is that is to take more than half an hour; the other stack's batch sizes
-    are calibrated likewise. The part `study` plans for itself, and measures nothing where it is short.
+    The layout of this plan is measured by training, however short the study is; `rankscope run` measures it for studies
+    of more than half an hour only. All parts but `study` take this plan. The part `study` makes a plan of its own, with
+    a layout that is not measured where the study is short. Of the other stack the batch sizes for scoring are
+    calibrated. It trains with the study's batch size of 8, so there no batch size is left to choose.
 
     Args:
         base: A key of `BASES`.
-        folder: Made if it is not there; work that is there stays.
+        folder: Made if it is not there. Work that is there stays, unless its plan's layout was not measured.
     """
-    if (folder / "work.json").exists():
+    if (folder / "work.json").exists() and _is_measured(Store(folder / "study")):
         return read_work(folder)
+    for name in ("trained", "peer"):  # what was trained by a plan that is replaced, which `trained` has a copy of
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "peer.json").unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     study = Study.model_validate(BASES[base](folder))
     store = Store(folder / "study")
     plan, inputs = make_plan(study)
-    plan = plan.model_copy(
-        update={"layout": measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))}
-    )
+    layout = measured_layout(plan, inputs.examples, layouts_to_try(study, plan.layout))
+    plan = plan.model_copy(update={"layout": layout, "estimate": in_layout(plan.estimate, inputs.outline, layout)})
     write_text(store.study_file, dump_study(study))
     write_text(store.plan_file, plan.model_dump_json(indent=1) + "\n")
     write_inputs(store, inputs)
@@ -116,6 +122,11 @@ def prepare(base: str, folder: Path) -> Work:
     )
     (folder / "work.json").write_text(json.dumps(asdict(work), indent=1))
     return work
+
+
+def _is_measured(store: Store) -> bool:
+    """Whether the plan's layout was measured; asked of the bare file, which may be of an older format."""
+    return store.plan_file.exists() and bool(json.loads(store.plan_file.read_text())["layout"].get("trials"))
 
 
 def derived_study(base: str, folder: Path) -> dict:
@@ -250,8 +261,6 @@ def _random_llama(folder: Path, shape: dict, tokenizer: Path) -> Path:
     """A Llama of that shape with random weights, and a small tokenizer, whose ids are some of the vocabulary."""
     if (folder / "config.json").exists():
         return folder
-    import shutil
-
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
