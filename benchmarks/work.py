@@ -80,8 +80,8 @@ def prepare(base: str, folder: Path) -> Work:
     """Write the base's work into a folder: the study with its plan and inputs for one stack, plain files for the other.
 
     The layout of this plan is measured by training, however short the study is; `rankscope run` measures it for studies
-    of more than half an hour only. All parts but `study` take this plan. The part `study` makes a plan of its own, with
-    a layout that is not measured where the study is short. Of the other stack the batch sizes for scoring are
+    of more than half an hour only. All parts but `study` and `derive` take this plan. Those two are whole studies that
+    plan for themselves, and measure no layout where they are short. Of the other stack the batch sizes for scoring are
     calibrated. It trains with the study's batch size of 8, so there no batch size is left to choose.
 
     Args:
