@@ -16,7 +16,7 @@ from transformers import get_cosine_schedule_with_warmup
 from rankscope.data.examples import TokenisedExample
 from rankscope.data.order import batches
 from rankscope.models.methods.making import load_tuned, make_trainable
-from rankscope.models.methods.pack import TrainablePack
+from rankscope.models.methods.pack import Texts, TrainablePack
 from rankscope.runs import RunSettings
 from rankscope.train.loop import RunState, diverged_above, divergence, start_run, train
 from solo import Silent
@@ -39,10 +39,10 @@ class Passes(Silent):
         self.by_step.append([])  # the loop asks once before every step
         return False
 
-    def _noted(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool) -> None:
+    def _noted(self, members: Sequence[int], num_rows: Sequence[int], *, is_training: bool, texts: Texts = ()) -> None:
         if is_training:  # validation passes through the model too
             self.by_step[-1].append(tuple(members))
-        self._route(members, num_rows, is_training=is_training)
+        self._route(members, num_rows, is_training=is_training, texts=texts)
 
 
 def trained(
