@@ -308,7 +308,7 @@ def _pack_remarks(study: Study, plan: Plan, leases: Leases) -> list[str]:
     """That packs are not made, where the study file or a measurement asks for them."""
     stated = study.execute.pack_size
     size = plan.layout.pack_size if stated == "auto" else stated
-    if size == 1 or _is_alone(study, leases):
+    if size == 1 or _is_alone(study, leases) or not any(run.packs for run in plan.runs):
         return []
     return [f"LoRA runs go one at a time here: packs (of {size}) are made without --share and on one machine only"]
 

@@ -132,10 +132,11 @@ def make_plan(
 
 def _estimate(outline: Outline, first: Layout) -> Estimate:
     """A study's cost; where its layout was measured, by how much faster that was than the one chosen first."""
-    if not outline.layout.trials:
-        return estimate(outline, find_device(outline.layout, outline.study.optimization.dtype))
+    layout, dtype = outline.layout, outline.study.optimization.dtype
+    if None in (each.tried_speed(layout.trials) for each in (first, layout)):
+        return estimate(outline, find_device(layout, dtype))
     unmeasured = replace(outline, layout=first)
-    return in_layout(_estimate(unmeasured, first), unmeasured, outline.layout)
+    return in_layout(estimate(unmeasured, find_device(first, dtype)), unmeasured, layout)
 
 
 def _loads(name: str, base: _Prepared, examples: dict[tuple[str, str], pl.DataFrame]) -> Loads:

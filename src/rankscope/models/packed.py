@@ -20,7 +20,7 @@ class DrawnText:
     """A text in a forward pass, as dropout knows it.
 
     Attributes:
-        seed: Of its draws: tells it from the other texts, runs and steps, and knows nothing of what is beside it.
+        seed: Of its draws: made of the text and, in training, of the run's seed and the step; not of what is beside it.
         length: Its positions.
         extent: The same with the padding behind it.
     """
@@ -169,7 +169,8 @@ class PackedLoraLinear(nn.Module):
     def _dropped_out(self, x: Float[Tensor, "positions d_in"], member: int) -> Float[Tensor, "positions d_in"]:
         """Dropout whose draws for a text are the same in whatever batch, pack, order and padding it stands.
 
-        The output head sees scored positions alone, and draws from the adapter's own generator.
+        That is so on one kind of device, and in layers that see the texts' positions: the output head and a mixture's
+        experts see others, and draw from the adapter's own generator.
         """
         kept, share = torch.ones_like(x), 1.0 - self.dropout[member]
         texts = self.routing.texts_of(member)
@@ -251,7 +252,7 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def mixed(*numbers: int) -> int:
-    """One number of 63 bits made of several, any of which changes all of its bits."""
+    """One number below 2^63 made of several: a change of any of them may change each of its bits."""
     state = 0
     for number in numbers:
         state = (state ^ number) * 0x9E3779B97F4A7C15 % 2**64  # the golden ratio's, as in SplitMix64

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rankscope.models.masks import attention_window, option_tree_refusal
 from rankscope.models.text_trees import TextTree
-from rankscope.scoring.prefixes import shared_beginnings
+from rankscope.scoring.prefixes import shared_beginnings, shared_length
 from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
 
 # Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
@@ -51,6 +51,11 @@ class Choice:
     def has_branches(self) -> bool:
         """Whether two options have tokens that are read: only then do they need to be kept from each other."""
         return sum(len(option) > 1 for option in self.distinct) > 1
+
+    @property
+    def has_read_options(self) -> bool:
+        """Whether an option has tokens that are read: its last one is only predicted."""
+        return any(len(option) > 1 for option in self.option_ids)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def checked_option_trees(
     worst = _largest_difference(model, new, context, max_tokens) if new else None
     if worst is not None:
         return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")
-    known.update((*found_with, form.name) for form in new)
+    # One item behind a beginning says nothing of whether several are kept from each other.
+    known.update((*found_with, form.name) for form in new if not form.shared or len(form.choices) > 1)
     return OptionTrees(None)
 
 
@@ -125,7 +131,7 @@ def checked_option_trees(
 class _Form:
     """Items that stand in trees of one form: each alone, or all behind the first `shared` tokens of their prompts."""
 
-    name: Literal["options behind a prompt", "items behind a beginning"]
+    name: Literal["options behind a prompt", "items behind a beginning", "items with options behind a beginning"]
     choices: tuple[Choice, ...]
     shared: int = 0
 
@@ -139,10 +145,17 @@ def _forms(choices: Sequence[Choice], max_tokens: int) -> list[_Form]:
     telling = _first(choice for choice in choices if choice.has_branches)
     forms = [_Form("options behind a prompt", telling)] if telling else []
     prompts, totals = [choice.prompt_ids for choice in choices], [_total(choice) for choice in choices]
-    beginning = next((group for group in shared_beginnings(prompts, totals, max_tokens) if group.length), None)
-    if beginning is not None:
-        few = _first(choices[index] for index in beginning.members)
-        forms.append(_Form("items behind a beginning", few, beginning.length))
+    groups = [[choices[index] for index in group.members] for group in shared_beginnings(prompts, totals, max_tokens)]
+    by_length = [(shared_length([choice.prompt_ids for choice in group]), group) for group in groups if len(group) > 1]
+    for name, has_options in (("items behind a beginning", False), ("items with options behind a beginning", True)):
+        found = [
+            (length, few)
+            for length, group in by_length
+            if (few := _first(choice for choice in group if choice.has_read_options is has_options))
+        ]
+        if found:  # of several items they can be kept from each other or not
+            length, few = next((each for each in found if len(each[1]) > 1), found[0])
+            forms.append(_Form(name, few, length))
     return forms
 
 

@@ -32,7 +32,7 @@ class MicroBatch:
         is_joined: The examples share a row: the forward needs `joined_attention`.
         positions: The scored positions, as indices into batch x length; their logits predict `targets`.
         members_of_positions: Each scored position's run, as an index into `members`.
-        texts: Of each member, the examples in its rows, with what tells them from others and how far each goes.
+        texts: Of each member, the examples in its rows; their seeds know the text, and not yet run and step.
         is_counted: False for rows that are another process's: this one has none, and passes through the model with it.
     """
 

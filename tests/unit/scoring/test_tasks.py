@@ -181,22 +181,26 @@ def test_what_cannot_be_scored_is_said(make_llama, tokenizer, make_settings, ite
     assert raised.value.where == "task task, item x"
 
 
+@pytest.mark.parametrize("first", ["no worked examples", "letters behind worked examples"])
 def test_a_form_of_tree_is_compared_in_the_task_that_first_has_it(
-    make_llama, tokenizer, make_settings, choice_items, monkeypatch
+    make_llama, tokenizer, make_settings, choice_items, monkeypatch, first
 ):
-    """What was found right in a task without worked examples says nothing of trees behind them."""
+    """What was found right of options behind a prompt, or of items without options to read, says nothing of both."""
     shots = "Question: How many pens are there in 6 boxes of 4?\nAnswer: 6 * 4 = 24\n"
     assert len(tokenizer.encode(shots)) > 32  # what sharing begins at
     few_shot = [Item(i.item_id, shots + i.prompt, i.options, i.target, 0) for i in choice_items[:4]]
     ends = TextTree.ends
 
-    def leaking(tree, first=0):
+    def leaking(tree, start=0):
         is_nested = any(branch.branches for branch in tree.branches)
-        return [10**6] * tree.total if is_nested else ends(tree, first)
+        return [10**6] * tree.total if is_nested else ends(tree, start)
 
     model = make_llama(torch.float32)
     monkeypatch.setattr(TextTree, "ends", leaking)
-    trees = score_task(model, tokenizer, choice_items[:3], make_settings(), 512).trees
+    letters = [Item(f"i{number}", f"{shots}{number}?\nAnswer:", ("A", "B"), "A", 0) for number in range(4)]
+    assert all(len(tokenizer.encode_pair(item.prompt, letter)[1]) == 1 for item in letters for letter in "AB")
+    items = choice_items[:3] if first == "no worked examples" else letters
+    trees = score_task(model, tokenizer, items, make_settings(), 512).trees
     assert trees == OptionTrees(None)
     scored = score_task(model, tokenizer, few_shot, make_settings(), 512, trees)
     assert scored.scored_by == "separate_rows" and scored.note.startswith("option trees differed from separate rows")
