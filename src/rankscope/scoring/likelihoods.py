@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from rankscope.models.masks import attention_window, option_tree_refusal
 from rankscope.models.text_trees import TextTree
-from rankscope.scoring.prefixes import shared_beginnings, shared_length
+from rankscope.scoring.prefixes import shared_beginnings
 from rankscope.scoring.rows import ScoredRow, completion_rows, slot_log_likelihoods
 
 # Trees and separate rows differ by rounding, a wrong mask by whole nats: per scored token, and at least so much in all.
@@ -145,13 +145,12 @@ def _forms(choices: Sequence[Choice], max_tokens: int) -> list[_Form]:
     telling = _first(choice for choice in choices if choice.has_branches)
     forms = [_Form("options behind a prompt", telling)] if telling else []
     prompts, totals = [choice.prompt_ids for choice in choices], [_total(choice) for choice in choices]
-    groups = [[choices[index] for index in group.members] for group in shared_beginnings(prompts, totals, max_tokens)]
-    by_length = [(shared_length([choice.prompt_ids for choice in group]), group) for group in groups if len(group) > 1]
+    beginnings = [beginning for beginning in shared_beginnings(prompts, totals, max_tokens) if beginning.length]
     for name, has_options in (("items behind a beginning", False), ("items with options behind a beginning", True)):
         found = [
-            (length, few)
-            for length, group in by_length
-            if (few := _first(choice for choice in group if choice.has_read_options is has_options))
+            (beginning.length, few)
+            for beginning in beginnings
+            if (few := _first(choices[i] for i in beginning.members if choices[i].has_read_options is has_options))
         ]
         if found:  # of several items they can be kept from each other or not
             length, few = next((each for each in found if len(each[1]) > 1), found[0])
