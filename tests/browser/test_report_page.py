@@ -284,12 +284,27 @@ def test_a_number_says_what_it_rests_on_by_keyboard(browser, url):
     browser.switch_to.active_element.send_keys(DOWN)
     assert browser.execute_script("return document.activeElement.cellIndex") == column
     assert browser.execute_script("return document.activeElement.parentElement.rowIndex") > row
-    inside = browser.execute_script("const r = document.querySelector('#note').getBoundingClientRect();"
-                                    "return r.top > 0 && r.bottom < innerHeight")  # fmt: skip
-    assert note.is_displayed() and inside, "scrolling to a number does not leave its note behind"
+    # A browser tells of having scrolled with its next picture, not at once.
+    wait_for(lambda: note.is_displayed() and _is_in_sight(browser))
     browser.switch_to.active_element.send_keys(TAB)
     assert not note.is_displayed()
     assert browser.execute_script("return document.querySelectorAll('table.arms [tabindex=\"0\"]').length") == 2
+
+
+def test_a_note_stands_above_its_number_where_there_is_no_room_below(browser, url):
+    open_page(browser, url)
+    cell = browser.find_element("css selector", "table.arms [tabindex='0']")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end', behavior: 'instant'}); arguments[0].focus()", cell)
+    wait_for(lambda: _is_in_sight(browser))
+    lower_edge = browser.execute_script("return document.querySelector('#note').getBoundingClientRect().bottom")
+    assert lower_edge <= browser.execute_script("return arguments[0].getBoundingClientRect().top", cell)
+
+
+def _is_in_sight(browser):
+    """Whether the whole note of a number is inside the window."""
+    return browser.execute_script(
+        "const r = document.querySelector('#note').getBoundingClientRect(); return r.top > 0 && r.bottom < innerHeight"
+    )
 
 
 def test_no_number_of_a_table_is_without_its_source(browser, url, audit_url):
