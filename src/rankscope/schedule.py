@@ -64,13 +64,16 @@ def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] =
 
 
 def shared_out(plan: Plan, packs: list[Pack], busy: Collection[Work] = ()) -> list[Pack]:
-    """At the end of a study, where fewer packs than workers are left, scoring goes out task by task: no worker idles.
+    """At the end of a study scoring goes out task by task, the longest first, so that workers end at the same time.
 
-    Before the end it does not: more is to come for idle workers, and each part has to read its model again.
+    The end is where fewer than two packs a worker are left and nothing more is to come. Before it models stay whole:
+    each part has to read its model again.
     """
+    num_workers = plan.layout.num_workers
+    if num_workers == 1 or len(packs) >= 2 * num_workers:
+        return packs
     pending = [*busy, *(work for pack in packs for work in work_of(pack))]
-    is_more_to_come = any(work[0] == "train" or _is_of_search(plan, work) for work in pending)
-    if is_more_to_come or len(packs) >= plan.layout.num_workers:
+    if any(work[0] == "train" or _is_of_search(plan, work) for work in pending):
         return packs
     parts = [part for pack in packs for part in _task_by_task(pack)]
     return sorted(parts, key=lambda pack: pack_order(plan, pack))
