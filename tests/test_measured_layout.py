@@ -86,6 +86,7 @@ def assert_trained_in_one_pack(out: Path, submitted: list[Pack]) -> None:
     for run_id in (*of_lora, of_full):
         record = store.read_train(run_id)
         assert record is not None and record.status == "complete" and record.num_steps == 3
+        assert record.pack == (() if run_id == of_full else tuple(of_lora))
         started = datetime.fromisoformat(record.started_at)
         spans[run_id] = started, started + timedelta(seconds=record.seconds)
     (first, first_end), (second, second_end), (alone, alone_end) = spans.values()

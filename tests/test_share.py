@@ -47,7 +47,9 @@ class Stopping(pipeline.Silent):
     """A display that shows nothing and goes no further than the plan."""
 
     def planned(self, plan: Plan, remarks: list[str]) -> None:
-        raise Planned(*(text for text in remarks if "packs" in text))
+        said = [text for text in remarks if "packs" in text]
+        assert not (said and plan.layout.pack_words), "packs are shown and denied at once"
+        raise Planned(*said)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 _GPU_FILES = ("nvidia0", "nvidiactl", "nvmap", "kfd", "dxg")
 # The last three are there without a GPU that torch can use, too: which of them count, by what torch is built for.
 _FILES_BY_BUILD = {"cuda": ("nvmap", "dxg"), "hip": ("kfd", "dxg")}
+# What hides GPUs from torch where it is empty or -1; torch for AMD's asks all of them, torch for NVIDIA's the first.
+_HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 # As torch's version.py says it: `cuda: Optional[str] = '12.8'`, or None.
 _BUILT_FOR = re.compile(r"^(cuda|hip)\b[^=\n]*=\s*['\"]", re.MULTILINE)
 _CUDA_DRIVER = "libcuda.so.1"
@@ -129,12 +131,12 @@ def find_device(folder: Path = Path("/dev")) -> str:
     A GPU that was guessed stops a study, and a processor only takes longer. So files that many machines without such a
     GPU have (of AMD's driver, and of Windows under WSL) count only with a torch that is built for it.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+    if _is_hidden("cuda"):
         return "cpu"
     there = {name for name in _GPU_FILES if (folder / name).exists()}
     if not there.isdisjoint({"nvidia0", "nvidiactl"}):
         return "cuda"
-    if there and any(not there.isdisjoint(_FILES_BY_BUILD[build]) and _has_driver(build) for build in torch_builds()):
+    if any(not there.isdisjoint(_FILES_BY_BUILD[build]) and _is_usable(build) for build in torch_builds()):
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "mps"
@@ -148,10 +150,20 @@ def torch_builds() -> set[str]:
     return {name for path in files if path.is_file() for name in _BUILT_FOR.findall(path.read_text(encoding="utf-8"))}
 
 
-def _has_driver(build: str) -> bool:
-    """Whether NVIDIA's driver is there: torch for cuda is what Linux gets by default, with any GPU under WSL."""
+def _is_hidden(build: str) -> bool:
+    """Whether a torch built for `cuda` or `hip` is told by its environment to see no GPU."""
+    asked = _HIDING if build == "hip" else _HIDING[:1]
+    return any(os.environ.get(name) in {"", "-1"} for name in asked)
+
+
+def _is_usable(build: str) -> bool:
+    """Whether a torch built for `cuda` or `hip` will find a GPU, as far as can be told without it.
+
+    NVIDIA's driver is asked for: torch for cuda is what Linux gets by default, and under WSL there are files of any
+    GPU. Torch for AMD's GPUs is installed by those who have one, and is only asked whether it was told to see none.
+    """
     if build != "cuda":
-        return True  # nobody gets torch for AMD's GPUs without asking for it
+        return not _is_hidden(build)
     try:
         ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
@@ -172,7 +184,7 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
     """
     device, system = execute.device, platform.system()
     what = None
-    if device == "cuda" and os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}:
+    if device == "cuda" and _is_hidden("cuda"):
         what = "cuda is asked for, and CUDA_VISIBLE_DEVICES hides every GPU"
     elif device == "cuda" and system == "Linux" and not any((folder / name).exists() for name in _GPU_FILES):
         what = "cuda is asked for, and this machine shows no GPU"

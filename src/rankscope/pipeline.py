@@ -116,7 +116,7 @@ def run_study(
         if not share:
             remove_rubbish(store, board)
         remarks = [*changed_since(earlier.study, study), *damage, *remarks, *_pack_remarks(study, plan, leases)]
-        display.planned(plan, remarks)
+        display.planned(plan if _is_alone(study, leases) else _without_packs(plan), remarks)
         # Of several processes that share a study one tells its tracker what all of them write.
         kind = study.report_to if study.report_to != "none" and leases.take("tracker") else "none"
         with tracking(kind, store.root) as tracker:
@@ -302,6 +302,10 @@ class _Work:
 def _is_alone(study: Study, leases: Leases) -> bool:
     """Whether runs can share packs: where others take runs from the same study, each run has a lease of its own."""
     return not leases.is_shared and study.execute.backend == "local"
+
+
+def _without_packs(plan: Plan) -> Plan:
+    return plan.model_copy(update={"layout": plan.layout.model_copy(update={"pack_size": 1})})
 
 
 def _pack_remarks(study: Study, plan: Plan, leases: Leases) -> list[str]:

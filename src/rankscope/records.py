@@ -94,10 +94,16 @@ class MemoryShortage(Frozen):
 
 
 class TrainRecord(Record):
-    """What a training run did; the losses of every step are in steps.jsonl beside it."""
+    """What a training run did; the losses of every step are in steps.jsonl beside it.
+
+    Attributes:
+        pack: The runs that shared its forward passes, itself among them; empty where it was trained alone.
+        memory_shortages: Where memory ran out on the way, and with how many positions in one forward it went on.
+    """
 
     kind: Literal["train"] = "train"
     run: RunSettings
+    pack: tuple[str, ...] = ()
     num_trainable: int | None = None
     num_parameters: int | None = None
     num_steps: int = 0

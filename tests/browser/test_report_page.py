@@ -294,7 +294,9 @@ def test_a_number_says_what_it_rests_on_by_keyboard(browser, url):
 def test_a_note_stands_above_its_number_where_there_is_no_room_below(browser, url):
     open_page(browser, url)
     cell = browser.find_element("css selector", "table.arms [tabindex='0']")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'end', behavior: 'instant'}); arguments[0].focus()", cell)
+    browser.execute_script(
+        "arguments[0].scrollIntoView({block: 'end', behavior: 'instant'}); arguments[0].focus()", cell
+    )
     wait_for(lambda: _is_in_sight(browser))
     lower_edge = browser.execute_script("return document.querySelector('#note').getBoundingClientRect().bottom")
     assert lower_edge <= browser.execute_script("return arguments[0].getBoundingClientRect().top", cell)

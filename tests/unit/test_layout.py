@@ -219,6 +219,26 @@ def test_the_device_is_a_gpu_where_torch_is_built_for_one_that_is_there(
         assert find_device(tmp_path) == "cpu"
 
 
+@pytest.mark.parametrize(("build", "device"), [("hip", "cpu"), ("cuda", "cuda")])
+@pytest.mark.parametrize("name", ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
+def test_what_hides_amds_gpus_hides_no_others(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    install_torch: Callable[[str], None],
+    name: str,
+    build: str,
+    device: str,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
+    monkeypatch.setenv(name, "-1")
+    install_torch(build)
+    for file in ("kfd", "dxg"):
+        (tmp_path / file).touch()
+    assert find_device(tmp_path) == device
+
+
 @pytest.mark.parametrize(("machine", "device"), [("arm64", "mps"), ("x86_64", "cpu")])
 def test_a_mac_has_mps_where_its_processor_is_apples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, device: str

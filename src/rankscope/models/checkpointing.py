@@ -20,11 +20,12 @@ def recomputed_layers(model: PreTrainedModel, generators: Sequence[torch.Generat
     """Inside, a forward pass keeps one tensor a layer, for a second forward pass in the backward pass.
 
     transformers' own switch works in training mode only, in which some architectures drop out; here models are never in
-    it. What a layer draws (adapters' dropout) and how it attends are the same the second time.
+    it. What a layer draws and how it attends are the same the second time.
 
     Args:
         model: A causal model; adapters may be inside its layers.
-        generators: What adapters draw from, beside torch's own generator.
+        generators: What runs draw from by themselves (PEFT's own modules), beside torch's own generator. Packed LoRA
+            layers seed what they draw for each text, and need nothing here.
 
     Raises:
         UserError: The architecture does not say what its layers are.

@@ -48,6 +48,17 @@ def is_plain(model: PreTrainedModel) -> bool:
     return own.__module__.startswith("transformers.")
 
 
+def find_head(model: PreTrainedModel) -> None:
+    """Find out how a base makes its logits before adapters are in it, whose dropout would draw and make a difference.
+
+    Args:
+        model: A causal model.
+    """
+    if model not in _HEADS:
+        first = torch.zeros(1, dtype=torch.long, device=model.device)
+        scored_log_likelihoods(model, first, first, first, input_ids=torch.arange(3, device=model.device)[None])
+
+
 def scored_losses(
     model: PreTrainedModel,
     positions: Int[Tensor, " scored"],

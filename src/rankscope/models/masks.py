@@ -2,7 +2,7 @@
 
 Which architectures take such a mask is a list of what was tried, because a wrong mask is silent: where a model ignores
 it, branches see each other and every likelihood is a little off. The list alone is not trusted either: scoring
-compares a tree with separate rows on the first items of a study (scoring/likelihoods.py).
+compares a tree with separate rows on a few items of each form (scoring/likelihoods.py).
 """
 
 from __future__ import annotations

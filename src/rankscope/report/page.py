@@ -268,6 +268,12 @@ def _settings_table(settings: pl.DataFrame) -> dict[str, Any]:
     return {"keys": keys, "rows": rows}
 
 
+def _packs(contents: Contents) -> str:
+    """How many runs shared their forward passes at the most, as their records say; empty where each went alone."""
+    largest = max((len(record.pack) for record in contents.trains.values()), default=0)
+    return f", LoRA runs in packs of up to {largest}" if largest else ""
+
+
 def _provenance(contents: Contents) -> list[tuple[str, str]]:
     """Versions, revisions, seeds and layout, as name and value."""
     found = dict(contents.provenance) or next((dict(record.provenance) for record in contents.trains.values()), {})
@@ -275,6 +281,7 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
     packages = {name: version for name, version in (found.get("packages") or {}).items() if version}
     plan = contents.plan
     mixed = ", products of training in bfloat16" if plan.is_mixed else ""
+    twice = ", activations computed twice (gradient checkpointing)" if plan.gradient_checkpointing else ""
     dirty = " (with local changes)" if code.get("dirty") else ""
     rows = [
         ("Code revision", f"{code['commit']}{dirty}" if code.get("commit") else "an installed package"),
@@ -282,11 +289,15 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
         ("Python", str(found.get("python", wording.EMPTY))),
         ("Platform", str(found.get("platform", wording.EMPTY))),
         ("Layout", f"{plan.layout.device}, {wording.counted(plan.layout.num_workers, 'worker')} with "
-         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each{plan.layout.pack_words}, "
-         f"{plan.dtype}{mixed}"),
+         f"{wording.counted(plan.layout.threads_per_worker, 'thread')} each{_packs(contents)}, "
+         f"{plan.dtype}{mixed}{twice}"),
         ("Seeds", ", ".join(str(seed) for seed in sorted({run.seed for run in plan.runs}))
          + f"; rates chosen on {', '.join(map(str, plan.search_seeds))}"),
     ]  # fmt: skip
+    if short := [record for record in contents.trains.values() if record.memory_shortages]:
+        least = min(shortage.max_tokens_per_batch for record in short for shortage in record.memory_shortages)
+        rows.append(("Memory", f"ran out in {wording.counted(len(short), 'run')}, which went on with the same batches "
+                     f"in forward passes of fewer positions ({least} at the least)"))  # fmt: skip
     for base in plan.bases.values():
         revision = f", revision {base.revision}" if base.revision else ""
         commit = f", commit {base.commit}" if base.commit else ""

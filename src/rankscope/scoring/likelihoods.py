@@ -62,7 +62,7 @@ class Choice:
 class OptionTrees:
     """Whether a study's options may be scored in trees: `refusal` says why not.
 
-    Made by `checked_option_trees` for a model on its first items, and kept while that model is scored.
+    Made by `checked_option_trees` for a model on a few items of each form, and kept while that model is scored.
     """
 
     refusal: str | None
@@ -92,7 +92,7 @@ def checked_option_trees(
     max_tokens: int,
     earlier: OptionTrees | None = None,
 ) -> OptionTrees | None:
-    """Decide whether items are scored in trees: a known architecture, and the same numbers on the first items.
+    """Decide whether items are scored in trees: a known architecture, and the same numbers on a few items of each form.
 
     A loaded model is compared once for each form of tree, and again where it gets modules of other kinds (adapters) or
     was found to differ.
@@ -121,7 +121,7 @@ def checked_option_trees(
     new = [form for form in forms if (*found_with, form.name) not in known]
     worst = _largest_difference(model, new, context, max_tokens) if new else None
     if worst is not None:
-        return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on the first items")
+        return OptionTrees(f"option trees differed from separate rows by {worst:.2g} nats on a few items")
     # One item behind a beginning says nothing of whether several are kept from each other.
     known.update((*found_with, form.name) for form in new if not form.shared or len(form.choices) > 1)
     return OptionTrees(None)

@@ -194,6 +194,7 @@ def _record(pack: TrainablePack, state: RunState, status: Status, started_at: st
         seconds=seconds,
         peak_memory_bytes=pack.group.most(_peak_memory(pack)),
         run=state.run,
+        pack=tuple(run.run_id for run in pack.runs) if len(pack.runs) > 1 else (),
         num_trainable=sum(p.numel() for group in pack.parameter_groups(state.index) for p in group["params"]),
         num_parameters=pack.num_base_parameters,
         num_steps=state.step,

@@ -192,7 +192,7 @@ def test_a_refusal_of_trees_is_found_once_and_recorded_with_every_task(study, mo
     assert len(checks) == 1
     for run in (UNTRAINED, FULL):
         record = store.read_evaluate(store.task(run.run_id, "choices"))
-        note = "option trees differed from separate rows by 0.5 nats on the first items"
+        note = "option trees differed from separate rows by 0.5 nats on a few items"
         assert (record.scored_by, record.note) == ("separate_rows", note)
 
 

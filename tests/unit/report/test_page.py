@@ -16,7 +16,7 @@ import polars as pl
 import pytest
 
 from rankscope.errors import UserError
-from rankscope.records import ArmResult, Interval, Verdict
+from rankscope.records import ArmResult, Interval, MemoryShortage, Verdict
 from rankscope.report import stage
 from rankscope.report.figures import make_figures
 from rankscope.report.losses import flips
@@ -202,11 +202,32 @@ def test_the_commit_of_a_base_from_the_hub_is_shown(reported):
     assert f"revision main, commit {'c' * 40}, fingerprint" in rows["Base small"]
 
 
-def test_packs_are_a_part_of_the_layout(reported):
-    plan = reported.contents.plan
-    packed = plan.model_copy(update={"layout": plan.layout.model_copy(update={"pack_size": 4})})
-    alone, together = (dict(_provenance(replace(reported.contents, plan=one)))["Layout"] for one in (plan, packed))
-    assert together == alone.replace(" each, ", " each, LoRA runs in packs of up to 4, ") != alone
+def test_the_layout_tells_of_the_packs_that_were_made_and_not_of_those_that_were_asked_for(reported):
+    contents = reported.contents
+    asked = contents.plan.layout.model_copy(update={"pack_size": 4})
+    run_ids = [*contents.trains]
+    trains = contents.trains | {
+        run_id: contents.trains[run_id].model_copy(update={"pack": tuple(run_ids[:3])}) for run_id in run_ids[:3]
+    }
+    planned = replace(contents, plan=contents.plan.model_copy(update={"layout": asked}))
+    alone, without, together = (
+        dict(_provenance(one))["Layout"] for one in (contents, planned, replace(contents, trains=trains))
+    )
+    assert without == alone
+    assert together == alone.replace(" each, ", " each, LoRA runs in packs of up to 3, ") != alone
+
+
+def test_gradient_checkpointing_and_memory_that_ran_out_are_shown(reported):
+    contents = reported.contents
+    assert "Memory" not in dict(_provenance(contents))
+    first, *_ = contents.trains
+    shortages = tuple(MemoryShortage(step=step, max_tokens_per_batch=size) for step, size in ((3, 512), (4, 256)))
+    short = contents.trains | {first: contents.trains[first].model_copy(update={"memory_shortages": shortages})}
+    saving = contents.plan.model_copy(update={"gradient_checkpointing": True})
+    rows = dict(_provenance(replace(contents, trains=short, plan=saving)))
+    assert rows["Memory"].startswith("ran out in 1 run, which went on with the same batches")
+    assert "(256 at the least)" in rows["Memory"]
+    assert rows["Layout"].endswith("activations computed twice (gradient checkpointing)")
 
 
 def test_a_verdict_is_one_sentence():

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from rankscope.models.group import Group
+from rankscope.models.heads import find_head
 from rankscope.models.joined import can_join, never_join
 from rankscope.models.methods.bottleneck import BottleneckPack
 from rankscope.models.methods.folders import read_lora
@@ -34,6 +35,7 @@ def make_trainable(
     first = runs[0]
     if first.arm.method == "full":
         return FullPack(model, tuple(runs))
+    find_head(model)
     if first.arm.method == "bottleneck":
         return BottleneckPack.fresh(model, tuple(runs))
     if first.arm.capabilities.in_packed_layers:

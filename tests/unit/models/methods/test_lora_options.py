@@ -15,6 +15,8 @@ from peft.tuners.lora.corda import preprocess_corda
 from peft.tuners.lora.loraga import preprocess_loraga
 
 from rankscope.errors import UserError
+from rankscope.models import heads
+from rankscope.models.joined import can_join
 from rankscope.models.methods import initial
 from rankscope.models.methods.initial import configured
 from rankscope.models.methods.making import load_tuned, make_trainable
@@ -23,7 +25,7 @@ from rankscope.models.packed import DrawnText, PackedLoraLinear, Routing, mixed
 from rankscope.runs import RunSettings
 from rankscope.train import loop
 from solo import EXAMPLES, IDS, calibration, logits, losses_of, reference, trained
-from tiny import lora_run, method_run, tiny_llama
+from tiny import VOCAB, lora_run, method_run, tiny_llama
 
 PACKED = {
     "dora": {"use_dora": True},
@@ -169,6 +171,24 @@ def test_an_adapted_head_that_is_tied_is_pefts_and_leaves_the_embeddings(
     assert not run.packs
     with pytest.raises(ValueError, match="cannot tell whose"):
         make_trainable(tiny_llama(torch.float64), [run, run])
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")
+def test_dropout_before_the_head_does_not_make_all_logits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How a model makes its logits is found out without adapters: two draws would look like a head of another kind."""
+    monkeypatch.setattr(heads, "_MAX_LOGITS", 4 * VOCAB)
+    model = tiny_llama(torch.float32)
+    assert can_join(model)  # its check makes logits of its own
+    sizes: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _inputs, logits: sizes.append(logits.numel()))
+    run = lora_run(4, 1e-2, 0, 2, lora_dropout=0.5, target_modules=["q_proj", "lm_head"])
+    pack = make_trainable(model, [run])
+    with torch.no_grad():  # as a checkpoint may leave it: at the start adapters change nothing
+        for tensor in pack.state(0).values():
+            tensor.add_(0.1)
+    sizes.clear()
+    loop.accumulate_gradients(pack, {0: EXAMPLES}, 10_000)
+    assert 0 < max(sizes) <= 4 * VOCAB
 
 
 def test_a_saved_dora_adapter_gives_peft_the_same_logits(tmp_path: Path) -> None:
