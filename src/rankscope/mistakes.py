@@ -78,7 +78,7 @@ def _said(details: list[dict[str, Any]]) -> str:
     first = details[0]
     if len(details) == 1:
         return _WORDS.get(first["type"], _as_it_is)(first)
-    kinds = [_KINDS.get(detail["type"]) or _choices(detail) for detail in details]
+    kinds = [_kind(detail) for detail in details]
     return f"is {_shown(first)}, neither {' nor '.join(dict.fromkeys(kinds))}"
 
 
@@ -87,6 +87,14 @@ def _shown(detail: Mapping[str, Any]) -> str:
     text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else repr(value)
     text = text or repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def _kind(detail: Mapping[str, Any]) -> str:
+    """What a value would have to be, of one of several kinds."""
+    if detail["type"] in _BOUNDS:
+        words, key = _BOUNDS[detail["type"]]
+        return f"a number {words} {detail['ctx'][key]:g}"
+    return _KINDS.get(detail["type"]) or _choices(detail)
 
 
 def _choices(detail: Mapping[str, Any]) -> str:
@@ -101,8 +109,9 @@ def _not_a(kind: str) -> Callable[[Mapping[str, Any]], str]:
     return lambda detail: f"is {_shown(detail)}, not {kind}"
 
 
-def _bound(words: str, key: str) -> Callable[[Mapping[str, Any]], str]:
-    return lambda detail: f"is {_shown(detail)}, and must be {words} {detail['ctx'][key]:g}"
+def _bound(detail: Mapping[str, Any]) -> str:
+    words, key = _BOUNDS[detail["type"]]
+    return f"is {_shown(detail)}, and must be {words} {detail['ctx'][key]:g}"
 
 
 def _no_list(detail: Mapping[str, Any]) -> str:
@@ -110,7 +119,8 @@ def _no_list(detail: Mapping[str, Any]) -> str:
     value = detail.get("input")
     if detail["loc"][-1] == "seeds" and isinstance(value, int) and 1 < value <= 20:
         return f"is {value}, not a list: for {value} seeds write {list(range(value))}"
-    return f"is {_shown(detail)}, not a list: write [{str(value)[:_SHOWN]}]"
+    hint = "" if isinstance(value, bool) else f": write [{str(value)[:_SHOWN]}]"
+    return f"is {_shown(detail)}, not a list{hint}"
 
 
 def _text(detail: Mapping[str, Any]) -> str:
@@ -142,16 +152,17 @@ _KINDS = {
     "bool_parsing": "true or false", "bool_type": "true or false", "string_type": "a text",
     "tuple_type": "a list", "list_type": "a list", "dict_type": "a mapping of names to values",
 }  # fmt: skip
+_BOUNDS = {
+    "greater_than": ("above", "gt"), "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"), "less_than_equal": ("at most", "le"),
+}  # fmt: skip
 _WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     **{name: _not_a(kind) for name, kind in _KINDS.items()},
     "missing": lambda _detail: "is missing",
     "string_type": _text,
     "tuple_type": _no_list,
     "model_type": _section,
-    "greater_than": _bound("above", "gt"),
-    "greater_than_equal": _bound("at least", "ge"),
-    "less_than": _bound("below", "lt"),
-    "less_than_equal": _bound("at most", "le"),
+    **dict.fromkeys(_BOUNDS, _bound),
     "literal_error": _literal,
     "too_short": lambda _detail: "is empty, and needs an entry",
     "string_too_short": lambda _detail: "is empty",

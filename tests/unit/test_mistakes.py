@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from rankscope.mistakes import mistakes
+from rankscope.section import Section
 from rankscope.spec import Study
 
 STUDY = {
@@ -51,6 +52,10 @@ CASES = [
     ("evaluate.e.role", "keep", "is 'keep', and can be `retention`"),
     ("evaluate.e.scorer", "judge", "not written as file.py:function"),
     ("execute.num_workers", "many", "is 'many', neither a whole number nor `auto`"),
+    ("execute.num_workers", True, "is true, neither a whole number nor `auto`"),
+    ("execute.pack_size", 0, "is 0, neither a number above 0 nor `auto`"),
+    ("optimization.warmup_ratio", False, "is false, not a number"),
+    ("evaluate.e.in_domain_for", True, "is true, not a list"),
     ("analyse.spectra", "often", "is 'often', not true or false"),
     ("study", "a b", "'a b' is no name"),
     ("study", "x" * 100, "longer than 80 characters"),
@@ -65,6 +70,40 @@ def test_what_is_wrong_is_said_in_plain_words(key, value, text):
     assert text in mistake.text
     for jargon in ("Input should", "Tuple", "Dictionary", "dictionary", "instance of", "unable to", "valid"):
         assert jargon not in mistake.text
+
+
+def sections(kind=Section):
+    return [each for sub in kind.__subclasses__() for each in (sub, *sections(sub))]
+
+
+def takes_numbers(field):
+    """Whether a number may stand in a field of a JSON schema, and no truth value in its place."""
+    kinds = {each.get("type") for each in (field, *field.get("anyOf", ()))}
+    return "boolean" not in kinds and bool(kinds & {"integer", "number"})
+
+
+def test_no_number_of_a_study_file_is_true_or_false():
+    seen = []
+    for section in sections():
+        for key, field in section.model_json_schema(mode="validation")["properties"].items():
+            if takes_numbers(field):
+                with pytest.raises(ValidationError) as caught:
+                    section.model_validate({key: True})
+                wrong = [error["type"] for error in caught.value.errors() if error["loc"][0] == key]
+                assert {"int_type", "float_type"} & set(wrong), f"{section.__name__}.{key}"
+                seen.append(key)
+    assert len(seen) > 45
+    assert {"pack_size", "checkpoint_seconds", "llm_int8_threshold", "num_train_epochs", "number"} <= set(seen)
+
+
+@pytest.mark.parametrize(("key", "value", "at"), [
+    ("arms.0.rank", [2, True], ".1"), ("arms.0.rank", True, ".0"), ("arms.0.learning_rate", True, ".0"),
+    ("arms.0.rank_pattern", {"q": True}, ".q"), ("seeds", [True], ".0"), ("derive.truncate", [2, True], ".1"),
+])  # fmt: skip
+def test_no_number_of_a_list_or_a_mapping_is_true(key, value, at):
+    (mistake,) = found(key, value)
+    assert mistake.key == f"{key}{at}"
+    assert mistake.text.startswith("is true, not a ")
 
 
 def test_what_follows_from_a_deeper_mistake_is_left_out():
