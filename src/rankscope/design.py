@@ -172,15 +172,21 @@ def _held(base: BaseSettings, experts: Mapping[str, int], shapes: Mapping[str, t
     return f"the experts of base {base.name} ({', '.join(experts)}: {share:.0f}% of its parameters)"
 
 
-def design_warnings(study: Study, smallest: Mapping[str, float], tasks: Mapping[str, tuple[Scoring, int]]) -> list[str]:
+def design_warnings(
+    study: Study,
+    smallest: Mapping[str, float],
+    tasks: Mapping[str, tuple[Scoring, int]],
+    validation: Mapping[str, int],
+) -> list[str]:
     """What the study cannot tell as it is laid out, said before it is paid for.
 
     Args:
         study: The study.
         smallest: From `smallest_differences`.
         tasks: By task, how it is scored and how many independent items it has, as far as that is known.
+        validation: By training set, how many independent validation rows it has, as far as that is known.
     """
-    warnings = _few_texts_warnings(study, tasks)
+    warnings = [*_few_texts_warnings(study, tasks), *_few_rows_warnings(study, validation)]
     margin = study.decide.margin
     for training_set, difference in smallest.items():
         if difference > margin:
@@ -214,6 +220,22 @@ def _few_texts_warnings(study: Study, tasks: Mapping[str, tuple[Scoring, int]]) 
                 "undecided; score more texts, or widen the margin"
             )
     return warnings
+
+
+# Rates are compared on the same rows and mostly lie a factor of two or more apart, so far fewer rows than for arms tell
+# them apart; over fewer than these a row or two decide, whatever is scored.
+FEW_ROWS = 20
+
+
+def _few_rows_warnings(study: Study, validation: Mapping[str, int]) -> list[str]:
+    """Training sets whose rates are chosen on a handful of rows."""
+    return [
+        f"train.{name}: rates are chosen on {number} independent validation {'row' if number == 1 else 'rows'}, few "
+        "to tell rates apart: chance may well choose; hold out more rows, or name others: `validation: {source: FILE}`"
+        for name, number in validation.items()
+        if number < FEW_ROWS
+        and any(study.search.extend or len(arm.learning_rate) > 1 for _, arm in arms_of(study, name))
+    ]
 
 
 def _cluster_warnings(study: Study) -> list[str]:

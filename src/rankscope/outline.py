@@ -73,6 +73,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
     loads = {name: base.loads(study.analyse.num_probe_texts) for name, base in bases.items()}
     outline = Outline(study, runs, loads, shapes, layout, is_estimate=True)
     scored = {name: (load.scoring, load.num_items) for name, load in next(iter(loads.values())).tasks.items()}
+    chosen_on = {name: load.num_items for name, load in next(iter(loads.values())).validation.items()}
     smallest = smallest_differences(study, scored)
     plan = Plan(
         **plan_fields(study, layout),
@@ -89,7 +90,7 @@ def make_outline(study: Study) -> tuple[Plan, Outline]:
         probes_fingerprint=dict.fromkeys(bases, UNREAD),
         estimate=estimate(outline, find_device(layout, study.optimization.dtype)),
         data=tuple(summary for name, base in bases.items() for summary in _summaries(study, name, base)),
-        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest, scored), *_notes(bases)])),
+        warnings=tuple(dict.fromkeys([*design_warnings(study, smallest, scored, chosen_on), *_notes(bases)])),
         smallest_difference=smallest,
     )
     return plan, outline

@@ -105,11 +105,13 @@ def make_plan(
     study = with_precision(study, layout)
     runs = resolve_runs(expand_runs(study, bases, _training_data(prepared)), tensors, types)
     all_arms = list({run.arm.label: run.arm for run in runs}.values())
-    scored = {n: (task.settings.scoring, len(task.items)) for n, task in next(iter(prepared.values())).tasks.items()}
+    a_base = next(iter(prepared.values()))
+    scored = {n: (task.settings.scoring, len(task.items)) for n, task in a_base.tasks.items()}
     smallest = smallest_differences(study, scored)
     overlaps = tuple(overlap for base in prepared.values() for overlap in _overlaps(base))
-    counted = {n: num_independent(task.items) for n, task in next(iter(prepared.values())).tasks.items()}
-    warnings = design_warnings(study, smallest, {n: (scoring, counted[n]) for n, (scoring, _) in scored.items()})
+    counted = {n: (scored[n][0], num_independent(task.items)) for n, task in a_base.tasks.items()}
+    chosen_on = {n: num_independent(data.validation_items) for n, data in a_base.training.items()}
+    warnings = design_warnings(study, smallest, counted, chosen_on)
     warnings += [text for base in prepared.values() for text in _warnings(study, base)]
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(

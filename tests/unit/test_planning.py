@@ -92,6 +92,21 @@ def test_texts_of_one_cluster_are_one_of_those_few(entries: dict, tmp_path: Path
     assert any("their loss on 60 independent texts" in text for text in planned(entries).warnings)
 
 
+@pytest.mark.parametrize(("number", "is_warned"), [(19, True), (20, False)])
+def test_rates_that_are_chosen_on_few_rows_are_warned_of(
+    entries: dict, tmp_path: Path, number: int, is_warned: bool
+) -> None:
+    source = write_rows(tmp_path / "more.jsonl", 100, number)
+    # Rows that count as one are one of those few, and one rate is no choice.
+    rows = Path(source).read_text(encoding="utf-8").splitlines(keepends=True)
+    Path(source).write_text("".join([*rows, *rows[:5]]), encoding="utf-8")
+    entries["train"]["sums"]["validation"] = {"source": source}
+    said = f"train.sums: rates are chosen on {number} independent validation rows, few"
+    assert not any(said in text for text in planned(entries).warnings)
+    entries["arms"][0]["learning_rate"] = [1e-3, 3e-3]
+    assert any(said in text for text in planned(entries).warnings) == is_warned
+
+
 def test_matrices_for_pictures_are_said_and_no_others() -> None:
     names = ("model.vision_tower.encoder.layers.0.fc1.weight", "model.layers.0.mlp.up_proj.weight", "revision.weight")
     shapes = {name: (4, 4) for name in names} | {"model.vision_tower.norm.weight": (4,)}
