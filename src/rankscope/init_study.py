@@ -217,7 +217,9 @@ def _parts(train: str, understood: Contents, columns: Columns | None) -> tuple[s
             mend="add rows, name the column that tells them apart (`--columns`), or write the study file by hand with "
             "a test file of its own",
         )
-    part = "    part: train         # cut by content: 80% train, 10% validation (where rates are chosen), 10% test\n"
+    part = (
+        "    part: train         # cut by content: about 80% train, 10% validation (where rates are chosen), 10% test\n"
+    )
     return part, "part: test", number
 
 

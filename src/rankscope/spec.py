@@ -59,7 +59,7 @@ class Data(Section):
     subset: str | None = Field(None, description="the hub data set's configuration name; of a folder, one inside it")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read, where the source has several")
-    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
+    part: Part | None = Field(None, description="of rows without splits: cut by what is asked, about 80% / 10% / 10%")
     preset: str | None = Field(
         None, description="how rows are read: a preset, or a .yaml file of your own; by the source's name if left out"
     )
@@ -81,12 +81,14 @@ class Validation(Section):
     subset: str | None = Field(None, description="the hub data set's configuration name")
     revision: str | None = Field(None, description="a hub revision: branch, tag or commit")
     split: str | None = Field(None, description="the split to read")
-    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
+    part: Part | None = Field(None, description="of rows without splits: cut by what is asked, about 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows are read; from the source's name where not stated")
     columns: dict[str, str | tuple[str, ...]] | None = Field(
         None, description="what a column is, where the source is another one and it is not found"
     )
-    fraction: Fraction = Field(0.1, description="the part of the training set held out where no source is given")
+    fraction: Fraction = Field(
+        0.1, description="the part of the training set (about so much) held out where no source is given"
+    )
     max_examples: Positive = Field(200, description="at most so many rows")
     scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")
     max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
@@ -111,7 +113,7 @@ class FewShot(Section):
     source: str | None = Field(None, description="a source of their own; the task's where not stated")
     subset: str | None = Field(None, description="the hub data set's configuration name")
     split: str | None = Field(None, description="the split that they come from; the preset's where not stated")
-    part: Part | None = Field(None, description="of rows without splits: cut by content, 80% / 10% / 10%")
+    part: Part | None = Field(None, description="of rows without splits: cut by what is asked, about 80% / 10% / 10%")
     preset: str | None = Field(None, description="how rows of a source of their own are read")
 
 

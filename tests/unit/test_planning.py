@@ -107,6 +107,23 @@ def test_rates_that_are_chosen_on_few_rows_are_warned_of(
     assert any(said in text for text in planned(entries).warnings) == is_warned
 
 
+def test_the_plan_says_of_parts_cut_by_what_is_asked_about_how_large_they_are(
+    entries: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "all.jsonl", 0, 60)
+    entries["train"]["sums"] = {"source": source, "part": "train"}
+    entries["evaluate"]["sums"] |= {"source": source, "part": "test"}
+    path = tmp_path / "study.yaml"
+    write_text(path, dump_study(Study.model_validate(entries)))
+    assert main(["plan", str(path)]) == DONE
+    lines = capsys.readouterr().out.splitlines()
+    for role, words, number in (("train", "part train, about 80%", 47), ("validation", "part validation, about 10%", 5),
+                                ("task", "part test, about 10%", 8)):  # fmt: skip
+        assert sum(
+            line.startswith(f"  {role} sums ({source}; {words}, cut by what is asked): {number} rows") for line in lines
+        ) == 1  # fmt: skip
+
+
 def test_matrices_for_pictures_are_said_and_no_others() -> None:
     names = ("model.vision_tower.encoder.layers.0.fc1.weight", "model.layers.0.mlp.up_proj.weight", "revision.weight")
     shapes = {name: (4, 4) for name in names} | {"model.vision_tower.norm.weight": (4,)}

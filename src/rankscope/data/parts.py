@@ -15,7 +15,7 @@ from rankscope.data.sources import Role, Rows, read_rows
 from rankscope.data.splits import held_out, in_part, normalised
 from rankscope.data.summaries import Label
 from rankscope.errors import UserError, within
-from rankscope.spec import Data, TrainingSet
+from rankscope.spec import Data, Part, TrainingSet
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class DataPart:
     contents: list[Content]
     source: str
     system_prompt: str | None
+    part: Part | None  # of rows without splits
 
     def label(self, base: str, name: str) -> Label:
         """What tables call the part."""
-        return Label(base, name, self.role, self.source)
+        return Label(base, name, self.role, self.source, self.part)
 
 
 def read_contents(data: Data, role: Role) -> tuple[Rows, Contents]:
@@ -104,15 +105,15 @@ def training_parts(spec: TrainingSet) -> tuple[DataPart, DataPart]:
         with within("validation"):
             own_rows, own_understood = read_contents(own, "validation")
         kept, validation = understood.contents, own_understood.contents
-        part = DataPart("validation", own_rows, own_understood, validation, own.source, spec.system_prompt)
+        part = DataPart("validation", own_rows, own_understood, validation, own.source, spec.system_prompt, own.part)
     else:
         kept, validation = _held_apart(understood.contents, stated.fraction)
         # The rest of what is held out stays out of training, or the split would move when rows are added.
         validation = first_rows(validation, stated.max_examples)
-        part = DataPart("validation", rows, understood, validation, spec.source, spec.system_prompt)
+        part = DataPart("validation", rows, understood, validation, spec.source, spec.system_prompt, None)
     if spec.assistant_turns == "all":
         kept = [turn for content in kept for turn in answered_turns(content)]
-    return DataPart("train", rows, understood, kept, spec.source, spec.system_prompt), part
+    return DataPart("train", rows, understood, kept, spec.source, spec.system_prompt, spec.part), part
 
 
 def _held_apart(contents: list[Content], fraction: float) -> tuple[list[Content], list[Content]]:

@@ -156,7 +156,7 @@ def prepare_task(
             options = _options(name, spec, rows, understood)
             items, settings = make_task(options, rows, understood, understood.contents, tokenizer)
             said, source = [Said.of(each) for each in understood.contents], str(spec.source)
-    summary = task_summary(Label(base_name, name, "task", source), understood, items, tokenizer)
+    summary = task_summary(Label(base_name, name, "task", source, spec.part), understood, items, tokenizer)
     warnings = _source_warnings(f"evaluate.{name}", spec, settings.data)
     warnings += task_warnings(f"evaluate.{name}", summary, items, tokenizer.context_length)
     return PreparedTask(items, said, settings, summary, warnings)

@@ -34,9 +34,18 @@ def held_out(questions: Sequence[str], fraction: float) -> list[bool]:
 
 
 def in_part(question: str, part: Part) -> bool:
-    """Whether a question belongs to a part of data that has no splits: 80% train, 10% validation, 10% test."""
+    """Whether a question belongs to a part of data that has no splits: about 80% train, 10% validation, 10% test.
+
+    Each question falls by itself, or adding rows would move others: of few rows the parts are not of these very sizes.
+    """
     low, high = _PARTS[part]
     return low <= split_position(question) < high
+
+
+def part_words(part: Part) -> str:
+    """A part with the share that it has of many rows: `part train, about 80%, cut by what is asked`."""
+    low, high = _PARTS[part]
+    return f"part {part}, about {high - low:.0%}, cut by what is asked"
 
 
 def num_duplicates(keys: Sequence[object]) -> int:

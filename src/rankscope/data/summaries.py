@@ -9,9 +9,10 @@ from typing import Literal
 
 from rankscope.data.examples import Example, Item, TokenisedExample
 from rankscope.data.forms import Contents
-from rankscope.data.splits import num_duplicates
+from rankscope.data.splits import num_duplicates, part_words
 from rankscope.data.tokens import Tokenizer
 from rankscope.records import Frozen
+from rankscope.spec import Part
 
 _SHOWN = 600  # characters of a sample's prompt, and of what is trained on
 
@@ -24,6 +25,7 @@ class Label:
     name: str
     role: Literal["train", "validation", "task"]
     source: str
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class DataSummary(Frozen):
     Attributes:
         name: The training set's or task's name in the study file.
         role: `train`, `validation` or `task`.
+        part: Which part of the source's rows it is, where they have no splits and are cut by what is asked.
         form: What the rows were taken for, for example `question_answer` or `multiple_choice`.
         num_rows: Rows read. A malformed one would have ended everything.
         num_used: Examples or items made of them.
@@ -57,6 +60,7 @@ class DataSummary(Frozen):
     name: str
     role: Literal["train", "validation", "task"]
     source: str
+    part: Part | None = None
     form: str
     num_rows: int
     num_used: int
@@ -213,8 +217,9 @@ def summary_lines(summary: DataSummary) -> list[str]:
     ]  # fmt: skip
     lengths = f"{summary.median_tokens} in the middle, 95% up to {summary.p95_tokens}, longest {summary.longest_tokens}"
     learned = f", {summary.num_scored_tokens:,} learned" if summary.role == "train" else ""
+    source = f"{summary.source}; {part_words(summary.part)}" if summary.part else summary.source
     lines = [
-        f"  {summary.role} {summary.name} ({summary.source}): {', '.join(counts)}",
+        f"  {summary.role} {summary.name} ({source}): {', '.join(counts)}",
         f"    {summary.num_tokens:,} tokens{learned}; each {lengths}",
     ]
     if summary.unread_fields:
