@@ -92,6 +92,18 @@ def test_running_again_does_nothing(finished: tuple) -> None:
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("*") if path.is_file()} == before
 
 
+def test_a_study_goes_on_to_its_end_where_nobody_reads_on(finished: tuple) -> None:
+    study, out, done = finished
+    (out / "report" / "index.html").unlink()
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head` has, when it has seen enough
+    command = [*COMMAND, "run", str(study), "--out", str(out)]
+    again = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, timeout=300)
+    os.close(writer)
+    assert (again.returncode, again.stderr) == (done.returncode, "")
+    assert (out / "report" / "index.html").is_file()
+
+
 def test_a_study_that_was_carried_out_on_a_gpu_is_decided_again_without_one(
     finished: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

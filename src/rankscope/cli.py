@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,29 +35,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status.
     """
     try:
+        return _carried_out(arguments)
+    except BrokenPipeError:
+        return DONE  # whoever read the output has gone (`| head`), and all that was left to do was to print
+    finally:
+        _let_readers_go()
+
+
+def _carried_out(arguments: Sequence[str] | None) -> int:
+    try:
         options = make_parser().parse_args(arguments)
         return _VERBS[options.verb](options)
     except UserError as error:
-        print(f"rankscope: {error.message()}", file=sys.stderr)
+        _tell(error.message())
         return USER_ERROR
     except MachineError as error:
-        text = f"rankscope: stopped: {error}\n  what was computed stays; when that is mended the same command goes on"
-        print(text, file=sys.stderr)
+        _tell(f"stopped: {error}\n  what was computed stays; when that is mended the same command goes on")
         return SOME_FAILED
     except DamagedFile as error:
-        print(f"rankscope: {error}\n  mend: `rankscope run` finds what is damaged and does it again", file=sys.stderr)
+        _tell(f"{error}\n  mend: `rankscope run` finds what is damaged and does it again")
         return SOME_FAILED
     except (NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError, FileNotFoundError) as error:
         # A path of the command line that is not what it should be; nothing else here opens files of a person's naming.
-        print(f"rankscope: {error.filename}: {error.strerror}\n  mend: give another path", file=sys.stderr)
+        _tell(f"{error.filename}: {error.strerror}\n  mend: give another path")
         return USER_ERROR
     except KeyboardInterrupt:
-        print("rankscope: interrupted; the same command goes on from here", file=sys.stderr)
+        _tell("interrupted; the same command goes on from here")
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read the output has gone (`| head`); there is nobody to tell.
-        sys.stderr.close()
-        return DONE
+
+
+def _tell(text: str) -> None:
+    """Say why a verb ends as it does; where nobody reads it (`2>&1 | head`), the exit status does."""
+    with suppress(BrokenPipeError):
+        print(f"rankscope: {text}", file=sys.stderr)
+
+
+def _let_readers_go() -> None:
+    """Write out what is printed while a reader that has gone can be borne: at its end Python would report one."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # as it is where the shell closed it
+                stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -160,13 +181,11 @@ def _run_study(study: Study, out: Path, options: argparse.Namespace) -> int:
     from rankscope.execute.server import importing_early
 
     with importing_early(study):  # what this process imports meanwhile is a part of what it does not wait for
-        from rich.console import Console
-
         from rankscope.display import make_display
         from rankscope.pipeline import run_study
-        from rankscope.terminal import print_verdicts
+        from rankscope.terminal import PatientConsole, print_verdicts
 
-        console = Console()
+        console = PatientConsole()
         display = make_display(console)
         try:
             with _stopping_on_request():

@@ -22,6 +22,17 @@ _BILLION = 1e9
 _WIDTH, _WIDEST = 100, 1000
 
 
+class PatientConsole(Console):
+    """A console whose work goes on where nobody reads on (`rankscope run study.yaml | head`).
+
+    Rich's own ends the program there, and with it what trains; overriding this method is how it lets others do better.
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing from now on."""
+        self.quiet = True
+
+
 def plan_lines(study: Study, plan: Plan) -> list[str]:
     """The plan for a person: arms, data as understood, runs, cost, warnings."""
     return [
