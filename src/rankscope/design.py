@@ -284,6 +284,24 @@ def choice_warnings(
     return warnings
 
 
+def budget_warnings(study: Study, longest: Mapping[str, int]) -> list[str]:
+    """That rows are longer than what goes through a model at once: the limit then bounds neither them nor their memory.
+
+    Args:
+        study: The study.
+        longest: By what rows are for, such as `train facts`, the tokens of the longest as a model sees it.
+    """
+    limit = study.execute.max_tokens_per_batch
+    above = {name: number for name, number in longest.items() if number > limit}
+    if not above:
+        return []
+    rows = ", ".join(f"{name} has up to {number}" for name, number in above.items())
+    return [
+        f"execute.max_tokens_per_batch is {limit}, and rows are longer ({rows} tokens): each of these goes through the "
+        "model alone and whole, with the memory that it takes"
+    ]
+
+
 def plan_fields(study: Study, layout: Layout) -> dict[str, Any]:
     """What a plan repeats of its study, whatever data and models hold; the study's precision is settled."""
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ from rankscope.data.targets import resolve_runs
 from rankscope.data.tokens import Tokenizer
 from rankscope.design import (
     bottleneck_warnings,
+    budget_warnings,
     choice_warnings,
     design_warnings,
     expert_warnings,
@@ -112,6 +114,7 @@ def make_plan(
     counted = {n: (scored[n][0], num_independent(task.items)) for n, task in a_base.tasks.items()}
     chosen_on = {n: num_independent(data.validation_items) for n, data in a_base.training.items()}
     warnings = design_warnings(study, smallest, counted, chosen_on)
+    warnings += budget_warnings(study, _longest(prepared.values()))
     warnings += [text for base in prepared.values() for text in _warnings(study, base)]
     inputs = _inputs(study, prepared, runs, layout)
     plan = Plan(
@@ -300,6 +303,16 @@ def _probes(tokenizer: Tokenizer, tasks: dict[str, PreparedTask], number: int) -
 def _summaries(base: _Prepared) -> list[DataSummary]:
     parts = [summary for data in base.training.values() for summary in data.summaries]
     return parts + [task.summary for task in base.tasks.values()]
+
+
+def _longest(bases: Iterable[_Prepared]) -> dict[str, int]:
+    """By what rows are for, the tokens of the longest of them to any base, as far as that base reaches."""
+    longest: dict[str, int] = {}
+    for base in bases:
+        for summary in _summaries(base):
+            name, reach = f"{summary.role} {summary.name}", base.context_length or summary.longest_tokens
+            longest[name] = max(longest.get(name, 0), min(summary.longest_tokens, reach))
+    return longest
 
 
 def _overlaps(base: _Prepared) -> list[Overlap]:

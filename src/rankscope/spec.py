@@ -351,7 +351,9 @@ class Execute(Section):
         "auto", description="choose what is auto by some seconds of training; auto does so before long studies"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto takes a GPU where there is one")
-    max_tokens_per_batch: Positive = Field(8192, description="token positions in one forward pass; more are split")
+    max_tokens_per_batch: Positive = Field(
+        8192, description="token positions in one forward pass; more are split, a longer row goes alone"
+    )
     gradient_checkpointing: bool = Field(
         False, description="training keeps one tensor a layer and computes the rest again: less memory, more time"
     )

@@ -107,6 +107,19 @@ def test_rates_that_are_chosen_on_few_rows_are_warned_of(
     assert any(said in text for text in planned(entries).warnings) == is_warned
 
 
+def test_rows_that_are_longer_than_the_budget_of_tokens_are_said_once(entries: dict) -> None:
+    longest = {f"{summary.role} {summary.name}": summary.longest_tokens for summary in planned(entries).data}
+    assert len(set(longest.values())) > 1
+    for limit in (min(longest.values()) - 1, max(longest.values()) - 1, max(longest.values())):
+        warnings = planned(entries | {"execute": {"max_tokens_per_batch": limit}}).warnings
+        said = [text for text in warnings if f"max_tokens_per_batch is {limit}, and rows are longer" in text]
+        above = {name: number for name, number in longest.items() if number > limit}
+        assert len(said) == (1 if above else 0)
+        assert all(
+            (f"{name} has up to {number}" in "".join(said)) == (name in above) for name, number in longest.items()
+        )
+
+
 def test_the_plan_says_of_parts_cut_by_what_is_asked_about_how_large_they_are(
     entries: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
