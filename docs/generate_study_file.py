@@ -52,9 +52,10 @@ decide: {margin: 0.02, forgetting_budget: 0.02}
 
 _INTRODUCTION = """A study is one YAML file. This page has every key that it may hold and is written by
     `docs/generate_study_file.py` from `src/rankscope/spec.py`. A key that is not here is refused, with its line and the
-    nearest valid name. Keys have the names of Hugging Face and PEFT; where a short spelling is given too, both mean the
-    same, and giving both is refused. `rankscope init` writes a commented file for a model and a data file. Without this
-    page at hand: `python -c "from rankscope.keys import show; show()"` lists every key with what it means."""
+    nearest valid name. Keys have the names of Hugging Face and PEFT where those have the setting; where a short
+    spelling is given too, both mean the same, and giving both is refused. `rankscope init` writes a commented file for
+    a model and a data file. Without this page at hand:
+    `python -c "from rankscope.keys import show; show()"` lists every key with what it means."""
 _OVERRIDES = """`--set KEY=VALUE` (for `plan` and `run`, repeatable) lays a value over the file. The value is YAML and
     goes through the same schema; dots lead into sections, numbers into lists: `--set seeds='[0, 1, 2, 3]'`,
     `--set optimization.max_steps=50`, `--set arms.0.learning_rate=1e-4`. The study as it was run, overrides applied, is
@@ -94,7 +95,16 @@ _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (
         Arm,
         """A list; each entry is an arm, or one arm for each rank. Each learning rate of an arm is a candidate.""",
     ),
-    ("optimization", Optimization, "How runs are trained; the same for all arms, except where an arm says otherwise."),
+    (
+        "optimization",
+        Optimization,
+        """How runs are trained; the same for all arms, except where an arm says otherwise. TrainingArguments' names are
+        `num_train_epochs`, `max_steps`, `lr_scheduler_type`, `warmup_ratio` (before transformers 5), `weight_decay`,
+        `max_grad_norm`, `adam_beta1`, `adam_beta2`, `adam_epsilon`, `optim`, `bf16`, and `learning_rate` of an arm.
+        `batch_size` is the effective batch, the product of their `per_device_train_batch_size`,
+        `gradient_accumulation_steps` and number of devices, so the first two are
+        refused with this one's name.""",
+    ),
     (
         "evaluate.{name}",
         Task,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import runpy
 import typing
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from transformers import TrainingArguments
 
 from rankscope.expansion import expand_arms
-from rankscope.spec import Arm, OptimizationFields, Section, Study
+from rankscope.spec import Arm, Optimization, OptimizationFields, Section, Study
 from rankscope.study_file import load_study
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -47,6 +50,16 @@ def test_page_has_every_key_of_every_section_once(generator: dict) -> None:
         assert [row.split("`")[1] for row in rows] == own
         assert all(row.replace("\\|", "").count("|") == 7 for row in rows)
         assert all(row.rsplit("|", 2)[1].strip() for row in rows), "every key has a meaning"
+
+
+def test_the_names_that_are_said_to_be_of_training_arguments_are(generator: dict) -> None:
+    text = next(text for _, part, text in generator["_SECTIONS"] if part is Optimization)
+    _, said = text.split("TrainingArguments' names are")
+    named = set(re.findall(r"`(\w+)`", said.partition("`batch_size`")[0]))
+    theirs = {field.name for field in dataclasses.fields(TrainingArguments)}
+    ours = {field.alias or name for name, field in Optimization.model_fields.items()} | {"learning_rate"}
+    assert named - {"warmup_ratio"} == ours & theirs - {"warmup_ratio"}
+    assert "batch_size" not in theirs and {"per_device_train_batch_size", "gradient_accumulation_steps"} <= theirs
 
 
 def test_the_example_is_a_study(generator: dict, tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class Task(Data):
 
 
 class OptimizationFields(Section):
-    """How runs are optimised, with TrainingArguments' names; the part that an arm may override.
+    """How runs are optimised, with TrainingArguments' names where those have the setting; what an arm may override.
 
     `max_length` is not in it: all runs of a seed see the same examples.
     """
