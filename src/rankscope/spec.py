@@ -346,7 +346,10 @@ class Execute(Section):
         "auto", description="processes, no more than GPUs or cores; auto: one for each"
     )
     threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
-    pack_size: Positive | Literal["auto"] = Field("auto", description="LoRA runs trained in one forward over one base")
+    pack_size: Positive | Literal["auto"] = Field(
+        "auto",
+        description="most LoRA runs trained in one forward over one base; auto: one, or what is measured to be best",
+    )
     measure: bool | Literal["auto"] = Field(
         "auto", description="choose what is auto by some seconds of training; auto does so before long studies"
     )
