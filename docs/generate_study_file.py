@@ -58,8 +58,10 @@ _INTRODUCTION = """A study is one YAML file. This page has every key that it may
     `python -c "from rankscope.keys import show; show()"` lists every key with what it means."""
 _OVERRIDES = """`--set KEY=VALUE` (for `plan` and `run`, repeatable) lays a value over the file. The value is YAML and
     goes through the same schema; dots lead into sections, numbers into lists: `--set seeds='[0, 1, 2, 3]'`,
-    `--set optimization.max_steps=50`, `--set arms.0.learning_rate=1e-4`. The study as it was run, overrides applied, is
-    `study.yaml` in the study directory. Paths are taken from the folder in which the command is called."""
+    `--set optimization.max_steps=50`, `--set arms.0.learning_rate=1e-4`. It counts for that call alone: to go on with
+    a study give it again, for a call without it takes the file's own value, and says what has changed since the last.
+    The study as it was run, overrides applied, is `study.yaml` in the study directory. Paths are taken
+    from the folder in which the command is called."""
 
 # What each section is for; `{name}` stands for a name of your choice.
 _SECTIONS: tuple[tuple[str, type[Section], str], ...] = (

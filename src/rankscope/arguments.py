@@ -84,7 +84,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, metavar="STUDY", help="the study file")
-    text = "override a setting; recorded like the file itself (repeatable)"
+    text = "override a setting for this call alone; give it again to go on with the study (repeatable)"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 
