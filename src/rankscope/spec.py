@@ -86,9 +86,7 @@ class Validation(Section):
     columns: dict[str, str | tuple[str, ...]] | None = Field(
         None, description="what a column is, where the source is another one and it is not found"
     )
-    fraction: Fraction = Field(
-        0.1, description="the part of the training set (about so much) held out where no source is given"
-    )
+    fraction: Fraction = Field(0.1, description="the part of the training set, about, held out if no source is given")
     max_examples: Positive = Field(200, description="at most so many rows")
     scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")
     max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")
@@ -347,8 +345,7 @@ class Execute(Section):
     )
     threads_per_worker: Positive | Literal["auto"] = Field("auto", description="processor threads in each")
     pack_size: Positive | Literal["auto"] = Field(
-        "auto",
-        description="most LoRA runs trained in one forward over one base; auto: one, or what is measured to be best",
+        "auto", description="the most LoRA runs in one forward over one base; auto: 1, or what was measured as fastest"
     )
     measure: bool | Literal["auto"] = Field(
         "auto", description="choose what is auto by some seconds of training; auto does so before long studies"
