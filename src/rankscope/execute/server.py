@@ -21,7 +21,13 @@ from rankscope.plan import Layout
 from rankscope.spec import Study
 
 # What takes seconds to import and starts no threads; polars does, so nothing that imports it is here.
-SHARED_MODULES = ["torch", "transformers.modeling_utils", "transformers.models.auto.modeling_auto", "peft"]
+SHARED_MODULES = [
+    "torch",
+    "transformers.modeling_utils",
+    "transformers.models.auto.modeling_auto",
+    "peft",
+    "rankscope.execute.frozen",
+]
 
 
 @dataclass(frozen=True)

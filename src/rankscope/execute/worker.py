@@ -28,8 +28,7 @@ def worker_main(connection: Connection, root: Path, log_file: Path, place: Place
         log_file: Where what is printed before the first pack goes; later it goes to the log of the pack's run.
         place: Among the processes of the worker, where it trains models in parts; the first tells of progress.
     """
-    # What was imported before the fork is shared until somebody writes to it, and a collection writes to every object.
-    gc.freeze()
+    gc.freeze()  # modules stay; collections need not look at them
     stop = threading.Event()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides what it means
     signal.signal(signal.SIGTERM, lambda *_: stop.set())  # the parent's wish for a checkpoint and an end
