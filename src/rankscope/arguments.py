@@ -84,7 +84,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, metavar="STUDY", help="the study file")
-    text = "override a setting for this call alone; give it again to go on with the study (repeatable)"
+    text = "override a setting for this call alone, and record it; give it again to go on with it (repeatable)"
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
 
 

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return DONE  # whoever read the output has gone (`| head`), and all that was left to do was to print
     finally:
-        _let_readers_go()
+        _flush_or_discard()
 
 
 def _carried_out(arguments: Sequence[str] | None) -> int:
@@ -66,15 +66,16 @@ def _carried_out(arguments: Sequence[str] | None) -> int:
 
 def _tell(text: str) -> None:
     """Say why a verb ends as it does; where nobody reads it (`2>&1 | head`), the exit status does."""
-    with suppress(BrokenPipeError):
-        print(f"rankscope: {text}", file=sys.stderr)
+    if sys.stderr is not None:  # as it is where the shell closed it; print would take the other stream
+        with suppress(BrokenPipeError):
+            print(f"rankscope: {text}", file=sys.stderr)
 
 
-def _let_readers_go() -> None:
-    """Write out what is printed while a reader that has gone can be borne: at its end Python would report one."""
+def _flush_or_discard() -> None:
+    """Flush both streams; of one whose reader has gone discard the rest, which Python would report at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:  # as it is where the shell closed it
+            if stream is not None:
                 stream.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -208,7 +209,7 @@ def _status(options: argparse.Namespace) -> int:
     from rankscope.store import Store
     from rankscope.terminal import status_lines
 
-    is_redrawn = options.watch and not options.json and sys.stdout.isatty()
+    is_redrawn = options.watch and not options.json and sys.stdout is not None and sys.stdout.isatty()
     while True:
         state = study_status(Store(options.directory))
         if options.json:

@@ -289,7 +289,7 @@ def budget_warnings(study: Study, longest: Mapping[str, int]) -> list[str]:
 
     Args:
         study: The study.
-        longest: By what rows are for, such as `train facts`, the tokens of the longest as a model sees it.
+        longest: By what rows are for, such as `train facts`, the tokens of the longest; of items with one option.
     """
     limit = study.execute.max_tokens_per_batch
     above = {name: number for name, number in longest.items() if number > limit}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -153,17 +154,19 @@ class CountLines:
     """How far something is that is done piece by piece: a line now and then, with the time that is left.
 
     Args:
-        stream: Where the lines go.
+        stream: Where the lines go; None, as it is where the shell closed it, for nowhere.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._what = ""
         self._started = self._said = 0.0
 
     def message(self, text: str) -> None:
-        """One line."""
-        print(text, file=self._stream, flush=True)
+        """One line; what it tells of goes on where nobody reads it."""
+        if self._stream is not None:
+            with suppress(BrokenPipeError):
+                print(text, file=self._stream, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """So many of so many are done."""

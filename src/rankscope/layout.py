@@ -66,7 +66,7 @@ def choose_layout(study: Study, num_parameters: int) -> Layout:
     if threads == "auto":
         threads = max(1, cores // (workers * execute.shard))
     # Where nothing is measured: on a processor packs make no short study faster, and what fits a GPU is not known.
-    pack_size = 1 if execute.pack_size == "auto" else execute.pack_size
+    pack_size = 1 if execute.pack_size == "auto" or execute.backend != "local" else execute.pack_size
     gpu = gpus[0] if gpus else None
     return Layout(
         device=device,
@@ -131,7 +131,7 @@ def find_device(folder: Path = Path("/dev")) -> str:
     A GPU that was guessed stops a study, and a processor only takes longer. So files that many machines without such a
     GPU have (of AMD's driver, and of Windows under WSL) count only with a torch that is built for it.
     """
-    if _is_hidden("cuda"):
+    if _hidden_by("cuda"):
         return "cpu"
     there = {name for name in _GPU_FILES if (folder / name).exists()}
     if not there.isdisjoint({"nvidia0", "nvidiactl"}):
@@ -150,10 +150,10 @@ def torch_builds() -> set[str]:
     return {name for path in files if path.is_file() for name in _BUILT_FOR.findall(path.read_text(encoding="utf-8"))}
 
 
-def _is_hidden(build: str) -> bool:
-    """Whether a torch built for `cuda` or `hip` is told by its environment to see no GPU."""
+def _hidden_by(build: str) -> str | None:
+    """Which environment variable tells a torch built for `cuda` or `hip` to see no GPU."""
     asked = _HIDING if build == "hip" else _HIDING[:1]
-    return any(os.environ.get(name) in {"", "-1"} for name in asked)
+    return next((name for name in asked if os.environ.get(name) in {"", "-1"}), None)
 
 
 def _is_usable(build: str) -> bool:
@@ -163,7 +163,7 @@ def _is_usable(build: str) -> bool:
     GPU. Torch for AMD's GPUs is installed by those who have one, and is only asked whether it was told to see none.
     """
     if build != "cuda":
-        return not _is_hidden(build)
+        return _hidden_by(build) is None
     try:
         ctypes.CDLL(_CUDA_DRIVER)
     except OSError:
@@ -184,8 +184,9 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
     """
     device, system = execute.device, platform.system()
     what = None
-    if device == "cuda" and _is_hidden("cuda"):
-        what = "cuda is asked for, and CUDA_VISIBLE_DEVICES hides every GPU"
+    hidden_by = _hidden_by("hip" if torch_builds() == {"hip"} else "cuda")
+    if device == "cuda" and hidden_by:
+        what = f"cuda is asked for, and {hidden_by} hides every GPU"
     elif device == "cuda" and system == "Linux" and not any((folder / name).exists() for name in _GPU_FILES):
         what = "cuda is asked for, and this machine shows no GPU"
     elif device == ("cuda" if system == "Darwin" else "mps"):

@@ -69,6 +69,11 @@ class Trial(Frozen):
     steps_per_second: float
 
 
+def pack_words(size: int) -> str:
+    """How many runs share a forward, to stand behind what else is said of a layout; empty where each goes alone."""
+    return f", LoRA runs in packs of up to {size}" if size > 1 else ""
+
+
 class Layout(Frozen):
     """Where work runs; replayed from plan.json, so that a study repeats bit for bit.
 
@@ -96,8 +101,8 @@ class Layout(Frozen):
 
     @property
     def pack_words(self) -> str:
-        """How many runs share a forward, to stand behind what else is said of a layout; empty where each goes alone."""
-        return f", LoRA runs in packs of up to {self.pack_size}" if self.pack_size > 1 else ""
+        """How many runs share a forward at the most, in words."""
+        return pack_words(self.pack_size)
 
     def tried_speed(self, trials: Sequence[Trial]) -> float | None:
         """The steps a second that trials of this division of the machine made; None where none did."""

@@ -306,7 +306,7 @@ def _summaries(base: _Prepared) -> list[DataSummary]:
 
 
 def _longest(bases: Iterable[_Prepared]) -> dict[str, int]:
-    """By what rows are for, the tokens of the longest of them to any base, as far as that base reaches."""
+    """By what rows are for, the tokens of the longest to any base, as far as it reaches: of items with one option."""
     longest: dict[str, int] = {}
     for base in bases:
         for summary in _summaries(base):

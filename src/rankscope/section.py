@@ -27,8 +27,9 @@ def _with_checked_numbers(part: Any) -> Any:
         return type(part)(_with_checked_numbers(each) for each in part)
     if not isinstance(part, dict) or _is_checked(part):
         return part
-    if part.get("type") in _CHECKS:
-        return core_schema.no_info_before_validator_function(_CHECKS[part["type"]], part)
+    kind = part.get("type")  # no text where it is a field of that name
+    if isinstance(kind, str) and kind in _CHECKS:
+        return core_schema.no_info_before_validator_function(_CHECKS[kind], part)
     return {key: _with_checked_numbers(each) for key, each in part.items()}
 
 

@@ -86,7 +86,7 @@ class Validation(Section):
     columns: dict[str, str | tuple[str, ...]] | None = Field(
         None, description="what a column is, where the source is another one and it is not found"
     )
-    fraction: Fraction = Field(0.1, description="the part of the training set, about, held out if no source is given")
+    fraction: Fraction = Field(0.1, description="about so much of the training set is held out if no source is given")
     max_examples: Positive = Field(200, description="at most so many rows")
     scoring: Scoring | None = Field(None, description="how they are scored; from the form where not stated")
     max_new_tokens: Positive = Field(256, description="the longest answer that is generated, in tokens")

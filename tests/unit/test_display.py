@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rankscope.board import Board
 from rankscope.clock import Clock
-from rankscope.display import LiveDisplay, PlainDisplay, duration
+from rankscope.display import CountLines, LiveDisplay, PlainDisplay, duration
 from rankscope.execute.events import Failed, Finished, Progress
 from rankscope.plan import Pack, Plan, piece_key
 from rankscope.records import Rates
@@ -161,3 +161,15 @@ def test_a_failure_is_shown_at_once_and_losses_as_they_come(tmp_path: Path, kind
     assert "1.234" in text
     written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").split("\n")
     assert any(re.match(rf" *train 0/{total}, ", line) for line in written), "the summary has a line of its own"
+
+
+class Unread(io.StringIO):
+    """A stream whose reader has gone."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_count_goes_on_where_nobody_reads_it() -> None:
+    for stream in (Unread(), None):
+        CountLines(stream).message("read 1 of 2")

@@ -220,23 +220,27 @@ def test_the_device_is_a_gpu_where_torch_is_built_for_one_that_is_there(
 
 
 @pytest.mark.parametrize(("build", "device"), [("hip", "cpu"), ("cuda", "cuda")])
-@pytest.mark.parametrize("name", ["HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"])
+@pytest.mark.parametrize(("name", "value"), [("HIP_VISIBLE_DEVICES", "-1"), ("ROCR_VISIBLE_DEVICES", "")])
 def test_what_hides_amds_gpus_hides_no_others(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     install_torch: Callable[[str], None],
     name: str,
+    value: str,
     build: str,
     device: str,
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: None)
-    monkeypatch.setenv(name, "-1")
+    monkeypatch.setenv(name, value)
     install_torch(build)
     for file in ("kfd", "dxg"):
         (tmp_path / file).touch()
     assert find_device(tmp_path) == device
+    if device == "cpu":
+        with pytest.raises(UserError, match=f"{name} hides every GPU"):
+            check_machine(Execute(device="cuda"), tmp_path)
 
 
 @pytest.mark.parametrize(("machine", "device"), [("arm64", "mps"), ("x86_64", "cpu")])

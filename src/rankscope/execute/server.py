@@ -21,6 +21,7 @@ from rankscope.plan import Layout
 from rankscope.spec import Study
 
 # What takes seconds to import and starts no threads; polars does, so nothing that imports it is here.
+# The last takes all of it out of collections, which would give each worker a copy.
 SHARED_MODULES = [
     "torch",
     "transformers.modeling_utils",

@@ -15,6 +15,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from rankscope.measures import MEASURES
+from rankscope.plan import pack_words
 from rankscope.records import Verdict
 from rankscope.report import wording
 from rankscope.report.against_full import AgainstFull, against_full
@@ -270,8 +271,7 @@ def _settings_table(settings: pl.DataFrame) -> dict[str, Any]:
 
 def _packs(contents: Contents) -> str:
     """How many runs shared their forward passes at the most, as their records say; empty where each went alone."""
-    largest = max((len(record.pack) for record in contents.trains.values()), default=0)
-    return f", LoRA runs in packs of up to {largest}" if largest else ""
+    return pack_words(max((len(record.pack) for record in contents.trains.values()), default=1))
 
 
 def _provenance(contents: Contents) -> list[tuple[str, str]]:
@@ -296,8 +296,8 @@ def _provenance(contents: Contents) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if short := [record for record in contents.trains.values() if record.memory_shortages]:
         least = min(shortage.max_tokens_per_batch for record in short for shortage in record.memory_shortages)
-        rows.append(("Memory", f"ran out in {wording.counted(len(short), 'run')}, which went on with the same batches "
-                     f"in forward passes of fewer positions ({least} at the least)"))  # fmt: skip
+        rows.append(("Memory", f"ran out in {wording.counted(len(short), 'run')}: from there on the same batches went "
+                     f"through the model in more forward passes, of {least} positions at the least"))  # fmt: skip
     for base in plan.bases.values():
         revision = f", revision {base.revision}" if base.revision else ""
         commit = f", commit {base.commit}" if base.commit else ""

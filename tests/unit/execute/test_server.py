@@ -68,7 +68,8 @@ def test_what_workers_are_forked_from_has_no_threads() -> None:
 @on_linux
 def test_collections_leave_what_is_shared_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would write to every object, and each worker would have a copy."""
-    monkeypatch.setattr(server, "SHARED_MODULES", ["json", SHARED_MODULES[-1]])
+    monkeypatch.setattr(server, "SHARED_MODULES", ["json", "rankscope.execute.frozen"])
+    assert SHARED_MODULES[-1] == "rankscope.execute.frozen"
     is_frozen = "__import__('sys').exit(__import__('gc').get_freeze_count() > 1_000)"
     worker = start_server(TWO).Process(target=eval, args=(is_frozen,))
     worker.start()

@@ -197,7 +197,7 @@ function placeNote() {
   const place = noteOf.getBoundingClientRect();
   note.style.left = `${Math.max(8, Math.min(place.left, innerWidth - note.offsetWidth - 8))}px`;
   const isRoomBelow = place.bottom + note.offsetHeight + 8 <= innerHeight;
-  note.style.top = `${isRoomBelow ? place.bottom + 4 : place.top - note.offsetHeight - 4}px`;
+  note.style.top = `${isRoomBelow ? place.bottom + 4 : Math.max(8, place.top - note.offsetHeight - 4)}px`;
 }
 
 function hideNote() {
