@@ -66,11 +66,11 @@ def ready_packs(plan: Plan, board: Board, rates: Rates, busy: Collection[Work] =
 def shared_out(plan: Plan, packs: list[Pack], busy: Collection[Work] = ()) -> list[Pack]:
     """At the end of a study scoring goes out task by task, the longest first, so that workers end at the same time.
 
-    The end is where fewer than two packs a worker are left and nothing more is to come. Before it models stay whole:
-    each part has to read its model again.
+    The end is where no more packs than workers are left and nothing more is to come. Before it models stay whole: each
+    part has to read its model again.
     """
     num_workers = plan.layout.num_workers
-    if num_workers == 1 or len(packs) >= 2 * num_workers:
+    if num_workers == 1 or len(packs) > num_workers:
         return packs
     pending = [*busy, *(work for pack in packs for work in work_of(pack))]
     if any(work[0] == "train" or _is_of_search(plan, work) for work in pending):
