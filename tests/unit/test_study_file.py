@@ -145,7 +145,7 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, li
         ),
         ("batch_size: 32", "batchsize: 32", "`batch_size`: examples in an optimizer step"),
         ("rank: [8, 16]", "r: [8, -16]", "`r`: the rank; a list makes one arm of each"),
-        ("{source: data/ours.jsonl}", "{source: a, validation: {fraction: 2}}", "`fraction`: the part of the training"),
+        ("{source: data/ours.jsonl}", "{source: a, validation: {fraction: 2}}", "`fraction`: about so much"),
         ("role: retention", "few_shot: {number: x}", "`number`: how many"),
         ("role: retention", "scorer: judge.py:right", "`scorer`: a function of your own"),
         ("role: retention", "role: retention, in_domain_for: [ours]", "`role`: retention: what the base"),
