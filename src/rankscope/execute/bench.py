@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rankscope.errors import MachineError, UnusableBase
@@ -109,18 +110,18 @@ def _check_device(device: str, *, needs_bfloat16: bool) -> None:
 
 @dataclass
 class _Watcher:
-    """Passes progress on, at most a few times a second, and the wish to stop back."""
+    """Passes progress on, at most a few times a second for each run of a pack, and the wish to stop back."""
 
     pack: Pack
     tell: Callable[[Event], None]
     stop: threading.Event
-    sent: float = 0.0
+    sent: dict[str, float] = field(default_factory=dict)
 
     def progress(self, run_id: str, done: int, total: int, loss: float | None) -> None:
         now = time.monotonic()
-        if now - self.sent > 0.25 or done == total:
+        if now - self.sent.get(run_id, -math.inf) > 0.25 or done == total:
             self.tell(Progress(self.pack, run_id, done, total, loss))
-            self.sent = now
+            self.sent[run_id] = now
 
     def wants_stop(self) -> bool:
         return self.stop.is_set()
