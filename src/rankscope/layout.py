@@ -136,7 +136,7 @@ def find_device(folder: Path = Path("/dev")) -> str:
     there = {name for name in _GPU_FILES if (folder / name).exists()}
     if not there.isdisjoint({"nvidia0", "nvidiactl"}):
         return "cuda"
-    if any(not there.isdisjoint(_FILES_BY_BUILD[build]) and _is_usable(build) for build in torch_builds()):
+    if there and any(not there.isdisjoint(_FILES_BY_BUILD[build]) and _is_usable(build) for build in torch_builds()):
         return "cuda"
     if platform.system() == "Darwin" and platform.machine() == "arm64":
         return "mps"
@@ -184,8 +184,7 @@ def check_machine(execute: Execute, folder: Path = Path("/dev")) -> None:
     """
     device, system = execute.device, platform.system()
     what = None
-    hidden_by = _hidden_by("hip" if torch_builds() == {"hip"} else "cuda")
-    if device == "cuda" and hidden_by:
+    if device == "cuda" and (hidden_by := _hidden_by("hip" if torch_builds() == {"hip"} else "cuda")):
         what = f"cuda is asked for, and {hidden_by} hides every GPU"
     elif device == "cuda" and system == "Linux" and not any((folder / name).exists() for name in _GPU_FILES):
         what = "cuda is asked for, and this machine shows no GPU"
